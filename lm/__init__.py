@@ -1,0 +1,1 @@
+"""Vocal tokens to accompaniment tokens: the dual-track language model."""

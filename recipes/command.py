@@ -1,0 +1,38 @@
+"""The command line that every training recipe has."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duotok.tokenizer.common.errors import DuoTokError
+
+if TYPE_CHECKING:
+    from duotok.recipes.training import Task
+
+
+def recipe_main(
+    argv: Sequence[str] | None, *, description: str, config_class: type, build: "Callable[[Any], Task]"
+) -> int:
+    """Run `RECIPE CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`; return the exit code."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", type=Path, help="YAML file of the recipe")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final")
+    parser.add_argument("--minutes", type=float, help="train for this long in all instead of train.steps")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    arguments = parser.parse_args(argv)
+    from duotok.recipes.training import run_training
+    from duotok.tokenizer.common.config import load_config
+
+    try:
+        config = load_config(config_class, arguments.config, arguments.set)
+        losses = run_training(build(config), config.train, arguments.out, minutes=arguments.minutes)
+    except DuoTokError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    print(" ".join(f"{name}={value:.4f}" for name, value in losses.items()), f"-> {arguments.out / 'final'}")
+    return 0

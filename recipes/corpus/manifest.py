@@ -1,0 +1,149 @@
+"""The manifest: one JSON line per item of a corpus, with stems, score and labels."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from duotok.tokenizer.common.audio import read_audio
+from duotok.tokenizer.common.errors import DataError
+
+STEMS = ("vocal", "drums", "bass", "other")
+ACCOMPANIMENT_STEMS = ("drums", "bass", "other")
+PARTS = (*STEMS, "mix", "accompaniment")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One excerpt of a song: its stems on disk and everything known about its music."""
+
+    id: str
+    split: str  # train, validation or test
+    source: str  # where the song comes from, e.g. "pop909"
+    song: str  # name of the song inside the source
+    seconds: float
+    sample_rate_hz: int
+    stems: dict[str, str]  # vocal, drums, bass, other -> path relative to root
+    mix: str  # path relative to root
+    tempo_bpm: float
+    beats_seconds: list[float]
+    downbeats_seconds: list[float]
+    chords: list[tuple[float, float, str]]  # start, end, Harte label: "C:maj", "A:min7", "N"
+    key: str  # "C:maj" or "A:min"
+    notes: list[tuple[float, float, int, str]]  # start, end, MIDI pitch, syllable (IPA; "-" = melisma)
+    voice: str
+    style: str
+    root: Path  # folder of the manifest; not stored
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if sorted(self.stems) != sorted(STEMS):
+            raise DataError(f"stems must be {', '.join(STEMS)}, got {', '.join(sorted(self.stems))}")
+        if self.seconds <= 0 or self.sample_rate_hz <= 0:
+            raise DataError(f"seconds and sample_rate_hz must be positive in item {self.id!r}")
+
+    def path(self, part: str) -> Path:
+        """The file of a stem or of the mix."""
+        if part == "mix":
+            return self.root / self.mix
+        if part not in self.stems:
+            raise DataError(f"item {self.id} has no file for {part!r}; choose one of {', '.join(STEMS)}, mix")
+        return self.root / self.stems[part]
+
+    def read(
+        self, part: str, *, start_seconds: float = 0.0, seconds: float | None = None, channels: int | None = 2
+    ) -> Tensor:
+        """Audio of a part at 48 kHz, float32 [channels, samples]; accompaniment = drums + bass + other."""
+        if part not in PARTS:
+            raise DataError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+        if part != "accompaniment":
+            return read_audio(
+                self.path(part), channels=channels, start_seconds=start_seconds, seconds=seconds
+            )
+        # Stems may differ in their number of channels on disk; stereo is what they sum in by default.
+        waves = [
+            read_audio(
+                self.path(stem), channels=channels or 2, start_seconds=start_seconds, seconds=seconds
+            )
+            for stem in ACCOMPANIMENT_STEMS
+        ]
+        return waves[0] + waves[1] + waves[2]
+
+
+STORED_FIELDS = tuple(field.name for field in fields(Item) if field.name != "root")
+
+
+def item_to_line(item: Item) -> str:
+    """The item as one line of JSON without the line end."""
+    values = asdict(item)
+    del values["root"]
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def item_from_line(line: str, root: Path) -> Item:
+    """The item of one manifest line; raises DataError with the reason."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError("not a JSON object")
+    missing = [name for name in STORED_FIELDS if name not in values]
+    unknown = [name for name in values if name not in STORED_FIELDS]
+    if missing or unknown:
+        raise DataError(f"missing fields: {missing}; unknown fields: {unknown}")
+    try:
+        values["chords"] = [(float(start), float(end), str(label)) for start, end, label in values["chords"]]
+        values["notes"] = [
+            (float(start), float(end), int(pitch), str(syllable))
+            for start, end, pitch, syllable in values["notes"]
+        ]
+        return Item(root=root, **values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"bad value: {error}") from error
+
+
+def read_manifest(path: str | Path) -> list[Item]:
+    """All items of a manifest; a bad line is a DataError that names its number."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot read the manifest {path}: {error.strerror or error}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the manifest {path} is not UTF-8 text: {error}") from error
+    items = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(item_from_line(line, path.parent))
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+    return items
+
+
+def append_items(path: str | Path, items: Iterable[Item]) -> None:
+    """Append items to a manifest, creating it and its folder when needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for item in items:
+            file.write(item_to_line(item) + "\n")
+
+
+def write_manifest(path: str | Path, items: Sequence[Item]) -> None:
+    """Write a whole manifest under a temporary name, then rename it."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.unlink(missing_ok=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()
+    append_items(temporary, items)
+    temporary.replace(path)

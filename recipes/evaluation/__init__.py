@@ -1,0 +1,1 @@
+"""Measuring every part on test songs."""

@@ -1,0 +1,1 @@
+"""Token shards and training of the language model."""

@@ -1,0 +1,1 @@
+"""The default model: its bundle and the commands that made it."""

@@ -1,0 +1,1 @@
+"""Training of the tokenizer: stages 1 to 3."""

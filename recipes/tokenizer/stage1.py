@@ -1,0 +1,56 @@
+"""Stage 1: BEST-RQ pre-training of the encoder (P 3.1).
+
+Run: python -m duotok.recipes.tokenizer.stage1 recipes/tokenizer/stage1/small.yaml --out runs/small/stage1
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from duotok.recipes.command import recipe_main
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, mel_statistics
+from duotok.recipes.training import Task, TrainConfig
+from duotok.tokenizer.bestrq import BestRQ
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of stage 1."""
+
+    data: CutConfig
+    model: DuoTokenizerConfig = field(default_factory=DuoTokenizerConfig)
+    mixture: dict[str, float] = field(default_factory=lambda: {"mix": 2, "vocal": 1, "accompaniment": 1})
+    mask_probability: float = 0.06  # of a frame to start a masked span
+    mask_frames: int = 8  # length of a span
+    target_codes: int = 1024
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def build(config: Config) -> Task:
+    """Make the objective and its batches."""
+    sampler = CutSampler(config.data)
+    tokenizer = DuoTokenizer(config.model)
+    mean, deviation = mel_statistics(sampler, tokenizer.log_mel)
+    tokenizer.mel_mean.copy_(mean)
+    tokenizer.mel_deviation.copy_(deviation)
+    objective = BestRQ(
+        tokenizer,
+        codebook_size=config.target_codes,
+        mask_probability=config.mask_probability,
+        mask_frames=config.mask_frames,
+    )
+
+    def make_batch(rng):
+        return {"wave": sampler.draw(rng, sampler.draw_kinds(rng, config.train.batch_size, config.mixture))}
+
+    return Task(objective, make_batch, tokenizer.save_pretrained)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe."""
+    return recipe_main(argv, description="Stage 1: BEST-RQ pre-training", config_class=Config, build=build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Stage 3: two SimVQ codebooks on the frozen encoder, stems routed by track (P 3.3).
+
+Run: python -m duotok.recipes.tokenizer.stage3 recipes/tokenizer/stage3/small.yaml --out runs/small/stage3
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from duotok.recipes.command import recipe_main
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.recipes.training import Task, TrainConfig
+from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.model import TRACKS, DuoTokenizer
+from duotok.tokenizer.objectives import DualCodebookObjective, LossWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of stage 3."""
+
+    start_from: str  # tokenizer folder of stage 2
+    data: CutConfig
+    mixture: dict[str, float] = field(
+        default_factory=lambda: {"vocal": 5, "accompaniment": 4, "instrumental": 1}
+    )
+    weights: LossWeights = field(default_factory=LossWeights)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.batch_size < 2:
+            raise ConfigError("train.batch_size must be at least 2, one cut of each track")
+
+
+def build(config: Config) -> Task:
+    """Make the objective and its batches."""
+    sampler = CutSampler(config.data)
+    tokenizer = DuoTokenizer.from_pretrained(config.start_from)
+    start_codebooks(tokenizer, sampler)
+    objective = DualCodebookObjective(tokenizer, config.weights)
+    total = sum(config.mixture.values())
+    vocals = round(config.train.batch_size * config.mixture.get("vocal", 0) / total)
+    vocals = min(max(vocals, 1), config.train.batch_size - 1)
+    others = {kind: share for kind, share in config.mixture.items() if kind != "vocal"}
+
+    def make_batch(rng):
+        kinds = sampler.draw_kinds(rng, config.train.batch_size - vocals, others)
+        return {"vocal": sampler.draw(rng, ["vocal"] * vocals), "accompaniment": sampler.draw(rng, kinds)}
+
+    return Task(objective, make_batch, tokenizer.save_pretrained)
+
+
+@torch.no_grad()
+def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 64) -> None:
+    """Start each track's projections from stage 2's bottleneck and its codebook from the features' statistics."""
+    for track in TRACKS:
+        route = tokenizer.tracks[track]
+        route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
+        route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
+        waves = sampler.draw(np.random.default_rng(1), [track] * cuts)
+        features = torch.cat([tokenizer.encode_features(wave[None])[0] for wave in waves])
+        route.quantizer.fit_to(route.project_in(features))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe."""
+    return recipe_main(argv, description="Stage 3: dual codebooks", config_class=Config, build=build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

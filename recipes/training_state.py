@@ -1,0 +1,102 @@
+"""Checkpoints of a run: weights, their moving average and AdamW's moments as safetensors, the rest as JSON."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from duotok.tokenizer.common.checkpoint import replace_folder
+from duotok.tokenizer.common.errors import CheckpointError
+
+
+class TrainingState:
+    """The trained parameters, their optimizer moments and moving average, and how far the run is."""
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, use_ema: bool
+    ) -> None:
+        self.parameters = parameters
+        self.optimizer = optimizer
+        self.ema = {name: p.detach().clone() for name, p in parameters.items()} if use_ema else {}
+        self.step = 0
+        self.elapsed_seconds = 0.0
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """Move the average towards the weights; the early steps use a shorter memory."""
+        if not self.ema:
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        names = list(self.ema)
+        torch._foreach_lerp_(
+            [self.ema[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay
+        )
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Put the averaged weights in the model for the length of the block."""
+        saved = {name: self.parameters[name].detach().clone() for name in self.ema}
+        _copy(self.ema, self.parameters)
+        try:
+            yield
+        finally:
+            _copy(saved, self.parameters)
+
+
+def save_state(state: TrainingState, folder: Path) -> None:
+    """Write a checkpoint folder; the old one is replaced only by a whole new one."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({n: p.detach().cpu().contiguous() for n, p in state.parameters.items()}, temporary / "weights.safetensors")
+    if state.ema:
+        save_file({n: t.cpu().contiguous() for n, t in state.ema.items()}, temporary / "ema.safetensors")
+    moments: dict[str, Tensor] = {}
+    for name, parameter in state.parameters.items():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
+    save_file(moments, temporary / "optimizer.safetensors")
+    progress = {"step": state.step, "elapsed_seconds": state.elapsed_seconds}
+    (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
+    replace_folder(temporary, folder)
+
+
+def load_state(state: TrainingState, folder: Path) -> bool:
+    """Take up a checkpoint if there is one; say whether there was."""
+    if not folder.exists():
+        return False
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+        ema = load_file(folder / "ema.safetensors") if state.ema else {}
+        progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again") from error
+    if set(weights) != set(state.parameters):
+        raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
+    _copy(weights, state.parameters)
+    _copy(ema, state.ema)
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(":")
+        parameter = state.parameters[name]
+        # AdamW keeps its step counter on the CPU, its moments with the parameter.
+        value = value if moment == "step" else value.to(parameter.device)
+        state.optimizer.state[parameter][moment] = value
+    state.step = int(progress["step"])
+    state.elapsed_seconds = float(progress["elapsed_seconds"])
+    return True
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor] | dict[str, nn.Parameter]) -> None:
+    for name, tensor in source.items():
+        if target[name].shape != tensor.shape:
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(target[name].shape)}")
+        target[name].copy_(tensor)

@@ -1,0 +1,1 @@
+"""Audio I/O, configuration, checkpoints and errors: what every part stands on."""

@@ -1,0 +1,225 @@
+"""DuoTok: a wave becomes one code per 40 ms and track; codes become features, mel and chroma (P 3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import LocalTransformer
+from .common.audio import SAMPLE_RATE_HZ
+from .common.checkpoint import load_component, save_component
+from .common.config import config_from_dict
+from .common.errors import AudioError, ConfigError
+from .level import level_gain
+from .modules import Encoder, NoisyBottleneck, UpsamplingHead
+from .simvq import SimVQ
+from .spectra import Chroma, LogMel
+
+TRACKS = ("vocal", "accompaniment")
+HOP_SAMPLES = 1920
+MEL_PER_FRAME = 4
+CHROMA_PER_FRAME = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoTokenizerConfig:
+    """Settings of the tokenizer; the defaults are the paper's size (P 3, C.5)."""
+
+    mel_bands: int = 128
+    dim: int = 1024  # width of the Transformer and of the features
+    heads: int = 16
+    feed_forward_dim: int = 2816
+    blocks: int = 12  # in each half
+    attention_window: int = 128  # frames seen to each side
+    code_dim: int = 64
+    vocal_codes: int = 32_768
+    accompaniment_codes: int = 32_768
+    head_dim: int = 512  # width inside the read-out heads
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads of even width")
+        for name in ("vocal_codes", "accompaniment_codes"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
+
+
+class ReadOut(NamedTuple):
+    """What codes say about the sound, at the standard level."""
+
+    mel: Tensor  # [batch, 4 * frames, mel_bands] log10-mel magnitudes
+    chroma: Tensor  # [batch, 2 * frames, 12] in 0..1, bin 0 = C
+
+
+class TrackQuantizer(nn.Module):
+    """One track's way through the bottleneck: project in, SimVQ, project out (P 3.3)."""
+
+    def __init__(self, dim: int, code_dim: int, codebook_size: int) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(dim, code_dim)
+        self.quantizer = SimVQ(codebook_size, code_dim)
+        self.project_out = nn.Linear(code_dim, dim)
+
+
+class DuoTokenizer(nn.Module):
+    """Dual-track tokenizer: hard routing of each track to its own codebook (P 3.3)."""
+
+    frame_rate_hz = SAMPLE_RATE_HZ / HOP_SAMPLES
+    hop_samples = HOP_SAMPLES
+    CHUNK_FRAMES = 750
+
+    mel_mean: Tensor
+    mel_deviation: Tensor
+
+    def __init__(self, config: DuoTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint: str | None = None
+        dim = config.dim
+        self.log_mel = LogMel(config.mel_bands)
+        self.chroma = Chroma()
+        self.register_buffer("mel_mean", torch.zeros(config.mel_bands))
+        self.register_buffer("mel_deviation", torch.ones(config.mel_bands))
+        self.encoder = Encoder(config.mel_bands, self._transformer(), dim)
+        self.bottleneck = NoisyBottleneck(dim, config.code_dim)
+        sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
+        self.tracks = nn.ModuleDict({t: TrackQuantizer(dim, config.code_dim, sizes[t]) for t in TRACKS})
+        self.upper = self._transformer()
+        self.mel_head = UpsamplingHead(dim, config.head_dim, config.mel_bands, doublings=2)
+        self.chroma_head = UpsamplingHead(dim, config.head_dim, 12, doublings=1)
+
+    def _transformer(self) -> LocalTransformer:
+        c = self.config
+        return LocalTransformer(
+            dim=c.dim, heads=c.heads, hidden=c.feed_forward_dim, blocks=c.blocks, window=c.attention_window
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.config.dim
+
+    def codebook_size(self, track: str) -> int:
+        """Return the number of codes of a track."""
+        return len(self._track(track).quantizer.basis)
+
+    def code_vectors(self, track: str) -> Tensor:
+        """Return the code vectors [codebook_size, code_dim] of a track."""
+        return self._track(track).quantizer.entries().detach()
+
+    @torch.no_grad()
+    def encode(self, wave: Tensor, track: str) -> Tensor:
+        """Turn wave [batch, channels, samples] at 48 kHz into codes [batch, ceil(samples / 1920)].
+
+        Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give the
+        codes of one pass.
+        """
+        mono = self._mono(wave)
+        mono = mono * level_gain(mono)
+        route = self._track(track)
+        margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
+
+        def encode_chunk(low: int, high: int) -> Tensor:
+            features = self.encode_features(mono[:, low * HOP_SAMPLES : high * HOP_SAMPLES])
+            return route.quantizer.encode(route.project_in(features))
+
+        return self._in_chunks(mono.shape[-1] // HOP_SAMPLES, margin, encode_chunk)
+
+    @torch.no_grad()
+    def features(self, codes: Tensor, track: str) -> Tensor:
+        """Return contextual features [batch, frames, dim] of codes [batch, frames] of any length."""
+        margin = self.upper.reach_frames
+
+        def compute(low: int, high: int) -> Tensor:
+            return self.upper(self._embed(codes[:, low:high], track))
+
+        return self._in_chunks(codes.shape[1], margin, compute)
+
+    @torch.no_grad()
+    def read_out(self, codes: Tensor, track: str) -> ReadOut:
+        """Return the mel and chroma that codes [batch, frames] stand for, without any audio."""
+        features = self.features(codes, track)
+        halo = 4  # reach of the heads' convolutions, in frames
+
+        def mel(low: int, high: int) -> Tensor:
+            return self.denormalize(self.mel_head(features[:, low:high]))
+
+        def chroma(low: int, high: int) -> Tensor:
+            return self.chroma_head(features[:, low:high]).sigmoid()
+
+        frames = codes.shape[1]
+        return ReadOut(
+            mel=self._in_chunks(frames, halo, mel, MEL_PER_FRAME),
+            chroma=self._in_chunks(frames, halo, chroma, CHROMA_PER_FRAME),
+        )
+
+    @torch.no_grad()
+    def targets(self, wave: Tensor) -> ReadOut:
+        """Return the true mel and chroma of wave [batch, channels, samples] in the form of `read_out`."""
+        mono = self._mono(wave)
+        mono = mono * level_gain(mono)
+        return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
+
+    def encode_features(self, mono: Tensor) -> Tensor:
+        """Return the encoder's features [batch, frames, dim] of mono [batch, frames * 1920] in one pass."""
+        return self.encoder(self.normalize(self.log_mel(mono)))
+
+    def decode_features(self, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized mel and chroma logits of features after the bottleneck [batch, frames, dim]."""
+        hidden = self.upper(upper)
+        return self.mel_head(hidden), self.chroma_head(hidden)
+
+    def normalize(self, mel: Tensor) -> Tensor:
+        """Bring log-mel to zero mean and unit deviation per band of the training corpus."""
+        return (mel - self.mel_mean) / self.mel_deviation
+
+    def denormalize(self, mel: Tensor) -> Tensor:
+        """Undo `normalize`."""
+        return mel * self.mel_deviation + self.mel_mean
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write the tokenizer folder."""
+        self.fingerprint = save_component(folder, self, self.config, kind="tokenizer", extra=extra, half=half)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DuoTokenizer":
+        """Read a tokenizer folder (CPU, eval)."""
+        model, description = load_component(
+            folder, "tokenizer", lambda config: cls(config_from_dict(DuoTokenizerConfig, config, str(folder)))
+        )
+        assert isinstance(model, cls)
+        model.fingerprint = description["fingerprint"]
+        return model
+
+    def _track(self, track: str) -> TrackQuantizer:
+        if track not in self.tracks:
+            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {track!r}")
+        route = self.tracks[track]
+        assert isinstance(route, TrackQuantizer)
+        return route
+
+    def _embed(self, codes: Tensor, track: str) -> Tensor:
+        route = self._track(track)
+        return route.project_out(nn.functional.embedding(codes, route.quantizer.entries()))
+
+    def _mono(self, wave: Tensor) -> Tensor:
+        if wave.ndim != 3 or wave.shape[-1] == 0:
+            raise AudioError(f"a wave must be [batch, channels, samples], got shape {tuple(wave.shape)}")
+        mono = wave.mean(dim=1)
+        return nn.functional.pad(mono, (0, -mono.shape[-1] % HOP_SAMPLES))
+
+    def _in_chunks(
+        self, frames: int, margin: int, compute: Callable[[int, int], Tensor], rate: int = 1
+    ) -> Tensor:
+        """Join compute(low, high) over chunks that see `margin` frames more on each side."""
+        parts = []
+        for start in range(0, frames, self.CHUNK_FRAMES):
+            stop = min(frames, start + self.CHUNK_FRAMES)
+            low, high = max(0, start - margin), min(frames, stop + margin)
+            parts.append(compute(low, high)[:, (start - low) * rate : (stop - low) * rate])
+        return torch.cat(parts, dim=1)

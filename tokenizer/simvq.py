@@ -1,0 +1,70 @@
+"""SimVQ: vector quantization by a frozen random codebook under one learned linear map."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Quantized(NamedTuple):
+    """Codes and what trains them."""
+
+    codes: Tensor  # [batch, frames] int64
+    vectors: Tensor  # [batch, frames, code_dim]; value of the codes, gradient of the features
+    commitment: Tensor  # scalar
+    usage: Tensor  # scalar, nats below the entropy of uniform use of the codes
+
+
+class SimVQ(nn.Module):
+    """Quantize by a frozen random codebook under one learned linear map (P 3.3, eq. 4)."""
+
+    basis: Tensor
+
+    def __init__(self, codebook_size: int, code_dim: int, commitment_weight: float = 0.25) -> None:
+        super().__init__()
+        self.commitment_weight = commitment_weight
+        self.register_buffer("basis", torch.randn(codebook_size, code_dim))
+        self.map = nn.Linear(code_dim, code_dim)
+
+    def entries(self) -> Tensor:
+        """Return the code vectors [codebook_size, code_dim]."""
+        return self.map(self.basis)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the nearest code of each frame: features [batch, frames, code_dim] -> [batch, frames]."""
+        return self._distances(features, self.entries()).argmin(dim=-1)
+
+    def forward(self, features: Tensor) -> Quantized:
+        """Quantize features [batch, frames, code_dim]."""
+        entries = self.entries()
+        distances = self._distances(features, entries)
+        codes = distances.argmin(dim=-1)
+        vectors = functional.embedding(codes, entries)
+        commitment = (vectors - features.detach()).square().mean()
+        commitment = commitment + self.commitment_weight * (vectors.detach() - features).square().mean()
+        # Soft assignments, as sharp as the distances to the nearest codes are typical.
+        temperature = distances.detach().amin(dim=-1).mean().clamp_min(1e-6)
+        soft = torch.softmax(-distances / temperature * 2.0, dim=-1).flatten(0, -2).mean(dim=0)
+        usage = math.log(len(entries)) + (soft * soft.clamp_min(1e-12).log()).sum()
+        # Straight-through: the value is the code's, the gradient is the feature's.
+        straight = features + (vectors - features).detach()
+        return Quantized(codes=codes, vectors=straight, commitment=commitment, usage=usage)
+
+    @torch.no_grad()
+    def fit_to(self, features: Tensor) -> None:
+        """Start the map so that the mapped random codebook has the mean and covariance of features [n, code_dim]."""
+        mean = features.mean(dim=0)
+        centred = features - mean
+        covariance = centred.T @ centred / max(1, len(features) - 1)
+        jitter = 1e-5 * torch.eye(len(covariance), device=features.device)
+        self.map.weight.copy_(torch.linalg.cholesky(covariance + jitter))
+        self.map.bias.copy_(mean)
+
+    @staticmethod
+    def _distances(features: Tensor, entries: Tensor) -> Tensor:
+        """Squared distances [batch, frames, codebook_size]."""
+        features = features.float()
+        norms = features.square().sum(dim=-1, keepdim=True) + entries.square().sum(dim=-1)
+        return (norms - 2 * features @ entries.T).clamp_min(0)

@@ -1,0 +1,93 @@
+"""Front ends: log-mel spectrogram and chroma of a 48 kHz wave, aligned to token frames."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .common.audio import SAMPLE_RATE_HZ
+
+LOG_FLOOR = 1e-4  # of the mel magnitude; -80 dB under a full-scale sine's order of magnitude
+
+
+class LogMel(nn.Module):
+    """log10-mel magnitudes at 100 Hz (hop 480); frame i is centred at sample 480 i."""
+
+    mel_filters: Tensor
+    window: Tensor
+
+    def __init__(self, bands: int, fft_size: int = 4096, hop_samples: int = 480) -> None:
+        super().__init__()
+        self.fft_size, self.hop_samples = fft_size, hop_samples
+        self.register_buffer("mel_filters", mel_filterbank(bands, fft_size), persistent=False)
+        self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """wave [batch, samples] -> [batch, samples // hop, bands]; samples must be a multiple of the hop."""
+        magnitudes = stft_magnitudes(wave, self.window, self.hop_samples)
+        return (magnitudes @ self.mel_filters).clamp_min(LOG_FLOOR).log10()
+
+
+class Chroma(nn.Module):
+    """Magnitude chroma at 50 Hz (hop 960), each frame divided by its largest bin; silence gives zeros."""
+
+    SILENCE = 1e-3
+
+    chroma_filters: Tensor
+    window: Tensor
+
+    def __init__(self, fft_size: int = 8192, hop_samples: int = 960) -> None:
+        super().__init__()
+        self.fft_size, self.hop_samples = fft_size, hop_samples
+        self.register_buffer("chroma_filters", chroma_filterbank(fft_size), persistent=False)
+        self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """wave [batch, samples] -> [batch, samples // hop, 12] in 0..1, bin 0 = C."""
+        energies = stft_magnitudes(wave, self.window, self.hop_samples) @ self.chroma_filters
+        return energies / energies.amax(dim=-1, keepdim=True).clamp_min(self.SILENCE)
+
+
+def stft_magnitudes(wave: Tensor, window: Tensor, hop_samples: int) -> Tensor:
+    """Return STFT magnitudes [batch, samples // hop, bins], scaled so that a full-scale sine peaks at 1."""
+    size = window.numel()
+    padded = functional.pad(wave, (size // 2, size // 2))
+    spectrum = torch.stft(padded, size, hop_samples, window=window, center=False, return_complex=True)
+    frames = wave.shape[-1] // hop_samples
+    return spectrum.abs()[..., :frames].transpose(1, 2) * (2 / window.sum())
+
+
+def mel_filterbank(bands: int, fft_size: int, low_hz: float = 30.0, high_hz: float = 20_000.0) -> Tensor:
+    """Return triangular filters [bins, bands] on the Slaney mel scale, each with unit peak."""
+    edges = _mel_to_hz(torch.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2, dtype=torch.float64))
+    bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / fft_size
+    # A band narrower than two FFT bins would be empty: widen its flanks to one bin.
+    resolution = SAMPLE_RATE_HZ / fft_size
+    left = (edges[1:-1] - edges[:-2]).clamp_min(resolution)
+    right = (edges[2:] - edges[1:-1]).clamp_min(resolution)
+    distance = bins[:, None] - edges[None, 1:-1]
+    return torch.minimum(1 + distance / left, 1 - distance / right).clamp_min(0).float()
+
+
+def chroma_filterbank(fft_size: int, low_hz: float = 65.0, high_hz: float = 2_500.0) -> Tensor:
+    """Return weights [bins, 12]: each bin goes to its pitch class by a Gaussian of a third of a semitone."""
+    bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / fft_size
+    pitch = 69 + 12 * torch.log2(bins.clamp_min(1.0) / 440.0)
+    distance = (pitch[:, None] - torch.arange(12)[None, :] + 6) % 12 - 6  # midi 0 is a C
+    weights = torch.exp(-0.5 * (distance / 0.35) ** 2)
+    # Each octave holds twice the bins of the one below: even that out, and leave out rumble and hiss.
+    weights = weights * (440.0 / bins.clamp_min(1.0))[:, None]
+    weights[(bins < low_hz) | (bins > high_hz)] = 0
+    return weights.float()
+
+
+def _hz_to_mel(frequency_hz: float) -> float:
+    if frequency_hz < 1000.0:
+        return frequency_hz * 3 / 200
+    return 15.0 + math.log(frequency_hz / 1000.0) * 27 / math.log(6.4)
+
+
+def _mel_to_hz(mel: Tensor) -> Tensor:
+    linear = mel * 200 / 3
+    return torch.where(mel < 15.0, linear, 1000.0 * torch.exp((mel - 15.0) * math.log(6.4) / 27))
