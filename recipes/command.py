@@ -18,7 +18,9 @@ def recipe_main(
     """Run `RECIPE CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`; return the exit code."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", type=Path, help="YAML file of the recipe")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final"
+    )
     parser.add_argument("--minutes", type=float, help="train for this long in all instead of train.steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     arguments = parser.parse_args(argv)

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from duotok.recipes.training_state import TrainingState, load_state, save_state
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from torch import Tensor, nn
+from tqdm import tqdm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,9 @@ def run_training(
     last: dict[str, float] = {}
     first_step = state.step
     with _Prefetch(task.make_batch, config.seed, accelerator, state.step) as batches:
-        progress = tqdm(initial=state.step, total=limit if minutes is None else None, unit="step", disable=None)
+        progress = tqdm(
+            initial=state.step, total=limit if minutes is None else None, unit="step", disable=None
+        )
         while state.step < limit and not clock.is_over():
             factor = learning_rate_factor(config, state.step, clock.progress(state.step, config.steps))
             for group in optimizer.param_groups:
@@ -167,9 +168,7 @@ class _Prefetch:
 
     DEPTH = 2
 
-    def __init__(
-        self, make_batch: Callable, seed: int, accelerator: Accelerator, first_step: int
-    ) -> None:
+    def __init__(self, make_batch: Callable, seed: int, accelerator: Accelerator, first_step: int) -> None:
         self._make_batch, self._seed, self._accelerator = make_batch, seed, accelerator
         self._next_step = first_step
         self._futures: list[Future] = []

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from duotok.tokenizer.common.checkpoint import replace_folder
+from duotok.tokenizer.common.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from duotok.tokenizer.common.checkpoint import replace_folder
-from duotok.tokenizer.common.errors import CheckpointError
 
 
 class TrainingState:
@@ -55,7 +54,10 @@ def save_state(state: TrainingState, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({n: p.detach().cpu().contiguous() for n, p in state.parameters.items()}, temporary / "weights.safetensors")
+    save_file(
+        {n: p.detach().cpu().contiguous() for n, p in state.parameters.items()},
+        temporary / "weights.safetensors",
+    )
     if state.ema:
         save_file({n: t.cpu().contiguous() for n, t in state.ema.items()}, temporary / "ema.safetensors")
     moments: dict[str, Tensor] = {}
@@ -98,5 +100,7 @@ def load_state(state: TrainingState, folder: Path) -> bool:
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor] | dict[str, nn.Parameter]) -> None:
     for name, tensor in source.items():
         if target[name].shape != tensor.shape:
-            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(target[name].shape)}")
+            raise CheckpointError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(target[name].shape)}"
+            )
         target[name].copy_(tensor)

@@ -41,7 +41,13 @@ class BestRQ(nn.Module):
         in_dim = tokenizer.config.mel_bands * MEL_PER_FRAME
         self.quantizer = RandomProjectionQuantizer(in_dim, 16, codebook_size)
         self.head = nn.Linear(tokenizer.dim, codebook_size)
-        for module in (tokenizer.bottleneck, tokenizer.tracks, tokenizer.upper, tokenizer.mel_head, tokenizer.chroma_head):
+        for module in (
+            tokenizer.bottleneck,
+            tokenizer.tracks,
+            tokenizer.upper,
+            tokenizer.mel_head,
+            tokenizer.chroma_head,
+        ):
             module.requires_grad_(False)
 
     def forward(self, wave: Tensor) -> dict[str, Tensor]:

@@ -123,7 +123,8 @@ class DuoTokenizer(nn.Module):
         margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
 
         def encode_chunk(low: int, high: int) -> Tensor:
-            features = self.encode_features(mono[:, low * HOP_SAMPLES : high * HOP_SAMPLES])
+            mel = self.log_mel(mono[:, low * HOP_SAMPLES : high * HOP_SAMPLES])
+            features = self.encoder(self.normalize(mel))
             return route.quantizer.encode(route.project_in(features))
 
         return self._in_chunks(mono.shape[-1] // HOP_SAMPLES, margin, encode_chunk)
@@ -162,10 +163,6 @@ class DuoTokenizer(nn.Module):
         mono = self._mono(wave)
         mono = mono * level_gain(mono)
         return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
-
-    def encode_features(self, mono: Tensor) -> Tensor:
-        """Return the encoder's features [batch, frames, dim] of mono [batch, frames * 1920] in one pass."""
-        return self.encoder(self.normalize(self.log_mel(mono)))
 
     def decode_features(self, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalized mel and chroma logits of features after the bottleneck [batch, frames, dim]."""

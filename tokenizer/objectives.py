@@ -36,8 +36,9 @@ class MultiTaskObjective(nn.Module):
     def forward(self, wave: Tensor) -> dict[str, Tensor]:
         """wave [batch, samples] at the standard level -> named losses."""
         tokenizer = self.tokenizer
-        features = tokenizer.bottleneck(tokenizer.encode_features(wave), self.noise_probability)
-        losses = read_out_losses(tokenizer, features, wave)
+        mel, chroma = read_out_targets(tokenizer, wave)
+        features = tokenizer.bottleneck(tokenizer.encoder(mel), self.noise_probability)
+        losses = read_out_losses(tokenizer, features, mel, chroma)
         losses["total"] = self.weights.mel * losses["mel"] + self.weights.chroma * losses["chroma"]
         return losses
 
@@ -55,8 +56,9 @@ class DualCodebookObjective(nn.Module):
         """vocal, accompaniment: [batch, samples] at the standard level -> named losses."""
         tokenizer, weights = self.tokenizer, self.weights
         wave = torch.cat([vocal, accompaniment])
+        mel, chroma = read_out_targets(tokenizer, wave)
         with torch.no_grad():
-            encoded = tokenizer.encode_features(wave)
+            encoded = tokenizer.encoder(mel)
         parts, losses = [], {}
         for track, features in zip(TRACKS, encoded.split([len(vocal), len(accompaniment)]), strict=True):
             route = tokenizer._track(track)
@@ -64,7 +66,7 @@ class DualCodebookObjective(nn.Module):
             parts.append(route.project_out(quantized.vectors))
             losses[f"{track}_commitment"] = quantized.commitment
             losses[f"{track}_usage"] = quantized.usage
-        losses |= read_out_losses(tokenizer, torch.cat(parts), wave)
+        losses |= read_out_losses(tokenizer, torch.cat(parts), mel, chroma)
         commitment = losses["vocal_commitment"] + losses["accompaniment_commitment"]
         usage = losses["vocal_usage"] + losses["accompaniment_usage"]
         losses["total"] = (
@@ -76,11 +78,16 @@ class DualCodebookObjective(nn.Module):
         return losses
 
 
-def read_out_losses(tokenizer: DuoTokenizer, features: Tensor, wave: Tensor) -> dict[str, Tensor]:
+@torch.no_grad()
+def read_out_targets(tokenizer: DuoTokenizer, wave: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalized log-mel and chroma of wave [batch, samples]."""
+    return tokenizer.normalize(tokenizer.log_mel(wave)), tokenizer.chroma(wave)
+
+
+def read_out_losses(
+    tokenizer: DuoTokenizer, features: Tensor, mel_target: Tensor, chroma_target: Tensor
+) -> dict[str, Tensor]:
     """Return L1 of normalized log-mel and cross-entropy of chroma for features after the bottleneck."""
-    with torch.no_grad():
-        mel_target = tokenizer.normalize(tokenizer.log_mel(wave))
-        chroma_target = tokenizer.chroma(wave)
     mel, chroma_logits = tokenizer.decode_features(features)
     mel_loss = functional.l1_loss(mel.float(), mel_target)
     chroma_loss = functional.binary_cross_entropy_with_logits(chroma_logits.float(), chroma_target)

@@ -25,12 +25,12 @@ class LogMel(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """wave [batch, samples] -> [batch, samples // hop, bands]; samples must be a multiple of the hop."""
-        magnitudes = stft_magnitudes(wave, self.window, self.hop_samples)
-        return (magnitudes @ self.mel_filters).clamp_min(LOG_FLOOR).log10()
+        power = stft_power(wave, self.window, self.hop_samples, len(self.mel_filters)) @ self.mel_filters
+        return 0.5 * power.clamp_min(LOG_FLOOR**2).log10()
 
 
 class Chroma(nn.Module):
-    """Magnitude chroma at 50 Hz (hop 960), each frame divided by its largest bin; silence gives zeros."""
+    """Chroma at 50 Hz (hop 960): root of the power per pitch class over the frame's largest; silence gives zeros."""
 
     SILENCE = 1e-3
 
@@ -45,41 +45,47 @@ class Chroma(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """wave [batch, samples] -> [batch, samples // hop, 12] in 0..1, bin 0 = C."""
-        energies = stft_magnitudes(wave, self.window, self.hop_samples) @ self.chroma_filters
-        return energies / energies.amax(dim=-1, keepdim=True).clamp_min(self.SILENCE)
+        power = (
+            stft_power(wave, self.window, self.hop_samples, len(self.chroma_filters)) @ self.chroma_filters
+        )
+        amplitudes = power.sqrt()
+        return amplitudes / amplitudes.amax(dim=-1, keepdim=True).clamp_min(self.SILENCE)
 
 
-def stft_magnitudes(wave: Tensor, window: Tensor, hop_samples: int) -> Tensor:
-    """Return STFT magnitudes [batch, samples // hop, bins], scaled so that a full-scale sine peaks at 1."""
+def stft_power(wave: Tensor, window: Tensor, hop_samples: int, bins: int) -> Tensor:
+    """Return the power [batch, samples // hop, bins] of the lowest STFT bins; a full-scale sine peaks at 1."""
     size = window.numel()
     padded = functional.pad(wave, (size // 2, size // 2))
-    spectrum = torch.stft(padded, size, hop_samples, window=window, center=False, return_complex=True)
-    frames = wave.shape[-1] // hop_samples
-    return spectrum.abs()[..., :frames].transpose(1, 2) * (2 / window.sum())
+    frames = padded.unfold(-1, size, hop_samples)[:, : wave.shape[-1] // hop_samples]
+    spectrum = torch.view_as_real(torch.fft.rfft(frames * (window * (2 / window.sum())))[..., :bins])
+    return spectrum.square().sum(dim=-1)
 
 
 def mel_filterbank(bands: int, fft_size: int, low_hz: float = 30.0, high_hz: float = 20_000.0) -> Tensor:
-    """Return triangular filters [bins, bands] on the Slaney mel scale, each with unit peak."""
-    edges = _mel_to_hz(torch.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2, dtype=torch.float64))
+    """Return triangular filters [bins up to high_hz, bands] on the Slaney mel scale, each with unit peak."""
+    edges = _mel_to_hz(
+        torch.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2, dtype=torch.float64)
+    )
     bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / fft_size
     # A band narrower than two FFT bins would be empty: widen its flanks to one bin.
     resolution = SAMPLE_RATE_HZ / fft_size
     left = (edges[1:-1] - edges[:-2]).clamp_min(resolution)
     right = (edges[2:] - edges[1:-1]).clamp_min(resolution)
     distance = bins[:, None] - edges[None, 1:-1]
-    return torch.minimum(1 + distance / left, 1 - distance / right).clamp_min(0).float()
+    weights = torch.minimum(1 + distance / left, 1 - distance / right).clamp_min(0)
+    return weights[bins <= high_hz + resolution].float()
 
 
 def chroma_filterbank(fft_size: int, low_hz: float = 65.0, high_hz: float = 2_500.0) -> Tensor:
-    """Return weights [bins, 12]: each bin goes to its pitch class by a Gaussian of a third of a semitone."""
+    """Return weights [bins up to high_hz, 12]: each bin goes to its pitch class by a Gaussian of a third of a semitone."""
     bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / fft_size
     pitch = 69 + 12 * torch.log2(bins.clamp_min(1.0) / 440.0)
     distance = (pitch[:, None] - torch.arange(12)[None, :] + 6) % 12 - 6  # midi 0 is a C
     weights = torch.exp(-0.5 * (distance / 0.35) ** 2)
     # Each octave holds twice the bins of the one below: even that out, and leave out rumble and hiss.
     weights = weights * (440.0 / bins.clamp_min(1.0))[:, None]
-    weights[(bins < low_hz) | (bins > high_hz)] = 0
-    return weights.float()
+    weights[bins < low_hz] = 0
+    return weights[bins <= high_hz].float()
 
 
 def _hz_to_mel(frequency_hz: float) -> float:

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
-
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.model import HOP_SAMPLES
+from torch import Tensor
+from torch.nn import functional
 
 KINDS = ("mix", "vocal", "accompaniment", "instrumental")
 START_CANDIDATES = 4
@@ -49,7 +48,9 @@ class CutSampler:
         """Draw kinds in the proportions of a mixture."""
         unknown = set(mixture) - set(KINDS)
         if unknown:
-            raise ConfigError(f"unknown kind {sorted(unknown)[0]!r} in the mixture; known are {', '.join(KINDS)}")
+            raise ConfigError(
+                f"unknown kind {sorted(unknown)[0]!r} in the mixture; known are {', '.join(KINDS)}"
+            )
         shares = np.array(list(mixture.values()), dtype=float)
         return [str(kind) for kind in rng.choice(list(mixture), size=count, p=shares / shares.sum())]
 

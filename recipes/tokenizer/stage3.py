@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-
 from duotok.recipes.command import recipe_main
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training import Task, TrainConfig
@@ -61,7 +60,8 @@ def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 64
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
         route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
         waves = sampler.draw(np.random.default_rng(1), [track] * cuts)
-        features = torch.cat([tokenizer.encode_features(wave[None])[0] for wave in waves])
+        mel = tokenizer.normalize(tokenizer.log_mel(waves))
+        features = tokenizer.encoder(mel).flatten(0, 1)
         route.quantizer.fit_to(route.project_in(features))
 
 

@@ -1,0 +1,245 @@
+"""The band: bass, drums, chords and pads in a style, locked to the beats and chords of an excerpt."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from duotok.recipes.corpus.excerpt import Excerpt
+from duotok.recipes.corpus.harmony import parse_chord
+from duotok.recipes.corpus.styles import DRUM_KEYS, Style
+
+BAR_STEPS = 16
+STROKES = {"X": 112, "x": 84, "o": 42}
+FILL_BARS = (4, 8)  # a fill and a crash every so many bars
+
+
+@dataclass(kw_only=True)
+class Part:
+    """One instrument: a General MIDI program (or a drum kit) and its notes."""
+
+    program: int
+    is_drums: bool = False
+    pan: float = 0.5  # 0 = left, 1 = right
+    notes: list[tuple[float, float, int, int]] = field(default_factory=list)  # start, end, pitch, velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One sixteenth of the excerpt."""
+
+    start: float
+    end: float
+    position: int  # in the pattern of a bar, 0..15
+    bar: int
+    last_of_bar: bool
+
+
+class Band:
+    """Draws one arrangement of an excerpt; every draw comes from rng."""
+
+    def __init__(self, excerpt: Excerpt, style: Style, rng: np.random.Generator) -> None:
+        self.excerpt, self.style, self.rng = excerpt, style, rng
+        self.steps = self._make_steps()
+        self.bars = self.steps[-1].bar + 1
+        self.block_bars = int(rng.choice(FILL_BARS))
+        # Density of each block of bars: 0 = thin (no drums or bass pattern), 1 = light, 2 = full.
+        blocks = self.bars // self.block_bars + 1
+        self.density = rng.choice([1, 2, 2, 2], size=blocks)
+        if rng.random() < 0.35:
+            self.density[0] = 0
+
+    def arrange(self) -> dict[str, list[Part]]:
+        """The parts of each accompaniment stem: drums, bass, other."""
+        style, rng = self.style, self.rng
+        other = [self._piano()]
+        if rng.random() < style.comping_share:
+            other.append(self._comping())
+        if rng.random() < style.pad_share:
+            other.append(self._pad())
+        drums = [self._drums()] if rng.random() < style.drum_share else []
+        return {"drums": drums, "bass": [self._bass()], "other": other}
+
+    def _make_steps(self) -> list[Step]:
+        excerpt, style = self.excerpt, self.style
+        beats = np.array([*excerpt.beats, excerpt.seconds])
+        tempo = 60 / excerpt.beat_seconds
+        low, high = style.beats_per_minute
+        # The felt tempo may be half or twice the counted one: a bar of the pattern is then two bars or half a bar.
+        feel = 0.5 if tempo > high else 2.0 if tempo * 2 <= high and self.rng.random() < 0.7 else 1.0
+        per_beat = int(4 * feel)
+        swing = self.rng.uniform(*style.swing)
+        downbeats = set(excerpt.downbeats)
+        steps: list[Step] = []
+        bar, in_bar = -1, 0
+        for beat in range(len(beats) - 1):
+            if beat in downbeats or bar < 0:
+                bar += 1
+                in_bar = 0
+                if feel == 0.5 and bar % 2 == 1:
+                    in_bar = BAR_STEPS // 2
+            width = (beats[beat + 1] - beats[beat]) / per_beat
+            for step in range(per_beat):
+                late = swing if step % 2 == 1 else 0.0
+                position = in_bar % BAR_STEPS
+                steps.append(
+                    Step(
+                        start=float(beats[beat] + (step + late) * width),
+                        end=float(beats[beat] + (step + 1) * width),
+                        position=position,
+                        bar=bar,
+                        last_of_bar=beat + 1 in downbeats,
+                    )
+                )
+                in_bar += 1
+        return steps
+
+    def _level(self, step: Step) -> int:
+        return int(self.density[step.bar // self.block_bars])
+
+    def _humanize(self, start: float, velocity: float) -> tuple[float, int]:
+        start = max(0.0, start + float(self.rng.normal(0, 0.004)))
+        return start, int(np.clip(velocity + self.rng.normal(0, 5), 18, 127))
+
+    def _chord(self, time: float) -> tuple[int, tuple[int, ...], int] | None:
+        for span in self.excerpt.chords:
+            if time < span.end - 0.02:
+                return parse_chord(span.label)
+        return None
+
+    def _chord_end(self, time: float) -> float:
+        for span in self.excerpt.chords:
+            if time < span.end - 0.02:
+                return span.end
+        return self.excerpt.seconds
+
+    def _add(self, part: Part, start: float, end: float, pitch: int, velocity: float) -> None:
+        start, loudness = self._humanize(start, velocity)
+        part.notes.append((start, max(end, start + 0.04), pitch, loudness))
+
+    def _drums(self) -> Part:
+        style, rng = self.style, self.rng
+        part = Part(program=int(rng.choice(style.kits)), is_drums=True)
+        pattern = style.drums[rng.integers(len(style.drums))]
+        busy = rng.uniform(0.0, 0.08)  # chance of an extra ghost stroke
+        fills = rng.random() < 0.8
+        toms = ("snare", "high_tom", "mid_tom", "low_tom")
+        for step in self.steps:
+            level = self._level(step)
+            end_of_block = step.bar % self.block_bars == self.block_bars - 1
+            if step.position == 0 and step.bar % self.block_bars == 0 and step.bar > 0 and level > 0:
+                self._add(part, step.start, step.end + 1.0, DRUM_KEYS["crash"], 92)
+            if level == 0 and not (end_of_block and step.last_of_bar):
+                continue
+            if fills and end_of_block and step.last_of_bar:
+                if rng.random() < 0.75:
+                    drum = toms[min(3, int(rng.integers(4) * 0.5 + step.position % 4 * 0.75))]
+                    self._add(part, step.start, step.end, DRUM_KEYS[drum], rng.uniform(70, 110))
+                continue
+            for name, strokes in pattern.items():
+                stroke = strokes[step.position]
+                if level == 1 and name in ("snare", "clap", "open") and stroke == "o":
+                    continue
+                if stroke in STROKES:
+                    self._add(part, step.start, step.end, DRUM_KEYS[name], STROKES[stroke])
+                elif name in ("kick", "snare") and rng.random() < busy * 0.3:
+                    self._add(part, step.start, step.end, DRUM_KEYS[name], 45)
+        return part
+
+    def _bass(self) -> Part:
+        style, rng = self.style, self.rng
+        part = Part(program=int(rng.choice(style.bass_programs)))
+        pattern = style.bass[rng.integers(len(style.bass))]
+        low = int(rng.integers(28, 34))  # lowest note
+        hold = rng.uniform(0.75, 1.0)
+        starts = [
+            index for index, step in enumerate(self.steps) if self._bass_tone(pattern, index) is not None
+        ]
+        for index, following in zip(starts, [*starts[1:], len(self.steps)], strict=True):
+            step = self.steps[index]
+            chord = self._chord(step.start)
+            tone = self._bass_tone(pattern, index)
+            if chord is None or tone is None or (self._level(step) == 0 and tone != "R"):
+                continue
+            root, intervals, bass = chord
+            offset = {"R": bass - root, "5": intervals[2], "3": intervals[1], "8": bass - root}[tone]
+            pitch = low + (root + offset - low) % 12 + (12 if tone == "8" else 0)
+            limit = self.steps[following].start if following < len(self.steps) else self.excerpt.seconds
+            end = min(limit, self._chord_end(step.start))
+            self._add(part, step.start, step.start + (end - step.start) * hold, pitch, 94)
+        return part
+
+    def _bass_tone(self, pattern: str, index: int) -> str | None:
+        """The pattern's tone at a step; a new chord always gets its root; "A" leads there by the fifth."""
+        step = self.steps[index]
+        previous = self.steps[index - 1].start if index else -1.0
+        if index == 0 or self._chord_end(previous) <= step.start + 0.02:
+            return "R"
+        tone = pattern[step.position]
+        if tone == "A":
+            return "5"
+        return tone if tone in "R538" else None
+
+    def _voicing(self, chord: tuple[int, tuple[int, ...], int], low: int) -> list[int]:
+        root, intervals, _ = chord
+        return sorted(low + (root + interval - low) % 12 for interval in intervals)
+
+    def _comping(self) -> Part:
+        style, rng = self.style, self.rng
+        part = Part(program=int(rng.choice(style.comping_programs)), pan=float(rng.uniform(0.15, 0.85)))
+        pattern = style.comping[rng.integers(len(style.comping))]
+        low = int(rng.integers(50, 60))
+        guitar = 24 <= part.program <= 31
+        loudness = rng.uniform(58, 80)
+        for index, step in enumerate(self.steps):
+            mark = pattern[step.position]
+            if mark == "." or (self._level(step) == 0 and style.name not in ("ballad", "folk", "bossa")):
+                continue
+            chord = self._chord(step.start)
+            if chord is None:
+                continue
+            tones = self._voicing(chord, low)
+            chord_end = self._chord_end(step.start)
+            if mark.isdigit():
+                tone = int(mark)
+                pitch = tones[tone % len(tones)] + 12 * (tone // len(tones))
+                self._add(part, step.start, min(chord_end, step.start + 0.9), pitch, loudness)
+                continue
+            longest = {"D": 8, "d": 2, "m": 0.5}[mark]
+            end = min(chord_end, step.start + longest * (step.end - step.start))
+            strum = rng.uniform(0.004, 0.014) if guitar else 0.0
+            if guitar and mark == "D":
+                tones = [*tones, tones[0] + 12]
+            order = tones if step.position % 4 == 0 else tones[::-1]
+            velocity = loudness * (0.55 if mark == "m" else 1.0)
+            for number, pitch in enumerate(order):
+                self._add(part, step.start + number * strum, end, pitch, velocity)
+        return part
+
+    def _pad(self) -> Part:
+        rng = self.rng
+        part = Part(program=int(rng.choice(self.style.pads)), pan=float(rng.uniform(0.3, 0.7)))
+        low = int(rng.integers(52, 62))
+        top = rng.random() < 0.4
+        skip_first = rng.random() < 0.3
+        velocity = rng.uniform(45, 70)
+        for span in self.excerpt.chords:
+            chord = parse_chord(span.label)
+            if chord is None or (skip_first and span.start < self.excerpt.seconds * 0.25):
+                continue
+            tones = self._voicing(chord, low)[:3]
+            for pitch in [*tones, tones[0] + 12] if top else tones:
+                self._add(part, span.start, span.end - 0.03, pitch, velocity)
+        return part
+
+    def _piano(self) -> Part:
+        """The arrangement as POP909 gives it, its velocities drawn to a random curve."""
+        rng = self.rng
+        part = Part(program=int(rng.choice(self.style.pianos)), pan=float(rng.uniform(0.35, 0.65)))
+        power, top = rng.uniform(0.6, 1.2), rng.uniform(85, 112)
+        # Part of the items keep the arrangement sparse so that the other instruments are heard.
+        keep = rng.choice([1.0, 1.0, 1.0, 0.7])
+        for note in self.excerpt.piano:
+            if 21 <= note.pitch <= 108 and (keep == 1.0 or rng.random() < keep):
+                velocity = int(np.clip(top * (note.velocity / 110) ** power, 22, 118))
+                part.notes.append((note.start, max(note.end, note.start + 0.04), note.pitch, velocity))
+        return part

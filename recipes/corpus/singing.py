@@ -1,0 +1,270 @@
+"""Sings a melody with a voice bank: score times, pitch with glides and vibrato, WORLD synthesis."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from duotok.recipes.corpus.pop909 import Note
+from duotok.recipes.corpus.voicebank import (
+    FRAME_SECONDS,
+    SILENCE,
+    Syllable,
+    VoiceBank,
+    expand_envelope,
+    expand_noise,
+)
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+
+RATE = 1 / FRAME_SECONDS  # frames per second
+LONGEST_ONSET, LONGEST_CODA = 0.16, 0.14  # seconds of consonants
+PHRASE_GAP = 0.3  # a longer rest starts a new phrase
+MELISMA = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How one item is sung."""
+
+    formant: float = 1.0
+    vibrato_semitones: float = 0.25  # peak
+    vibrato_hz: float = 5.5
+    vibrato_delay: float = 0.3  # seconds after the start of a note
+    drift_semitones: float = 0.08
+    glide_hz: float = 7.0  # of the pitch from note to note
+    scoop: float = 0.2  # chance to reach the first note of a phrase from below
+    melisma: float = 0.1  # chance that a note continues the syllable before it
+    breathiness: float = 0.0  # 0..1, noise added to the voiced sounds
+    dynamics: float = 0.5  # strength of swells in natural-log power
+    breaths: float = 0.5  # chance of a breath before a phrase
+
+
+def draw_manner(rng: np.random.Generator, formant: float) -> Manner:
+    """A random manner around the voice's own formant factor."""
+    return Manner(
+        formant=formant * float(np.exp(rng.normal(0, 0.04))),
+        vibrato_semitones=float(rng.uniform(0.05, 0.4)),
+        vibrato_hz=float(rng.uniform(4.8, 6.2)),
+        vibrato_delay=float(rng.uniform(0.15, 0.4)),
+        drift_semitones=float(rng.uniform(0.04, 0.12)),
+        glide_hz=float(rng.uniform(5.0, 10.0)),
+        scoop=float(rng.uniform(0.0, 0.4)),
+        melisma=float(rng.uniform(0.0, 0.2)),
+        breathiness=float(np.clip(rng.normal(0.08, 0.12), 0.0, 0.45)),
+        dynamics=float(rng.uniform(0.2, 0.9)),
+        breaths=float(rng.uniform(0.0, 0.8)),
+    )
+
+
+@dataclass(kw_only=True)
+class SungSyllable:
+    """A syllable of the bank at its place in the song: the vowel begins at start."""
+
+    start: float
+    end: float
+    syllable: Syllable
+    first: bool  # of its phrase
+    last: bool = False  # of its phrase
+
+
+def assign_lyrics(
+    notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, rng: np.random.Generator
+) -> tuple[list[SungSyllable], list[str]]:
+    """Give every note a syllable of the bank or a melisma; also the text of each note."""
+    phrases = bank.phrases
+    sung: list[SungSyllable] = []
+    texts: list[str] = []
+    supply: list[int] = []
+    breath_after = int(rng.integers(9, 16))
+    in_phrase = 0
+    for index, note in enumerate(notes):
+        previous = notes[index - 1] if index else None
+        gap = note.start - previous.end if previous else np.inf
+        starts_phrase = gap > PHRASE_GAP or (in_phrase >= breath_after and gap > 0.08)
+        joined = not starts_phrase and gap < 0.04 and previous is not None
+        if joined and note.pitch != previous.pitch and rng.random() < manner.melisma:
+            sung[-1].end = note.end
+            texts.append(MELISMA)
+            continue
+        if starts_phrase:
+            if sung:
+                sung[-1].last = True
+            in_phrase = 0
+            breath_after = int(rng.integers(9, 16))
+        if not supply or starts_phrase:
+            supply = list(phrases[rng.integers(len(phrases))])
+        syllable = bank.syllables[supply.pop(0)]
+        sung.append(SungSyllable(start=note.start, end=note.end, syllable=syllable, first=starts_phrase))
+        texts.append(syllable.text)
+        in_phrase += 1
+    if sung:
+        sung[-1].last = True
+    return sung, texts
+
+
+def map_time(sung: list[SungSyllable], frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each frame of the song the bank time in frames (-1 = silence), the number of its syllable and
+    whether it lies inside the vowel."""
+    source = np.full(frames, -1.0)
+    owner = np.full(frames, -1)
+    vowel = np.zeros(frames, dtype=bool)
+    for index, event in enumerate(sung):
+        s = event.syllable
+        following = sung[index + 1] if index + 1 < len(sung) else None
+        onset = min(s.vowel_start - s.onset, LONGEST_ONSET)
+        if index and not event.first:  # fast notes have short consonants
+            onset = min(onset, 0.4 * (event.start - sung[index - 1].start))
+        duration = max(event.end - event.start, 0.08)
+        coda = min(s.coda - s.vowel_end, LONGEST_CODA, 0.3 * duration)
+        limit = event.start + duration
+        if following is not None and following.start - limit < 0.12:
+            next_onset = min(following.syllable.vowel_start - following.syllable.onset, LONGEST_ONSET)
+            limit = following.start - min(next_onset, 0.4 * (following.start - event.start))
+        vowel_end = max(event.start + 0.05, limit - coda)
+        length = s.vowel_end - s.vowel_start
+        edge = min(0.06, 0.3 * length, 0.3 * (vowel_end - event.start))
+        places = [event.start - onset, event.start, event.start + edge]
+        times = [s.vowel_start - min(s.vowel_start - s.onset, 0.2), s.vowel_start, s.vowel_start + edge]
+        if vowel_end - event.start > length:  # hold the first part of the vowel, then its end
+            places.append(event.start + edge + 0.75 * (vowel_end - event.start - 2 * edge))
+            times.append(s.vowel_start + edge + 0.5 * (length - 2 * edge))
+        places += [vowel_end - edge, vowel_end, vowel_end + max(coda, 0.005)]
+        times += [s.vowel_end - edge, s.vowel_end, s.vowel_end + min(s.coda - s.vowel_end, 0.18)]
+        first, last = max(0, int(places[0] * RATE)), min(frames, int(places[-1] * RATE) + 1)
+        own = np.arange(first, last)
+        source[own] = np.interp(own / RATE, places, times) * RATE
+        owner[own] = index
+        vowel[own] = (own / RATE > event.start + 0.02) & (own / RATE < vowel_end - 0.015)
+    return source, owner, vowel
+
+
+def pitch_curve(
+    notes: tuple[Note, ...], sung: list[SungSyllable], frames: int, manner: Manner, rng: np.random.Generator
+) -> np.ndarray:
+    """Sung pitch of every frame in MIDI semitones, also through rests and consonants."""
+    from scipy.signal import lfilter
+
+    target = np.zeros(frames)
+    age = np.zeros(frames)
+    starts = [max(0, int((note.start - 0.02) * RATE)) for note in notes]
+    for note, start, end in zip(notes, starts, [*starts[1:], frames], strict=True):
+        target[start:end] = note.pitch
+        age[start:end] = np.arange(end - start) / RATE
+    target[: starts[0]] = notes[0].pitch
+    for event in sung:  # scoops
+        if event.first and rng.random() < manner.scoop:
+            first = max(0, int((event.start - 0.15) * RATE))
+            target[first : int((event.start + 0.02) * RATE)] -= rng.uniform(0.7, 2.0)
+    # A critically damped glide of second order, slightly overshooting as singers do (damping 0.8).
+    omega, damping = 2 * np.pi * manner.glide_hz * FRAME_SECONDS, 0.8
+    denominator = [1 + 2 * damping * omega + omega**2, -(2 + 2 * damping * omega), 1.0]
+    shift = target[0]
+    smooth = lfilter([omega**2], denominator, target - shift) + shift
+    rate = manner.vibrato_hz * (1 + 0.04 * _wander(frames, 0.4, rng))
+    depth = manner.vibrato_semitones * np.clip((age - manner.vibrato_delay) / 0.4, 0, 1)
+    vibrato = depth * np.sin(2 * np.pi * np.cumsum(rate) * FRAME_SECONDS)
+    drift = manner.drift_semitones * _wander(frames, 0.3, rng) + 0.015 * _wander(frames, 0.03, rng)
+    return smooth + vibrato + drift
+
+
+def _wander(frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of unit variance that changes within the given time."""
+    width = max(2, int(seconds * RATE))
+    window = np.hanning(width + 2)
+    noise = np.convolve(rng.normal(0, 1, frames + len(window)), window / np.sqrt((window**2).sum()), "same")
+    return noise[:frames]
+
+
+def sing(
+    notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, seconds: float, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """The sung melody: float32 mono at 48 kHz (exactly `seconds` long) and the syllable of each note."""
+    import pyworld
+    import soxr
+
+    notes = tuple(replace(note, end=min(note.end, seconds - 0.05)) for note in notes)
+    frames = int(seconds * RATE) + 1
+    sung, texts = assign_lyrics(notes, bank, manner, rng)
+    source, owner, vowel = map_time(sung, frames)
+    active = source >= 0
+    place = np.clip(source, 0, len(bank.envelope) - 2)
+    left = place.astype(int)
+    weight = (place - left)[:, None].astype(np.float32)
+    envelope = (1 - weight) * bank.envelope[left] + weight * bank.envelope[left + 1]  # [frames, bands]
+    noise = (1 - weight) * bank.noise[left] + weight * bank.noise[left + 1]
+    voiced = (bank.voiced[left] | vowel) & active
+    envelope += _dynamics(sung, owner, envelope, vowel, manner, rng)[:, None]
+    noise = np.where(voiced[:, None], noise + manner.breathiness * (1 - noise) * 0.6, 1.0)
+    envelope[~active] = np.log(SILENCE)
+    _add_breaths(sung, envelope, noise, vowel, manner, rng)
+    power = np.exp(envelope @ expand_envelope(bank.rate_hz, bank.fft_size, manner.formant))
+    aperiodicity = np.clip(noise @ expand_noise(bank.fft_size), 0.001, 1.0)
+    pitch_hz = 440 * 2 ** ((pitch_curve(notes, sung, frames, manner, rng) - 69) / 12)
+    wave = pyworld.synthesize(
+        pitch_hz * voiced,
+        np.ascontiguousarray(power, dtype=np.float64),
+        np.ascontiguousarray(aperiodicity, dtype=np.float64),
+        bank.rate_hz,
+        FRAME_SECONDS * 1000,
+    )
+    wave = soxr.resample(wave.astype(np.float32), bank.rate_hz, SAMPLE_RATE_HZ)
+    samples = round(seconds * SAMPLE_RATE_HZ)
+    result = np.zeros(samples, dtype=np.float32)
+    result[: min(samples, len(wave))] = wave[:samples]
+    return result, texts
+
+
+def _dynamics(
+    sung: list[SungSyllable],
+    owner: np.ndarray,
+    envelope: np.ndarray,
+    vowel: np.ndarray,
+    manner: Manner,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Natural log of the power gain per frame: even vowels, swells, soft ends of phrases."""
+    from scipy.ndimage import gaussian_filter1d
+
+    gain = np.zeros(len(owner))
+    # Speech stresses some words; singing is more even: bring each vowel towards the common level.
+    level = np.log(np.exp(envelope[:, 4:80]).mean(axis=1) + SILENCE)
+    common = float(np.median(level[vowel])) if vowel.any() else 0.0
+    times = np.arange(len(owner)) / RATE
+    for index, event in enumerate(sung):
+        own = owner == index
+        inside = own & vowel
+        if inside.any():
+            gain[own] += 0.7 * float(np.clip(common - level[inside].mean(), -3, 3))
+        gain[own] += rng.normal(0, 0.25 * manner.dynamics)
+        swell = np.clip((times[own] - event.start) / max(event.end - event.start, 0.1), 0, 1)
+        gain[own] += manner.dynamics * 0.8 * np.sin(np.pi * swell)
+        if event.last:
+            gain[own] -= 3.0 * np.clip(1 - (event.end - times[own]) / 0.12, 0, 2)
+    gain += manner.dynamics * _wander(len(gain), 3.0, rng)
+    return gaussian_filter1d(gain, 3)
+
+
+def _add_breaths(
+    sung: list[SungSyllable],
+    envelope: np.ndarray,
+    noise: np.ndarray,
+    vowel: np.ndarray,
+    manner: Manner,
+    rng: np.random.Generator,
+) -> None:
+    """Quiet noise in the shape of the voice's own average vowel before some phrases; changes in place."""
+    if not vowel.any():
+        return
+    shape = envelope[vowel].mean(axis=0)
+    tilt = np.linspace(-3.0, 2.0, envelope.shape[1])
+    for index, event in enumerate(sung):
+        before = sung[index - 1].end if index else 0.0
+        if not event.first or event.start - before < 0.55 or rng.random() > manner.breaths:
+            continue
+        length = min(0.45, event.start - before - 0.3) * rng.uniform(0.6, 1.0)
+        last = int((event.start - LONGEST_ONSET - 0.03) * RATE)
+        first = max(0, last - int(length * RATE))
+        if last - first < 10:
+            continue
+        rise = np.log(np.sin(np.pi * np.linspace(0.03, 0.97, last - first)) ** 2)
+        envelope[first:last] = shape + tilt - rng.uniform(5.0, 7.5) + rise[:, None]
+        noise[first:last] = 1.0

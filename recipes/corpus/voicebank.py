@@ -1,0 +1,224 @@
+"""The voice bank: spoken phrases of a voice analysed once by WORLD and cached, ready to be sung."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from duotok.recipes.corpus.lyrics import write_phrases
+from duotok.recipes.corpus.speech import Sound, Speech, speak
+from duotok.recipes.corpus.voices import Voice
+from duotok.tokenizer.common.errors import DataError
+
+FRAME_SECONDS = 0.005
+BANDS = 128  # points of the stored spectral envelope, evenly spaced on the mel scale
+NOISE_BANDS = 8  # points of the stored aperiodicity, evenly spaced in frequency
+SILENCE = 1e-12  # least power of the spectral envelope
+FORMAT = 1
+VOWELS = set("aeiouyæɑɐɒɔəɚɛɜɝɪʊʌᵻøœɵɯɨʏAIOWYQ")
+CONTINUATIONS = set("ː̃ʲʰ˞̩̯")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Syllable:
+    """Times of a syllable in the bank (seconds from its start) and its sounds."""
+
+    phrase: int
+    onset: float  # start of the consonants before the vowel
+    vowel_start: float
+    vowel_end: float
+    coda: float  # end of the consonants after the vowel
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoiceBank:
+    """All analysed phrases of a voice, one after the other, 5 ms per frame."""
+
+    rate_hz: int
+    fft_size: int
+    envelope: np.ndarray  # float16 [frames, BANDS], natural log of power
+    noise: np.ndarray  # float16 [frames, NOISE_BANDS], aperiodicity 0..1
+    voiced: np.ndarray  # bool [frames]
+    syllables: tuple[Syllable, ...]
+
+    @property
+    def phrases(self) -> list[list[int]]:
+        """Indices of the syllables of each phrase."""
+        groups: dict[int, list[int]] = {}
+        for index, syllable in enumerate(self.syllables):
+            groups.setdefault(syllable.phrase, []).append(index)
+        return list(groups.values())
+
+
+def mel_points(rate_hz: int) -> np.ndarray:
+    """Frequencies in Hz of the BANDS points from 0 to half the rate."""
+    highest = 2595 * np.log10(1 + rate_hz / 2 / 700)
+    return 700 * (10 ** (np.linspace(0, highest, BANDS) / 2595) - 1)
+
+
+def expand_envelope(rate_hz: int, fft_size: int, formant: float) -> np.ndarray:
+    """Matrix [BANDS, fft_size // 2 + 1] from stored points to FFT bins, formants moved by the factor."""
+    return _interpolation(mel_points(rate_hz), np.arange(fft_size // 2 + 1) * rate_hz / fft_size / formant)
+
+
+def expand_noise(fft_size: int) -> np.ndarray:
+    """Matrix [NOISE_BANDS, fft_size // 2 + 1] from stored aperiodicity points to FFT bins."""
+    return _interpolation(np.linspace(0, 1, NOISE_BANDS), np.linspace(0, 1, fft_size // 2 + 1))
+
+
+def _interpolation(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    wanted = np.clip(wanted, points[0], points[-1])
+    right = np.clip(np.searchsorted(points, wanted), 1, len(points) - 1)
+    weight = (wanted - points[right - 1]) / (points[right] - points[right - 1])
+    matrix = np.zeros((len(points), len(wanted)), dtype=np.float32)
+    columns = np.arange(len(wanted))
+    matrix[right - 1, columns] = 1 - weight
+    matrix[right, columns] = weight
+    return matrix
+
+
+def split_syllables(sounds: tuple[Sound, ...], phrase: int, shift: float) -> list[Syllable]:
+    """Syllables of a phrase, word by word; consonants between two vowels of a word go to the second."""
+    syllables = []
+    for word in sorted({sound.word for sound in sounds}):
+        word_sounds = [sound for sound in sounds if sound.word == word]
+        nuclei: list[list[int]] = []  # first and last sound of each vowel group
+        for index, sound in enumerate(word_sounds):
+            vowel = sound.symbol[0] in VOWELS or sound.symbol[0] in CONTINUATIONS
+            if vowel and nuclei and nuclei[-1][1] == index - 1:
+                nuclei[-1][1] = index
+            elif vowel:
+                nuclei.append([index, index])
+        if not nuclei:
+            continue
+        starts = [0]
+        for left, right in zip(nuclei, nuclei[1:], strict=False):
+            between = right[0] - left[1] - 1
+            starts.append(left[1] + 1 + between // 2)
+        ends = [*starts[1:], len(word_sounds)]
+        for (first, last), start, end in zip(nuclei, starts, ends, strict=True):
+            syllables.append(
+                Syllable(
+                    phrase=phrase,
+                    onset=shift + word_sounds[start].start,
+                    vowel_start=shift + word_sounds[first].start,
+                    vowel_end=shift + word_sounds[last].end,
+                    coda=shift + word_sounds[end - 1].end,
+                    text="".join(sound.symbol for sound in word_sounds[start:end]),
+                )
+            )
+    return syllables
+
+
+def analyse(speech: Speech) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """WORLD analysis (Morise et al. 2016): envelope and noise points, voicing, FFT size."""
+    import pyworld
+
+    wave, rate = speech.wave, speech.rate_hz
+    period = FRAME_SECONDS * 1000
+    pitch, times = pyworld.dio(wave, rate, f0_floor=60, f0_ceil=500, frame_period=period)
+    pitch = pyworld.stonemask(wave, pitch, times, rate)
+    voiced_frames = np.flatnonzero(pitch > 0)
+    if len(voiced_frames) == 0:
+        raise DataError("a spoken phrase has no voiced sound")
+    filled = pitch.copy()
+    for sound in speech.sounds:  # creaky vowels are voiced too
+        if sound.symbol[0] in VOWELS:
+            frames = np.arange(
+                int(sound.start / FRAME_SECONDS) + 2, min(int(sound.end / FRAME_SECONDS) - 1, len(pitch))
+            )
+            filled[frames] = np.where(
+                pitch[frames] > 0, pitch[frames], np.interp(frames, voiced_frames, pitch[voiced_frames])
+            )
+    envelope = pyworld.cheaptrick(wave, filled, times, rate)
+    noise = pyworld.d4c(wave, filled, times, rate, threshold=0.0)
+    noise[filled == 0] = 1.0
+    fft_size = (envelope.shape[1] - 1) * 2
+    to_points = _interpolation(np.arange(fft_size // 2 + 1) * rate / fft_size, mel_points(rate))
+    to_noise = _interpolation(np.linspace(0, 1, noise.shape[1]), np.linspace(0, 1, NOISE_BANDS))
+    points = np.log(np.maximum(envelope, SILENCE)) @ to_points
+    return points.astype(np.float16), (noise @ to_noise).astype(np.float16), filled > 0, fft_size
+
+
+def build_bank(voice: Voice, phrases: int) -> VoiceBank:
+    """Speak and analyse `phrases` phrases; the same voice always gets the same words."""
+    rng = np.random.default_rng(zlib.crc32(voice.name.encode()))
+    envelopes, noises, voicing, syllables = [], [], [], []
+    frames, rate_hz, fft_size = 0, 0, 0
+    for number in range(phrases):
+        language = voice.languages[number % len(voice.languages)]
+        words = write_phrases(language, 1, rng)[0]
+        speech = speak(voice, words, language)
+        found = split_syllables(speech.sounds, number, frames * FRAME_SECONDS)
+        if not found:
+            continue
+        points, noise, voiced, fft_size = analyse(speech)
+        envelopes.append(points)
+        noises.append(noise)
+        voicing.append(voiced)
+        syllables += found
+        rate_hz = speech.rate_hz
+        frames += len(points)
+    if not syllables:
+        raise DataError(f"the voice {voice.name} has not spoken a single syllable")
+    return VoiceBank(
+        rate_hz=rate_hz,
+        fft_size=fft_size,
+        envelope=np.concatenate(envelopes),
+        noise=np.concatenate(noises),
+        voiced=np.concatenate(voicing),
+        syllables=tuple(syllables),
+    )
+
+
+def bank_path(folder: Path, voice: Voice, phrases: int) -> Path:
+    """Where the bank of a voice is cached."""
+    return folder / f"{voice.name}-{phrases}-{FORMAT}.npz"
+
+
+def save_bank(path: Path, bank: VoiceBank) -> None:
+    """Write the bank under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.stem + ".part.npz")
+    times = [(s.onset, s.vowel_start, s.vowel_end, s.coda) for s in bank.syllables]
+    np.savez(
+        temporary,
+        rate_hz=bank.rate_hz,
+        fft_size=bank.fft_size,
+        envelope=bank.envelope,
+        noise=bank.noise,
+        voiced=bank.voiced,
+        phrase=np.array([s.phrase for s in bank.syllables]),
+        times=np.array(times),
+        texts=np.array([s.text for s in bank.syllables]),
+    )
+    temporary.replace(path)
+
+
+def load_bank(path: Path) -> VoiceBank:
+    """Read a cached bank."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            syllables = tuple(
+                Syllable(
+                    phrase=int(phrase),
+                    onset=float(time[0]),
+                    vowel_start=float(time[1]),
+                    vowel_end=float(time[2]),
+                    coda=float(time[3]),
+                    text=str(text),
+                )
+                for phrase, time, text in zip(data["phrase"], data["times"], data["texts"], strict=True)
+            )
+            return VoiceBank(
+                rate_hz=int(data["rate_hz"]),
+                fft_size=int(data["fft_size"]),
+                envelope=data["envelope"],
+                noise=data["noise"],
+                voiced=data["voiced"],
+                syllables=syllables,
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"the voice bank {path} is broken ({error}); delete it and run again") from error

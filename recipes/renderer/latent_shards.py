@@ -1,0 +1,122 @@
+"""Shards of codes with their latents: what the diffusion decoder trains on.
+
+A shard is one safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents"
+[2 * frames, latent_dim] float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and
+the VAE that made them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from duotok.renderer.diffusion import LATENTS_PER_FEATURE
+from duotok.tokenizer.common.errors import CheckpointError, DataError
+
+Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOrigin:
+    """What made a shard; shards of different origins do not mix."""
+
+    track: str
+    tokenizer_fingerprint: str
+    vae_fingerprint: str
+
+
+class Cut(NamedTuple):
+    """A stretch of one item."""
+
+    codes: Tensor  # [context frames] int64
+    offset: int  # where the latents begin in the codes, in code frames
+    latents: Tensor  # [latent_dim, 2 * frames] float32
+
+
+def write_shard(folder: Path, number: int, pairs: Mapping[str, Pair], origin: ShardOrigin) -> Path:
+    """Write one shard under a temporary name, then rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, (codes, latents) in pairs.items():
+        if len(latents) != LATENTS_PER_FEATURE * len(codes):
+            raise DataError(f"item {name} has {len(codes)} codes but {len(latents)} latent frames")
+        tensors[f"{name}/codes"] = codes.to(torch.int32).contiguous()
+        tensors[f"{name}/latents"] = latents.to(torch.float16).contiguous()
+    path = folder / f"shard-{number:05d}.safetensors"
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(tensors, temporary, metadata=vars(origin))
+    temporary.replace(path)
+    return path
+
+
+class LatentShards:
+    """All shards of a folder, read in place (memory-mapped)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(self.folder.glob("shard-*.safetensors"))
+        self._files: dict[str, safe_open] = {}  # by item
+        self.frames: dict[str, int] = {}  # code frames by item
+        origins = set()
+        for path in self.paths:
+            try:
+                file = safe_open(path, framework="pt")
+                origins.add(ShardOrigin(**(file.metadata() or {})))
+                for key in file.keys():
+                    name, _, kind = key.rpartition("/")
+                    if kind == "codes":
+                        self._files[name] = file
+                        self.frames[name] = file.get_slice(key).get_shape()[0]
+            except (SafetensorError, TypeError) as error:
+                raise DataError(f"{path} is damaged; delete it and run the latents recipe again") from error
+        if len(origins) > 1:
+            raise CheckpointError(
+                f"{self.folder} holds shards of different tokenizers, VAEs or tracks; delete it and make it again"
+            )
+        self.origin: ShardOrigin | None = next(iter(origins), None)
+
+    def require(self, origin: ShardOrigin) -> None:
+        """Raise CheckpointError unless these shards, if there are any, have this origin."""
+        if self.origin is not None and self.origin != origin:
+            raise CheckpointError(
+                f"{self.folder} was made by {self.origin}, not by {origin}; give another folder or delete it"
+            )
+
+    def cut(self, name: str, start: int, frames: int, *, context_start: int, context_frames: int) -> Cut:
+        """Return code frames start..start + frames of an item, with the codes of a wider context."""
+        file = self._files[name]
+        codes = file.get_slice(f"{name}/codes")[context_start : context_start + context_frames]
+        latents = file.get_slice(f"{name}/latents")[
+            start * LATENTS_PER_FEATURE : (start + frames) * LATENTS_PER_FEATURE
+        ]
+        return Cut(codes=codes.long(), offset=start - context_start, latents=latents.float().T)
+
+    def draw_cut(self, rng: np.random.Generator, names: list[str], frames: int, context: int) -> Cut:
+        """Draw a cut: the item at random, then a stretch of it with up to 2 * context frames of codes around.
+
+        The stretch lies anywhere in its context, so the beginning and the end of songs are drawn too.
+        """
+        name = names[int(rng.integers(len(names)))]
+        length = self.frames[name]
+        context_frames = frames + 2 * context
+        context_start = int(rng.integers(length - context_frames + 1))
+        start = context_start + int(rng.integers(2 * context + 1))
+        return self.cut(name, start, frames, context_start=context_start, context_frames=context_frames)
+
+    def statistics(self, seconds_each: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the latents per channel, each [latent_dim, 1], from a cut of each item."""
+        rng = np.random.default_rng(seed)
+        cuts = []
+        for name, length in self.frames.items():
+            frames = min(length, round(seconds_each * 25))
+            start = int(rng.integers(length - frames + 1))
+            cuts.append(self.cut(name, start, frames, context_start=start, context_frames=frames).latents)
+        latents = torch.cat(cuts, dim=1).double()
+        deviation = latents.std(dim=1, keepdim=True).clamp_min(1e-3)
+        return latents.mean(dim=1, keepdim=True).float(), deviation.float()

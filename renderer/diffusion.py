@@ -1,0 +1,266 @@
+"""Latent diffusion decoder: tokenizer features at 25 Hz -> autoencoder latents at 50 Hz (P 3.4, C.4)."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..tokenizer.common.checkpoint import load_component, save_component
+from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.errors import CheckpointError, ConfigError
+from .diffusion_path import OBJECTIVES, DiffusionPath
+from .transformer import MODULATIONS, ModulatedTransformer, TimeEmbedding
+
+LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
+DEVIATION_RANGE = (0.1, 1.5)  # of the regression's residual, in units of the latents' deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionDecoderConfig:
+    """Settings of one track's decoder; the defaults are about the paper's 400M (P C.4)."""
+
+    feature_dim: int = 1024  # width of the tokenizer's features
+    latent_dim: int = 64
+    dim: int = 1024
+    heads: int = 16
+    feed_forward_dim: int = 3584
+    blocks: int = 22  # run once per solver step
+    condition_blocks: int = 4  # run once per window
+    patch_frames: int = 1  # latent frames per token of the step blocks: 1 (50 Hz) or 2 (25 Hz)
+    window_seconds: float = 5.0  # attention to each side
+    objective: str = "flow"  # flow (Euler) or v (DPM-Solver++)
+    regression: bool = True  # give the network the features' regression of the latents as a start
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads of even width")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.patch_frames not in (1, LATENTS_PER_FEATURE):
+            raise ConfigError(f"patch_frames must be 1 or 2, got {self.patch_frames}")
+        if self.window_seconds < 0.04:
+            raise ConfigError(f"window_seconds must be at least 0.04, got {self.window_seconds}")
+        for name in ("feature_dim", "latent_dim", "feed_forward_dim", "blocks", "condition_blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Condition(NamedTuple):
+    """What the features say, computed once per window."""
+
+    hidden: Tensor  # [batch, tokens, dim], added to the noisy tokens
+    mean: Tensor  # [batch, latent_dim, frames], regression of the normalized latents
+    deviation: Tensor  # [batch, latent_dim, frames], expected deviation around it
+
+
+class Known(NamedTuple):
+    """Clean normalized latents of the frames that are given."""
+
+    latents: Tensor  # [batch, latent_dim, frames], zero where unknown
+    mask: Tensor  # [batch, 1, frames], 1 where known
+
+
+class DiffusionDecoder(nn.Module):
+    """Diffusion Transformer over latents, conditioned on tokenizer features and on known first frames."""
+
+    latent_mean: Tensor
+    latent_deviation: Tensor
+
+    def __init__(self, config: DiffusionDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint: str | None = None
+        self.tokenizer_fingerprint: str | None = None
+        self.vae_fingerprint: str | None = None
+        self.path = DiffusionPath(config.objective)
+        dim, channels, patch = config.dim, config.latent_dim, config.patch_frames
+        self.register_buffer("latent_mean", torch.zeros(channels, 1))
+        self.register_buffer("latent_deviation", torch.ones(channels, 1))
+        self.null_features = nn.Parameter(torch.zeros(config.feature_dim))
+        self.feature_norm = nn.LayerNorm(config.feature_dim)
+        self.feature_in = nn.Linear(config.feature_dim, dim)
+        self.condition_blocks = self._transformer(config.condition_blocks, tokens_per_second=25)
+        self.condition_norm = nn.RMSNorm(dim)
+        self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
+        if config.regression:
+            self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
+        # Noisy latents, known latents, the mask, and the regression's mean enter side by side.
+        self.latents_in = nn.Linear((3 * channels + 1) * patch, dim)
+        self.time = TimeEmbedding(dim)
+        self.blocks = self._transformer(config.blocks, tokens_per_second=50 // patch)
+        self.out_norm = nn.RMSNorm(dim)
+        self.latents_out = _zero_linear(dim, channels * patch)
+
+    def _transformer(self, blocks: int, tokens_per_second: int) -> ModulatedTransformer:
+        c = self.config
+        return ModulatedTransformer(
+            dim=c.dim,
+            heads=c.heads,
+            window=max(1, round(c.window_seconds * tokens_per_second)),
+            feed_forward_dim=c.feed_forward_dim,
+            blocks=blocks,
+        )
+
+    def encode_condition(self, features: Tensor, dropped: Tensor | None = None) -> Condition:
+        """features [batch, frames25, feature_dim] -> Condition; dropped [batch] bool: use the null features."""
+        hidden = self.feature_norm(features)
+        if dropped is not None:
+            hidden = torch.where(dropped[:, None, None], self.null_features.to(hidden.dtype), hidden)
+        hidden = self.feature_in(hidden)
+        hidden = self.condition_blocks(hidden, hidden.new_zeros(1, MODULATIONS, self.config.dim))
+        hidden = self.condition_norm(hidden)
+        mean, deviation = self._regress(hidden)
+        return Condition(
+            hidden=self.condition_out(hidden).reshape(len(hidden), -1, self.config.dim),
+            mean=mean,
+            deviation=deviation,
+        )
+
+    def _regress(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [batch, frames25, dim] -> mean and deviation, each [batch, latent_dim, 2 * frames25]."""
+        batch, frames25, _ = hidden.shape
+        if not self.config.regression:
+            mean = hidden.new_zeros(batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE).float()
+            return mean, torch.ones_like(mean)
+        both = self.regression_out(hidden).float().view(batch, frames25 * LATENTS_PER_FEATURE, -1).mT
+        mean, log_deviation = both.chunk(2, dim=1)
+        low, high = DEVIATION_RANGE
+        return mean, log_deviation.clamp(math.log(low), math.log(high)).exp()
+
+    def forward(self, noisy: Tensor, time: Tensor, condition: Condition, known: Known) -> Tensor:
+        """Predict the path's target.
+
+        noisy: [batch, latent_dim, frames] normalized latents at time [batch] in 0..1 (1 = pure noise).
+        """
+        # The regression has its own loss; the diffusion loss must not bend it.
+        mean, deviation = condition.mean.detach(), condition.deviation.detach()
+        channels = torch.cat([noisy, known.latents, known.mask, mean], dim=1)
+        hidden = self.latents_in(self._to_tokens(channels)) + condition.hidden
+        hidden = self.blocks(hidden, self.time(time))
+        output = self._from_tokens(self.latents_out(self.out_norm(hidden)).float())
+        guess = self.path.guess(noisy, mean, deviation, time[:, None, None])
+        return guess.offset + guess.scale * output
+
+    def _to_tokens(self, channels: Tensor) -> Tensor:
+        """[batch, channels, frames] -> [batch, frames / patch, patch * channels]."""
+        batch, width, frames = channels.shape
+        patch = self.config.patch_frames
+        return channels.mT.reshape(batch, frames // patch, patch * width)
+
+    def _from_tokens(self, tokens: Tensor) -> Tensor:
+        """[batch, frames / patch, patch * latent_dim] -> [batch, latent_dim, frames]."""
+        batch = tokens.shape[0]
+        return tokens.reshape(batch, -1, self.config.latent_dim).mT
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Bring latents [batch, latent_dim, frames] to zero mean and unit deviation per channel."""
+        return (latents - self.latent_mean) / self.latent_deviation
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Undo `normalize`."""
+        return latents * self.latent_deviation + self.latent_mean
+
+    @torch.no_grad()
+    def sample(
+        self,
+        features: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        known_latents: Tensor | None = None,
+    ) -> Tensor:
+        """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
+
+        steps: solver steps (the paper's reference is 50). guidance: 1 = none; otherwise prediction =
+        unconditional + guidance * (conditional - unconditional), both in one batch. generator: of the CPU, so
+        that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first k frames: the
+        network sees them clean, every step holds them at their exact noisy version, the result has them as given.
+        """
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        batch, frames25, _ = features.shape
+        shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
+        known = self._known(known_latents, shape, features)
+        condition = self._guided_condition(features, guidance)
+        copies = 1 if guidance == 1 else 2
+        known_copies = Known(*(part.repeat(copies, 1, 1) for part in known))
+        noise = torch.randn(shape, generator=generator).to(features)
+        solver = self.path.make_solver(steps)
+        latents = noise
+        for timestep in solver.timesteps:
+            time = self.path.solver_time(timestep).to(features).expand(batch)
+            latents = torch.where(known.mask > 0, self.path.mix(known.latents, noise, time[:, None, None]), latents)
+            target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, known_copies)
+            if copies == 2:
+                conditional, unconditional = target.chunk(2)
+                target = unconditional + guidance * (conditional - unconditional)
+            latents = solver.step(target, timestep, latents, return_dict=False)[0]
+        latents = self.denormalize(latents)
+        if known_latents is not None:
+            latents[:, :, : known_latents.shape[2]] = known_latents
+        return latents
+
+    def _guided_condition(self, features: Tensor, guidance: float) -> Condition:
+        if guidance == 1:
+            return self.encode_condition(features)
+        dropped = torch.arange(2 * len(features), device=features.device) >= len(features)
+        return self.encode_condition(features.repeat(2, 1, 1), dropped)
+
+    def _known(self, latents: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Known:
+        clean, mask = like.new_zeros(shape), like.new_zeros(shape[0], 1, shape[2])
+        if latents is not None:
+            count = latents.shape[2]
+            if latents.shape[:2] != shape[:2] or count > shape[2]:
+                raise ConfigError(f"known_latents {tuple(latents.shape)} do not fit into latents {shape}")
+            clean[:, :, :count] = self.normalize(latents)
+            mask[:, :, :count] = 1
+        return Known(latents=clean, mask=mask)
+
+    def require(self, *, tokenizer: str | None = None, vae: str | None = None) -> None:
+        """Raise CheckpointError unless this decoder was trained on the components of these fingerprints."""
+        pairs = (("tokenizer", tokenizer, self.tokenizer_fingerprint), ("VAE", vae, self.vae_fingerprint))
+        for name, given, own in pairs:
+            if given is not None and own is not None and given != own:
+                raise CheckpointError(
+                    f"the diffusion decoder was trained on the {name} {own}, but the {name} given is {given}; "
+                    f"use the parts of one bundle"
+                )
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write the decoder folder; the fingerprints of its tokenizer and VAE go along."""
+        extra = {
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "vae_fingerprint": self.vae_fingerprint,
+            **(extra or {}),
+        }
+        self.fingerprint = save_component(
+            folder, self, self.config, kind="diffusion_decoder", extra=extra, half=half
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DiffusionDecoder":
+        """Read a decoder folder (CPU, eval)."""
+        model, description = load_component(
+            folder,
+            "diffusion_decoder",
+            lambda config: cls(config_from_dict(DiffusionDecoderConfig, config, str(folder))),
+        )
+        assert isinstance(model, cls)
+        model.fingerprint = description["fingerprint"]
+        model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
+        model.vae_fingerprint = description["extra"].get("vae_fingerprint")
+        return model
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts by saying nothing."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

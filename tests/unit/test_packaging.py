@@ -1,0 +1,69 @@
+"""What an installation contains, compared with what is in the folders."""
+
+import fnmatch
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("tokenizer", "lm", "renderer", "recipes")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+# Pyproject patterns use ** for any depth; fnmatch's * already crosses "/".
+DATA_FILES = sorted(
+    path.relative_to(ROOT)
+    for folder in FOLDERS
+    for suffix in ("yaml", "yml", "sh", "safetensors")
+    for path in (ROOT / folder).rglob(f"*.{suffix}")
+)
+
+
+def is_package_data(path: Path) -> bool:
+    """Whether a pattern of the packages above this file (relative to the root) takes it along."""
+    for package, patterns in SETTINGS["package-data"].items():
+        folder = Path(*package.split(".")[1:])
+        if folder not in path.parents:
+            continue
+        inner = path.relative_to(folder).as_posix()
+        for pattern in patterns:
+            if fnmatch.fnmatch(inner, pattern) or fnmatch.fnmatch(inner, pattern.removeprefix("**/")):
+                return True
+    return False
+
+
+def test_every_folder_with_python_files_is_a_listed_package():
+    folders = {
+        ".".join(("duotok", *path.parent.relative_to(ROOT).parts))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert sorted(SETTINGS["packages"]) == sorted(folders)
+
+
+def test_every_package_has_an_init():
+    for package in SETTINGS["packages"]:
+        assert (ROOT / Path(*package.split(".")[1:]) / "__init__.py").is_file(), package
+
+
+def test_the_namespace_maps_to_the_four_folders():
+    assert SETTINGS["package-dir"] == {f"duotok.{folder}": folder for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("path", DATA_FILES, ids=str)
+def test_recipes_and_weights_are_package_data(path):
+    assert is_package_data(path)
+
+
+def test_there_are_recipes_and_an_unlisted_file_is_noticed():
+    assert any(path.suffix == ".yaml" for path in DATA_FILES)
+    assert not is_package_data(Path("recipes/small/notes.xyz"))
+    assert not is_package_data(Path("lm/tiny.yaml"))
+
+
+def test_console_scripts_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "generate" in project["scripts"]
+    for target in project["scripts"].values():
+        module, _, function = target.partition(":")
+        path = (ROOT / Path(*module.split(".")[1:])).with_suffix(".py")
+        assert path.is_file() and f"def {function}(" in path.read_text(encoding="utf-8"), target

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+TINY = DuoTokenizerConfig(
+    mel_bands=32,
+    dim=32,
+    heads=2,
+    feed_forward_dim=64,
+    blocks=2,
+    attention_window=5,
+    code_dim=4,
+    vocal_codes=64,
+    accompaniment_codes=32,
+    head_dim=16,
+)
+
+
+@pytest.fixture
+def tokenizer() -> DuoTokenizer:
+    torch.manual_seed(0)
+    return DuoTokenizer(TINY).eval()
+
+
+def noise(samples: int, seed: int = 0) -> torch.Tensor:
+    wave = 0.1 * torch.randn(1, 2, samples, generator=torch.Generator().manual_seed(seed))
+    return wave * torch.linspace(0.2, 1, samples)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(1, 1), (1920, 1), (1921, 2), (96_000, 50)])
+def test_one_code_per_40_milliseconds(tokenizer, samples, frames):
+    codes = tokenizer.encode(noise(samples), "vocal")
+    assert codes.shape == (1, frames)
+    assert codes.dtype == torch.int64
+    assert 0 <= int(codes.min()) and int(codes.max()) < tokenizer.codebook_size("vocal")
+
+
+def test_chunks_give_the_codes_of_one_pass(tokenizer):
+    wave = noise(48_000 * 6)
+    whole = tokenizer.encode(wave, "accompaniment")
+    features = tokenizer.features(whole, "accompaniment")
+    read_out = tokenizer.read_out(whole, "accompaniment")
+    tokenizer.CHUNK_FRAMES = 37
+    chunked = tokenizer.encode(wave, "accompaniment")
+    assert (whole == chunked).float().mean() > 0.99
+    torch.testing.assert_close(tokenizer.features(whole, "accompaniment"), features, atol=1e-4, rtol=0)
+    chunked_read_out = tokenizer.read_out(whole, "accompaniment")
+    torch.testing.assert_close(chunked_read_out.mel, read_out.mel, atol=1e-4, rtol=0)
+    torch.testing.assert_close(chunked_read_out.chroma, read_out.chroma, atol=1e-4, rtol=0)
+    assert read_out.mel.shape == (1, 600, 32) and read_out.chroma.shape == (1, 300, 12)
+
+
+def test_gain_does_not_change_codes(tokenizer):
+    wave = noise(96_000)
+    codes = tokenizer.encode(wave, "vocal")
+    assert (tokenizer.encode(wave * 0.25, "vocal") == codes).float().mean() > 0.97
+
+
+def test_tracks_have_their_own_codebooks(tokenizer):
+    wave = noise(96_000)
+    assert tokenizer.codebook_size("accompaniment") == 32
+    assert not torch.equal(tokenizer.encode(wave, "vocal"), tokenizer.encode(wave, "accompaniment"))
+    with pytest.raises(ConfigError, match="vocal, accompaniment"):
+        tokenizer.encode(wave, "drums")
+
+
+def test_wrong_wave_shape_is_an_error(tokenizer):
+    with pytest.raises(AudioError, match="channels"):
+        tokenizer.encode(torch.zeros(10), "vocal")
+
+
+def test_saved_tokenizer_gives_the_same_codes(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded = DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    wave = noise(48_000)
+    assert loaded.fingerprint == tokenizer.fingerprint and loaded.fingerprint
+    assert torch.equal(loaded.encode(wave, "vocal"), tokenizer.encode(wave, "vocal"))
+
+
+def test_damaged_weights_are_one_clear_line(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    weights = tmp_path / "tokenizer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged") as error:
+        DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert "\n" not in str(error.value)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        DuoTokenizer.from_pretrained(tmp_path / "tokenizer")

@@ -1,0 +1,49 @@
+import math
+
+import torch
+from duotok.tokenizer.simvq import SimVQ
+
+
+def make_quantizer() -> SimVQ:
+    torch.manual_seed(0)
+    return SimVQ(codebook_size=64, code_dim=4)
+
+
+def test_codes_are_the_nearest_entries():
+    quantizer = make_quantizer()
+    features = torch.randn(2, 10, 4)
+    brute = torch.cdist(features, quantizer.entries()[None]).argmin(dim=-1)
+    assert torch.equal(quantizer.encode(features), brute)
+    assert torch.equal(quantizer(features).codes, brute)
+
+
+def test_value_is_the_code_and_gradient_is_the_feature():
+    quantizer = make_quantizer()
+    features = torch.randn(1, 5, 4, requires_grad=True)
+    out = quantizer(features)
+    torch.testing.assert_close(out.vectors, quantizer.entries()[out.codes], atol=1e-6, rtol=0)
+    out.vectors.sum().backward()
+    torch.testing.assert_close(features.grad, torch.ones_like(features))
+
+
+def test_basis_is_frozen_and_map_learns():
+    quantizer = make_quantizer()
+    assert {name for name, _ in quantizer.named_parameters()} == {"map.weight", "map.bias"}
+    quantizer(torch.randn(1, 5, 4)).commitment.backward()
+    assert quantizer.map.weight.grad is not None and quantizer.map.weight.grad.abs().sum() > 0
+
+
+def test_usage_is_zero_for_uniform_use_and_large_for_one_code():
+    quantizer = make_quantizer()
+    spread = quantizer(quantizer.entries()[None].detach().repeat(1, 4, 1)).usage
+    single = quantizer(quantizer.entries()[:1].detach().expand(1, 50, 4) + 1e-3 * torch.randn(1, 50, 4)).usage
+    assert float(spread) < 1.0 < float(single) <= math.log(64) + 1e-4
+
+
+def test_fit_gives_the_codebook_the_statistics_of_the_features():
+    quantizer = SimVQ(codebook_size=4096, code_dim=3)
+    features = torch.randn(5000, 3) @ torch.tensor([[2.0, 0, 0], [1.0, 0.5, 0], [0, 0, 3.0]]) + 5
+    quantizer.fit_to(features)
+    entries = quantizer.entries()
+    torch.testing.assert_close(entries.mean(dim=0), features.mean(dim=0), atol=0.3, rtol=0)
+    torch.testing.assert_close(entries.T.cov(), features.T.cov(), atol=0.9, rtol=0)
