@@ -62,8 +62,8 @@ def run_training(
 ) -> dict[str, float]:
     """Train to config.steps, or to the end of a budget of minutes, then export to out/final.
 
-    minutes: the cosine then runs over the minutes, those of earlier pieces counted in. stop_after: leave with a
-    checkpoint after that many steps of this call, as an interruption would. Returns the last logged losses.
+    minutes: the cosine then runs over the minutes, those of earlier pieces counted in. stop_after: leave
+    with a checkpoint after that many steps of this call, as an interruption would. Returns the last losses.
     """
     torch.manual_seed(config.seed)
     accelerator = Accelerator(mixed_precision=choose_precision(config.precision))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: weights, their moving average and AdamW's moments as safetensors, the rest as JSON."""
+"""Checkpoints of a run: weights, moving average and AdamW's moments as safetensors, the rest as JSON."""
 
 import contextlib
 import json

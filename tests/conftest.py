@@ -13,7 +13,7 @@ STEM_LEVELS = {"vocal": 0.05, "drums": 0.03, "bass": 0.05, "other": 0.03}
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus folder of synthetic items (8 s each): harmonic 'singing' over a drone, with clicks as drums."""
+    """A corpus of synthetic items (8 s each): harmonic 'singing' over a drone, with clicks as drums."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("corpus")
     for split, count in (("train", 4), ("test", 3)):

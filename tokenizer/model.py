@@ -114,8 +114,8 @@ class DuoTokenizer(nn.Module):
     def encode(self, wave: Tensor, track: str) -> Tensor:
         """Turn wave [batch, channels, samples] at 48 kHz into codes [batch, ceil(samples / 1920)].
 
-        Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give the
-        codes of one pass.
+        Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give
+        the codes of one pass.
         """
         mono = self._mono(wave)
         mono = mono * level_gain(mono)

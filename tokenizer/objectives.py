@@ -44,7 +44,7 @@ class MultiTaskObjective(nn.Module):
 
 
 class DualCodebookObjective(nn.Module):
-    """Stage 3: stems routed to their codebooks, heads trained on quantized features, encoder frozen (P 3.3)."""
+    """Stage 3: stems routed to their codebooks, heads on quantized features, encoder frozen (P 3.3)."""
 
     def __init__(self, tokenizer: DuoTokenizer, weights: LossWeights) -> None:
         super().__init__()

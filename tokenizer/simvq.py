@@ -54,7 +54,7 @@ class SimVQ(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, features: Tensor) -> None:
-        """Start the map so that the mapped random codebook has the mean and covariance of features [n, code_dim]."""
+        """Start the map so that the codebook has the mean and covariance of features [n, code_dim]."""
         mean = features.mean(dim=0)
         centred = features - mean
         covariance = centred.T @ centred / max(1, len(features) - 1)

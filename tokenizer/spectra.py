@@ -30,7 +30,10 @@ class LogMel(nn.Module):
 
 
 class Chroma(nn.Module):
-    """Chroma at 50 Hz (hop 960): root of the power per pitch class over the frame's largest; silence gives zeros."""
+    """Chroma at 50 Hz (hop 960): root of the power per pitch class, over the frame's largest.
+
+    Silence gives zeros.
+    """
 
     SILENCE = 1e-3
 
@@ -53,7 +56,7 @@ class Chroma(nn.Module):
 
 
 def stft_power(wave: Tensor, window: Tensor, hop_samples: int, bins: int) -> Tensor:
-    """Return the power [batch, samples // hop, bins] of the lowest STFT bins; a full-scale sine peaks at 1."""
+    """Return the power [batch, samples // hop, bins] of the lowest STFT bins; a full sine peaks at 1."""
     size = window.numel()
     padded = functional.pad(wave, (size // 2, size // 2))
     frames = padded.unfold(-1, size, hop_samples)[:, : wave.shape[-1] // hop_samples]
@@ -77,7 +80,7 @@ def mel_filterbank(bands: int, fft_size: int, low_hz: float = 30.0, high_hz: flo
 
 
 def chroma_filterbank(fft_size: int, low_hz: float = 65.0, high_hz: float = 2_500.0) -> Tensor:
-    """Return weights [bins up to high_hz, 12]: each bin goes to its pitch class by a Gaussian of a third of a semitone."""
+    """Return weights [bins up to high_hz, 12]: a Gaussian of a third of a semitone per pitch class."""
     bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / fft_size
     pitch = 69 + 12 * torch.log2(bins.clamp_min(1.0) / 440.0)
     distance = (pitch[:, None] - torch.arange(12)[None, :] + 6) % 12 - 6  # midi 0 is a C

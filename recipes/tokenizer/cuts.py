@@ -1,4 +1,4 @@
-"""Random cuts of corpus items by kind: full mix, sung vocal, accompaniment, instrumental accompaniment (P C.2)."""
+"""Random cuts of corpus items by kind: full mix, sung vocal, accompaniment, instrumental (P C.2)."""
 
 from dataclasses import dataclass
 from pathlib import Path

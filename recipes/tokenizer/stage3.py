@@ -54,7 +54,7 @@ def build(config: Config) -> Task:
 
 @torch.no_grad()
 def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 64) -> None:
-    """Start each track's projections from stage 2's bottleneck and its codebook from the features' statistics."""
+    """Start each track's projections from stage 2's bottleneck and its codebook from feature statistics."""
     for track in TRACKS:
         route = tokenizer.tracks[track]
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())

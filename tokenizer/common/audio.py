@@ -30,7 +30,8 @@ def read_audio(
     """Read a recording (or a cut of it) as float32 [channels, samples] at 48 kHz.
 
     channels: 1 averages, 2 copies a mono recording to both sides and folds more than two channels down to
-    their mean on both sides, None keeps what the file has. The result has round(frames * 48000 / rate) samples.
+    their mean on both sides, None keeps what the file has. The result has round(frames * 48000 / rate)
+    samples.
 
     Raises AudioError when the file is missing, not audio, empty, truncated or holds NaN or infinite samples.
     """

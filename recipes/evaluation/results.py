@@ -1,0 +1,49 @@
+"""The results file: one flat JSON object of named figures, one prefix per part."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from duotok.tokenizer.common.errors import DataError
+
+Figures = dict[str, float]
+
+
+def read_results(path: str | Path) -> Figures:
+    """The figures of a results file; raises DataError when it is missing or no such file."""
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the results {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}; remove it and measure again") from error
+    if not isinstance(values, dict) or not all(isinstance(value, (int, float)) for value in values.values()):
+        raise DataError(f"{path} must hold one object of named numbers; remove it and measure again")
+    return values
+
+
+def merge_results(path: str | Path, part: str, figures: Mapping[str, float]) -> Figures:
+    """Replace all figures of one part ("generate.…") in the file and keep those of the others.
+
+    figures: names without the part, finite values. The file appears under its name only when it is whole.
+    """
+    path = Path(path)
+    merged = read_results(path) if path.exists() else {}
+    merged = {name: value for name, value in merged.items() if not name.startswith(f"{part}.")}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DataError(f"{part}.{name} is {value}; a figure must be a finite number")
+        merged[f"{part}.{name}"] = value if isinstance(value, int) else round(float(value), 5)
+    merged = dict(sorted(merged.items()))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    return merged

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The default model from corpus to bundle: every stage resumes where it stopped, so run it again after an interruption.
+#
+# usage: recipes/small/reproduce.sh POP909.tar.gz [RUNS] [DATA]
+# The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU.
+set -euo pipefail
+
+songs=$1
+runs=${2:-runs/small}
+data=${3:-data/popband}
+recipes=$(python -c "from importlib.resources import files; print(files('duotok.recipes'))")
+# Large tensors come and go in every step: keep their memory instead of giving it back to the system each time.
+export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+
+make_corpus() { # split hours
+    python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$1" --hours "$2" --seed 0 \
+        --workers "$(nproc)"
+}
+train() { # module config run minutes [settings]
+    local module=$1 config=$2 run=$3 minutes=$4
+    shift 4
+    [ -d "$runs/$run/final" ] || python -m "duotok.recipes.$module" "$recipes/$config" --out "$runs/$run" \
+        --minutes "$minutes" "$@"
+}
+
+make_corpus train "${CORPUS_HOURS:-8}"
+make_corpus validation "${VALIDATION_HOURS:-0.5}"
+make_corpus test "${TEST_HOURS:-0.6}"
+
+from=(--set "data.manifest=$data/train.jsonl")
+train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-12}" "${from[@]}" \
+    --set "start_from=$runs/stage1/final"
+train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-8}" "${from[@]}" \
+    --set "start_from=$runs/stage2/final"
