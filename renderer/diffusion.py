@@ -105,7 +105,7 @@ class DiffusionDecoder(nn.Module):
         )
 
     def encode_condition(self, features: Tensor, dropped: Tensor | None = None) -> Condition:
-        """features [batch, frames25, feature_dim] -> Condition; dropped [batch] bool: use the null features."""
+        """features [batch, frames25, feature_dim] -> Condition; dropped [batch] bool: none of them."""
         hidden = self.feature_norm(features)
         if dropped is not None:
             hidden = torch.where(dropped[:, None, None], self.null_features.to(hidden.dtype), hidden)
@@ -178,7 +178,8 @@ class DiffusionDecoder(nn.Module):
         steps: solver steps (the paper's reference is 50). guidance: 1 = none; otherwise prediction =
         unconditional + guidance * (conditional - unconditional), both in one batch. generator: of the CPU, so
         that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first k frames: the
-        network sees them clean, every step holds them at their exact noisy version, the result has them as given.
+        network sees them clean, every step holds them at their exact noisy version, the result has them as
+        they were given.
         """
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, got {steps}")
@@ -193,7 +194,8 @@ class DiffusionDecoder(nn.Module):
         latents = noise
         for timestep in solver.timesteps:
             time = self.path.solver_time(timestep).to(features).expand(batch)
-            latents = torch.where(known.mask > 0, self.path.mix(known.latents, noise, time[:, None, None]), latents)
+            held = self.path.mix(known.latents, noise, time[:, None, None])
+            latents = torch.where(known.mask > 0, held, latents)
             target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, known_copies)
             if copies == 2:
                 conditional, unconditional = target.chunk(2)
@@ -226,8 +228,8 @@ class DiffusionDecoder(nn.Module):
         for name, given, own in pairs:
             if given is not None and own is not None and given != own:
                 raise CheckpointError(
-                    f"the diffusion decoder was trained on the {name} {own}, but the {name} given is {given}; "
-                    f"use the parts of one bundle"
+                    f"the diffusion decoder was trained on the {name} {own}, but the {name} given is "
+                    f"{given}; use the parts of one bundle"
                 )
 
     def save_pretrained(

@@ -84,6 +84,6 @@ class DiffusionObjective(nn.Module):
 
 
 def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
-    """Gaussian negative log-likelihood (without its constant) of clean latents under the regression, in nats."""
+    """Gaussian negative log-likelihood of clean latents in nats per number, without its constant."""
     deviation = condition.deviation
     return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()

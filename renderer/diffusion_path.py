@@ -1,4 +1,4 @@
-"""The way from latents to noise: signal and noise levels, what is predicted, the best Gaussian guess, solvers."""
+"""The way from latents to noise: levels, what is predicted, the best Gaussian guess, solvers."""
 
 from typing import Any, NamedTuple
 
@@ -52,9 +52,9 @@ class DiffusionPath:
     def guess(self, noisy: Tensor, mean: Tensor, deviation: Tensor, time: Tensor) -> Guess:
         """Return the exact expectation and deviation of the target for latents ~ N(mean, deviation^2).
 
-        With the posterior of a Gaussian prior, E[latents | noisy] is linear; the network then only has to learn
-        what a Gaussian around the regression's mean cannot say (preconditioning as in arXiv 2206.00364, sec. 5,
-        with a mean). scale is the deviation of the target around that expectation.
+        With the posterior of a Gaussian prior, E[latents | noisy] is linear; the network then only has to
+        learn what a Gaussian around the regression's mean cannot say (preconditioning as in arXiv 2206.00364,
+        sec. 5, with a mean). scale is the deviation of the target around that expectation.
         """
         signal, level = self.levels(time)
         variance = deviation**2
@@ -68,10 +68,12 @@ class DiffusionPath:
     def make_solver(self, steps: int) -> Any:
         """Return a diffusers scheduler set to that many steps: Euler for flow, DPM-Solver++ (2M) for v."""
         if self.objective == "flow":
-            from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteScheduler,
+            )
 
             flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS)
-            # Evenly spaced down to 1 / steps; the default would spend the last step on a noise level of 0.001.
+            # Evenly spaced down to 1 / steps; the default would waste the last step on a level of 0.001.
             flow.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return flow
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler

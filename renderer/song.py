@@ -112,5 +112,6 @@ class Renderer:
 
     def _decoder(self, track: str) -> DiffusionDecoder:
         if track not in self.decoders:
-            raise ConfigError(f"this renderer has no decoder of the {track}; it has {', '.join(self.decoders)}")
+            known = ", ".join(self.decoders)
+            raise ConfigError(f"this renderer has no decoder of the {track}; it has {known}")
         return self.decoders[track]

@@ -109,11 +109,10 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         exponents = torch.arange(self.SINUSOIDS // 2, dtype=torch.float32) / (self.SINUSOIDS // 2)
         self.register_buffer("frequencies", 1000.0 * 10_000.0**-exponents, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(self.SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, MODULATIONS * dim))
-        last = self.layers[2]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        out = nn.Linear(dim, MODULATIONS * dim)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        self.layers = nn.Sequential(nn.Linear(self.SINUSOIDS, dim), nn.SiLU(), out)
 
     def forward(self, time: Tensor) -> Tensor:
         """time [batch] -> modulation [batch, 6, dim]."""

@@ -13,6 +13,7 @@ from duotok.recipes.corpus.voicebank import (
     expand_envelope,
     expand_noise,
 )
+from duotok.recipes.corpus.vocoder import synthesize
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 RATE = 1 / FRAME_SECONDS  # frames per second
@@ -178,9 +179,6 @@ def sing(
     notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, seconds: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
     """The sung melody: float32 mono at 48 kHz (exactly `seconds` long) and the syllable of each note."""
-    import pyworld
-    import soxr
-
     notes = tuple(replace(note, end=min(note.end, seconds - 0.05)) for note in notes)
     frames = int(seconds * RATE) + 1
     sung, texts = assign_lyrics(notes, bank, manner, rng)
@@ -196,17 +194,17 @@ def sing(
     noise = np.where(voiced[:, None], noise + manner.breathiness * (1 - noise) * 0.6, 1.0)
     envelope[~active] = np.log(SILENCE)
     _add_breaths(sung, envelope, noise, vowel, manner, rng)
-    power = np.exp(envelope @ expand_envelope(bank.rate_hz, bank.fft_size, manner.formant))
-    aperiodicity = np.clip(noise @ expand_noise(bank.fft_size), 0.001, 1.0)
     pitch_hz = 440 * 2 ** ((pitch_curve(notes, sung, frames, manner, rng) - 69) / 12)
-    wave = pyworld.synthesize(
-        pitch_hz * voiced,
-        np.ascontiguousarray(power, dtype=np.float64),
-        np.ascontiguousarray(aperiodicity, dtype=np.float64),
-        bank.rate_hz,
-        FRAME_SECONDS * 1000,
+    wave = synthesize(
+        np.hstack([envelope, np.ones((frames, 1), dtype=envelope.dtype)]),
+        noise,
+        pitch_hz,
+        voiced,
+        envelope.max(axis=1) > np.log(SILENCE) + 1,
+        expand_envelope(bank.rate_hz, manner.formant),
+        expand_noise(bank.rate_hz),
+        rng,
     )
-    wave = soxr.resample(wave.astype(np.float32), bank.rate_hz, SAMPLE_RATE_HZ)
     samples = round(seconds * SAMPLE_RATE_HZ)
     result = np.zeros(samples, dtype=np.float32)
     result[: min(samples, len(wave))] = wave[:samples]

@@ -8,7 +8,9 @@ import numpy as np
 
 from duotok.recipes.corpus.lyrics import write_phrases
 from duotok.recipes.corpus.speech import Sound, Speech, speak
+from duotok.recipes.corpus.vocoder import BINS, FFT_SIZE
 from duotok.recipes.corpus.voices import Voice
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 
 FRAME_SECONDS = 0.005
@@ -58,14 +60,23 @@ def mel_points(rate_hz: int) -> np.ndarray:
     return 700 * (10 ** (np.linspace(0, highest, BANDS) / 2595) - 1)
 
 
-def expand_envelope(rate_hz: int, fft_size: int, formant: float) -> np.ndarray:
-    """Matrix [BANDS, fft_size // 2 + 1] from stored points to FFT bins, formants moved by the factor."""
-    return _interpolation(mel_points(rate_hz), np.arange(fft_size // 2 + 1) * rate_hz / fft_size / formant)
+def expand_envelope(rate_hz: int, formant: float) -> np.ndarray:
+    """Matrix [BANDS + 1, BINS] from stored points (and a constant 1) to FFT bins at 48 kHz.
+
+    Formants are moved by the factor; above the bank's own range the envelope falls by 12 dB per octave.
+    """
+    frequency = np.arange(BINS) * SAMPLE_RATE_HZ / FFT_SIZE / formant
+    # The last points before half the rate are the anti-aliasing filter of the speech, not the voice.
+    highest = 0.94 * rate_hz / 2
+    matrix = _interpolation(mel_points(rate_hz), np.minimum(frequency, highest))
+    fall = -12 * np.log(10) / 10 * np.log2(np.maximum(frequency, highest) / highest)
+    return np.vstack([matrix, fall[None]]).astype(np.float32)
 
 
-def expand_noise(fft_size: int) -> np.ndarray:
-    """Matrix [NOISE_BANDS, fft_size // 2 + 1] from stored aperiodicity points to FFT bins."""
-    return _interpolation(np.linspace(0, 1, NOISE_BANDS), np.linspace(0, 1, fft_size // 2 + 1))
+def expand_noise(rate_hz: int) -> np.ndarray:
+    """Matrix [NOISE_BANDS, BINS] from stored aperiodicity points to FFT bins at 48 kHz."""
+    frequency = np.arange(BINS) * SAMPLE_RATE_HZ / FFT_SIZE
+    return _interpolation(np.linspace(0, rate_hz / 2, NOISE_BANDS), frequency)
 
 
 def _interpolation(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:

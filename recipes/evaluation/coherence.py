@@ -77,7 +77,7 @@ def measure_coherence(singing: Singing, backing: Backing) -> Coherence:
 def measure_harmony(chroma: np.ndarray, pitches: np.ndarray) -> float:
     """Mean over sung frames of the chroma energy's share at the sung pitch class, x 12 (1.0 = chance).
 
-    chroma: [frames, 12] energies; pitches: [frames] MIDI, NaN where nothing is sung. Silent frames count as 0.
+    chroma: [frames, 12] energies; pitches: [frames] MIDI, NaN where nothing is sung. Silent frames are 0.
     """
     chroma, classes = _sung_frames(chroma, pitches)
     if len(classes) == 0:
@@ -131,7 +131,7 @@ def energy_chroma(wave: Tensor) -> np.ndarray:
 
 
 def track_beats(wave: Tensor) -> np.ndarray:
-    """Beat times in seconds [beats] heard in wave [channels, samples] at 48 kHz (librosa); none in silence."""
+    """Beat times in seconds [beats] that librosa hears in wave [channels, samples] at 48 kHz."""
     mono = wave.float().mean(dim=0).cpu().numpy()
     if len(mono) < SAMPLE_RATE_HZ or np.sqrt(np.mean(mono**2)) < _SILENT_RMS:
         return np.zeros(0)
@@ -143,7 +143,7 @@ def track_beats(wave: Tensor) -> np.ndarray:
 
 
 def pitches_of_notes(notes: Sequence[Note], samples: int, start_seconds: float = 0.0) -> np.ndarray:
-    """Pitch per frame [frames] of a manifest's notes in an excerpt of `samples` that begins at start_seconds."""
+    """Pitch per frame [frames] of a manifest's notes in `samples` samples from start_seconds on."""
     pitches = np.full(frame_count(samples), np.nan)
     times = start_seconds + np.arange(len(pitches)) / FRAME_RATE_HZ
     for start, end, pitch, _ in notes:

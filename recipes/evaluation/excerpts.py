@@ -27,10 +27,8 @@ class Excerpt:
         return round(self.seconds * SAMPLE_RATE_HZ)
 
     def read(self, part: str, *, channels: int | None = 2) -> Tensor:
-        """Audio of a part (vocal, accompaniment, ...): [channels, samples], padded by silence at a song's end."""
-        wave = self.item.read(
-            part, start_seconds=self.start_seconds, seconds=self.seconds, channels=channels
-        )
+        """Audio of a part (vocal, accompaniment, ...): [channels, samples], silence after the song's end."""
+        wave = self.item.read(part, start_seconds=self.start_seconds, seconds=self.seconds, channels=channels)
         wave = wave[:, : self.samples]
         return torch.nn.functional.pad(wave, (0, self.samples - wave.shape[-1]))
 
@@ -53,16 +51,18 @@ def read_test_items(corpus: Path) -> list[Item]:
 
 
 def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: int) -> list[Excerpt]:
-    """At most `count` excerpts, one per item, as many different songs as possible, the same for the same seed.
+    """At most `count` excerpts, one per item, of as many different songs as possible, chosen by seed.
 
     Each is the stretch (on a grid of 1 s) of its item in which most is sung, for without singing there is
-    nothing to fit. Shorter items are left out as long as there are others.
+    nothing to fit. Shorter items are left out.
     """
     rng = np.random.default_rng(seed)
     long_enough = [item for item in items if item.seconds >= seconds]
     if not long_enough:
         longest = max(items, key=lambda item: item.seconds)
-        raise DataError(f"no test item has {seconds:g} s; the longest has {longest.seconds:g} s: lower --seconds")
+        raise DataError(
+            f"no test item has {seconds:g} s; the longest has {longest.seconds:g} s: lower --seconds"
+        )
     seen: dict[str, int] = {}
     ranked = []
     for index in rng.permutation(len(long_enough)):

@@ -29,7 +29,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.items is not None and self.items < 2:
-            raise ConfigError(f"--items must be at least 2 (mismatched pairs need two songs), got {self.items}")
+            raise ConfigError(f"--items must be at least 2, for mismatched pairs, got {self.items}")
         if self.seconds is not None and self.seconds < 4:
             raise ConfigError(f"--seconds must be at least 4, got {self.seconds:g}")
 
@@ -65,12 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-speed", action="store_true", help="generate: leave out speed and memory")
     arguments = parser.parse_args(argv)
+    from duotok.recipes.bundle import default_bundle
     from duotok.recipes.evaluation.results import merge_results
 
     try:
         settings = Settings(
             corpus=arguments.corpus,
-            bundle=arguments.bundle or Path(__file__).resolve().parents[1] / "small" / "bundle",
+            bundle=arguments.bundle or default_bundle(),
             items=arguments.items,
             seconds=arguments.seconds,
             seed=arguments.seed,

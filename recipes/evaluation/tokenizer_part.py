@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from duotok.lm.metrics import code_counts, normalized_entropy, utilization
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 
@@ -17,7 +18,7 @@ _ITEMS, _SECONDS = 24, 20.0
 
 
 def measure_tokenizer(settings: "Settings") -> dict[str, float]:
-    """Mel L1, chroma correlation, utilization, normalized entropy and bits per second per track.
+    """Mel L1, chroma correlation, utilization, normalized entropy and number of tokens per track.
 
     Mel and chroma on excerpts; the use of the codebooks on everything that the test items hold.
     """
@@ -37,31 +38,20 @@ def measure_tokenizer(settings: "Settings") -> dict[str, float]:
             correlations.append(frame_correlation(found.chroma[0], target.chroma[0]))
         figures[f"{track}_mel_l1"] = float(np.mean(errors))
         figures[f"{track}_chroma_correlation"] = float(np.mean(correlations))
-        counts = np.zeros(tokenizer.codebook_size(track), dtype=np.int64)
+        counts = torch.zeros(tokenizer.codebook_size(track), dtype=torch.int64)
         for item in tqdm(items, desc=f"tokenizer, {track}: codebook", disable=None):
             codes = tokenizer.encode(item.read(track)[None], track)
-            counts += np.bincount(codes.flatten().numpy(), minlength=len(counts))
-        figures[f"{track}_utilization"] = measure_utilization(counts)
-        figures[f"{track}_normalized_entropy"] = measure_normalized_entropy(counts)
+            counts += code_counts(codes, len(counts))
+        figures[f"{track}_utilization"] = utilization(counts)
+        figures[f"{track}_normalized_entropy"] = normalized_entropy(counts)
         figures[f"{track}_test_tokens"] = int(counts.sum())
     return figures
 
 
-def measure_utilization(counts: np.ndarray) -> float:
-    """Share of a codebook's entries that occur at all (P A.4); counts: [codebook_size] occurrences."""
-    return float((counts > 0).mean())
-
-
-def measure_normalized_entropy(counts: np.ndarray) -> float:
-    """Unigram entropy over its maximum, log2 of the codebook's size, 0 to 1 (P A.4)."""
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(shares * np.log2(shares)).sum() / np.log2(len(counts)))
-
-
 def frame_correlation(found: Tensor, target: Tensor) -> float:
-    """Mean over frames of the correlation of mean-free chroma; frames without pitch in the target are left out.
+    """Mean over frames of the correlation of mean-free chroma.
 
-    found, target: [frames, 12]. 0.0 when the target has no pitch at all.
+    found, target: [frames, 12]. Frames without pitch in the target are left out; 0.0 when it has no others.
     """
     found, target = (chroma - chroma.mean(dim=-1, keepdim=True) for chroma in (found, target))
     heard = target.norm(dim=-1) > 1e-4

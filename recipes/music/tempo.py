@@ -13,6 +13,7 @@ _HOP_SAMPLES = 480
 _WINDOW_SAMPLES = 2048
 _CHUNK_FRAMES = 2_000
 _BANDS = 32
+_FLOOR = 1e-3  # what a band must exceed to count, where the whole wave has an RMS of 0.1
 _TEMPO_RANGE_BPM = (50.0, 220.0)
 _TEMPO_CENTRE_BPM = 110.0
 _TIGHTNESS = 100.0  # how strongly beats keep the tempo (D. Ellis, Beat Tracking by Dynamic Programming, 2007)
@@ -21,7 +22,8 @@ _TIGHTNESS = 100.0  # how strongly beats keep the tempo (D. Ellis, Beat Tracking
 def onset_envelope(wave: Tensor) -> np.ndarray:
     """Spectral flux in log-spaced bands, at 100 Hz, unit variance: [frames] for wave [channels, samples]."""
     mono = wave.float().mean(dim=0).cpu()
-    window = torch.hann_window(_WINDOW_SAMPLES)
+    mono = mono * (0.1 / mono.square().mean().sqrt().clamp(min=1e-6))
+    window = torch.hann_window(_WINDOW_SAMPLES) * (2 / _WINDOW_SAMPLES)
     pooling = _band_pooling()
     frames = -(-mono.shape[0] // _HOP_SAMPLES)
     half = _WINDOW_SAMPLES // 2
@@ -35,7 +37,7 @@ def onset_envelope(wave: Tensor) -> np.ndarray:
         spectrum = torch.stft(
             piece, _WINDOW_SAMPLES, _HOP_SAMPLES, window=window, center=False, return_complex=True
         ).abs()  # [bins, count]
-        bands = torch.log10(pooling @ spectrum + 1e-3)  # [bands, count]
+        bands = torch.log10(pooling @ spectrum + _FLOOR)  # [bands, count]
         previous = torch.cat([bands[:, :1] if before is None else before, bands[:, :-1]], dim=1)
         flux[start : start + count] = (bands - previous).clamp(min=0).sum(dim=0).numpy()
         before = bands[:, -1:]
@@ -53,15 +55,17 @@ def estimate_tempo(envelope: np.ndarray) -> float | None:
     fastest = int(60 * ENVELOPE_RATE_HZ / _TEMPO_RANGE_BPM[1])
     if len(envelope) < 2 * ENVELOPE_RATE_HZ or envelope.max() < 1e-6:
         return None
-    centred = envelope - envelope.mean()
+    # Onsets are a frame or two wide, periods are not whole numbers of frames: blur before comparing.
+    blur = np.exp(-0.5 * (np.arange(-6, 7) / 2.0) ** 2)
+    centred = np.convolve(envelope - envelope.mean(), blur / blur.sum(), mode="same")
     size = 1 << (2 * len(centred) - 1).bit_length()
     correlation = np.fft.irfft(np.abs(np.fft.rfft(centred, size)) ** 2, size)[: 4 * slowest + 2]
-    # A beat also repeats at its multiples: support from 2 and 4 periods separates it from a stray gap.
+    # A beat also repeats at its double and is halved by eighth notes; one and a half beats do neither.
     limit = min(slowest, len(envelope) // 2)
     lags = np.arange(fastest, limit + 1)
     reach = len(correlation) - 1
     support = correlation[lags] + 0.5 * correlation[np.minimum(2 * lags, reach)]
-    support = support + 0.25 * correlation[np.minimum(4 * lags, reach)]
+    support = support + 0.25 * correlation[np.minimum(4 * lags, reach)] + 0.5 * correlation[lags // 2]
     prior = np.exp(-0.5 * (np.log2(60 * ENVELOPE_RATE_HZ / lags / _TEMPO_CENTRE_BPM) / 0.8) ** 2)
     scores = np.maximum(support, 0) * prior
     best = int(scores.argmax())

@@ -1,6 +1,6 @@
 """Stage 4: the latent diffusion decoder of one track (P 3.4, C.4), on shards of the latents recipe.
 
-Run: python -m duotok.recipes.renderer.diffusion recipes/renderer/diffusion/small.yaml --out runs/small/diffusion
+Run: python -m duotok.recipes.renderer.diffusion recipes/renderer/diffusion/small.yaml --out runs/diffusion
 """
 
 import sys
@@ -85,8 +85,8 @@ def _check_widths(model: DiffusionDecoderConfig, feature_dim: int, latent_dim: i
     given = (model.feature_dim, model.latent_dim)
     if given != (feature_dim, latent_dim):
         raise ConfigError(
-            f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the VAE "
-            f"have {feature_dim} and {latent_dim}; set them in the recipe"
+            f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
+            f"VAE have {feature_dim} and {latent_dim}; set them in the recipe"
         )
 
 

@@ -77,7 +77,8 @@ class LatentShards:
                 raise DataError(f"{path} is damaged; delete it and run the latents recipe again") from error
         if len(origins) > 1:
             raise CheckpointError(
-                f"{self.folder} holds shards of different tokenizers, VAEs or tracks; delete it and make it again"
+                f"{self.folder} holds shards of different tokenizers, VAEs or tracks; "
+                f"delete it and make it again"
             )
         self.origin: ShardOrigin | None = next(iter(origins), None)
 
@@ -110,7 +111,7 @@ class LatentShards:
         return self.cut(name, start, frames, context_start=context_start, context_frames=context_frames)
 
     def statistics(self, seconds_each: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of the latents per channel, each [latent_dim, 1], from a cut of each item."""
+        """Return the latents' mean and deviation, each [latent_dim, 1], from a cut of every item."""
         rng = np.random.default_rng(seed)
         cuts = []
         for name, length in self.frames.items():

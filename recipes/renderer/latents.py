@@ -1,7 +1,8 @@
 """Encode a corpus for the diffusion decoder: codes at 25 Hz and latents at 50 Hz of one track.
 
-Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/final --vae runs/small/vae/final \\
-         --manifest data/popband/train.jsonl --track accompaniment --out data/latents/train
+Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/final \\
+         --vae runs/small/vae/final --manifest data/popband/train.jsonl --track accompaniment \\
+         --out data/latents/train
 Run the same command again to go on after an interruption; --device cuda encodes on a GPU.
 """
 
@@ -24,7 +25,7 @@ MARGIN_SECONDS = 2  # seen on both sides of a chunk; more than the encoder reach
 
 
 def encode_latents(vae: "SpectralVAE", wave: "Tensor") -> "Tensor":
-    """Return latents [frames, latent_dim] of wave [2, samples] chunk by chunk, as one pass would give them."""
+    """Return latents [frames, latent_dim] of wave [2, samples] by chunks, as one pass would give them."""
     import torch
 
     hop = vae.hop_samples

@@ -28,10 +28,10 @@ def play_chords(transpose: int = 0) -> torch.Tensor:
 
 def play_clicks(times: np.ndarray) -> torch.Tensor:
     wave = torch.zeros(2, 12 * SAMPLE_RATE_HZ)
+    noise = torch.randn(600, generator=torch.Generator().manual_seed(0)) * torch.exp(-torch.arange(600) / 100)
     for time in times:
         start = round(time * SAMPLE_RATE_HZ)
-        click = torch.randn(600, generator=torch.Generator().manual_seed(0)) * torch.exp(-torch.arange(600) / 100)
-        wave[:, start : start + 600] = 0.5 * click
+        wave[:, start : start + 600] = 0.5 * noise
     return wave
 
 

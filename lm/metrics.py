@@ -1,0 +1,109 @@
+"""How predictable codes are: the measures of P A.1 to A.4 and E.1, as the paper defines them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..tokenizer.common.errors import DataError
+
+
+def loss_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each target in nats, [batch, frames].
+
+    logits: [batch, frames, codes] before softmax; targets: [batch, frames] int64.
+    """
+    return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+
+
+def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how many codes are predicted above each target, [batch, frames]; 0 is a hit at 1."""
+    scores = logits.gather(-1, targets[..., None])
+    return (logits > scores).sum(dim=-1)
+
+
+def accuracy_at(ranks: Tensor, k: int) -> float:
+    """Return Acc@k: the share of targets among the k likeliest codes (P B.1.5)."""
+    return (ranks < k).double().mean().item()
+
+
+def nats_to_bits(nats: float) -> float:
+    """Convert nats to bits."""
+    return nats / math.log(2)
+
+
+def bits_per_token(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the targets in bits per token; lower is better (P eq. 9).
+
+    logits: [batch, frames, codes] before softmax; targets: [batch, frames] int64.
+    """
+    return loss_nats(logits, targets).mean() / math.log(2)
+
+
+def mean_index_bits(codebook_sizes: Sequence[int]) -> float:
+    """Return the mean fixed index length of the codebooks of a step in bits (P eq. 14)."""
+    return sum(math.log2(size) for size in codebook_sizes) / len(codebook_sizes)
+
+
+def codebook_normalized_bits(bits: float | Sequence[float], codebook_sizes: Sequence[int]) -> float:
+    """Return cnBPT: bits per token over the fixed index length; 1 is a uniform guess (P eq. 11, 15).
+
+    bits: of each codebook, or their mean (eq. 13).
+    """
+    mean = bits if isinstance(bits, (int, float)) else sum(bits) / len(bits)
+    return mean / mean_index_bits(codebook_sizes)
+
+
+def entropy_normalized_bits(bits: float, entropy_bits: float) -> float:
+    """Return enBPT: bits per token over the codes' unigram entropy on the evaluation set (P eq. 7, 16)."""
+    if entropy_bits <= 0:
+        raise DataError("the evaluation set uses a single code: enBPT is not defined")
+    return bits / entropy_bits
+
+
+def token_rate_hz(frame_rate_hz: float, codes_per_frame: int) -> float:
+    """Return the token emission rate of a stream in tokens per second (P eq. 18)."""
+    return frame_rate_hz * codes_per_frame
+
+
+def index_bit_rate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> float:
+    """Return the bit rate of a stream under fixed-length indices in bits per second (P eq. 19)."""
+    return frame_rate_hz * sum(math.log2(size) for size in codebook_sizes)
+
+
+def codebook_normalized_rate(cnbpt: Sequence[float], rates_hz: Sequence[float]) -> float:
+    """Return cnBPS: token rate times cnBPT, summed over the streams, per second (P eq. 22, 23)."""
+    return sum(ratio * rate for ratio, rate in zip(cnbpt, rates_hz, strict=True))
+
+
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """Return how often each code occurs, [codebook_size] int64."""
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
+        raise DataError(f"codes must be in 0..{codebook_size - 1}")
+    return torch.bincount(codes.reshape(-1), minlength=codebook_size)
+
+
+def unigram_entropy_bits(counts: Tensor) -> float:
+    """Return the empirical entropy of the code distribution in bits (P E.1)."""
+    total = counts.sum()
+    if total == 0:
+        raise DataError("there are no codes to take the entropy of")
+    shares = counts[counts > 0].double() / total
+    return -(shares * shares.log2()).sum().item() + 0.0
+
+
+def normalized_entropy(counts: Tensor) -> float:
+    """Return the unigram entropy over log2 of the codebook size, 0 to 1 (P E.1)."""
+    return unigram_entropy_bits(counts) / math.log2(len(counts))
+
+
+def utilization(counts: Tensor) -> float:
+    """Return the share of codes that occur at least once (P E.1)."""
+    return (counts > 0).double().mean().item()
+
+
+def corruption_cost_percent(corrupted_bits: float, intact_bits: float) -> float:
+    """Return by how many percent a damaged source raises the loss; the normalization cancels (P eq. 8)."""
+    return 100 * (corrupted_bits / intact_bits - 1)

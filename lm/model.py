@@ -1,0 +1,176 @@
+"""The dual-track language model: a Qwen2 backbone over frames of two codes (P 5.2, B.1)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2Model
+from transformers.utils import is_flash_attn_2_available
+
+from ..tokenizer.common.checkpoint import load_component, save_component
+from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.errors import ConfigError
+from ..tokenizer.model import DuoTokenizer
+from .codes import TrackCodes
+from .layout import SEGMENTS, TRACKS, Layout, lay_out
+
+KIND = "lm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualTrackLMConfig:
+    """Settings of the language model; the defaults are the paper's size, about 1B (P B.1.1)."""
+
+    vocal_codes: int = 32_768
+    accompaniment_codes: int = 32_768
+    code_dim: int = 64  # width of the tokenizer's code vectors
+    embedding_dim: int = 768  # width of one track's embedding before the projection (eq. 24)
+    hidden_dim: int = 1536
+    layers: int = 18
+    heads: int = 12
+    key_value_heads: int = 2
+    feed_forward_dim: int = 8960
+    rope_theta: float = 10_000.0
+    attention_dropout: float = 0.0
+    aligned_source: bool = True  # a target step also carries the source's code of the frame it predicts
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("code_dim", "embedding_dim", "hidden_dim", "layers", "heads", "key_value_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vocal_codes", "accompaniment_codes"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
+        if self.hidden_dim % self.heads or (self.hidden_dim // self.heads) % 2:
+            raise ConfigError(f"hidden_dim {self.hidden_dim} must divide into {self.heads} heads of even width")
+        if self.heads % self.key_value_heads:
+            raise ConfigError(f"key_value_heads {self.key_value_heads} must divide heads {self.heads}")
+        if not 0 <= self.attention_dropout < 1:
+            raise ConfigError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
+
+
+class DualTrackLM(nn.Module):
+    """Predicts the next code of each track from frames of both (P B.1.2 to B.1.4)."""
+
+    def __init__(self, config: DualTrackLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint: str | None = None
+        self.tokenizer_fingerprint: str | None = None
+        sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
+        self.tracks = nn.ModuleDict(
+            {t: TrackCodes(sizes[t], config.code_dim, config.embedding_dim, config.hidden_dim) for t in TRACKS}
+        )
+        self.project = nn.Linear(len(TRACKS) * config.embedding_dim, config.hidden_dim)
+        self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)
+        nn.init.normal_(self.segments.weight, std=0.5)
+        self.backbone = _build_backbone(config)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: DuoTokenizer, config: DualTrackLMConfig) -> "DualTrackLM":
+        """Return a new model for a tokenizer: its codebook sizes, its code vectors, its fingerprint."""
+        vectors = {track: tokenizer.code_vectors(track) for track in TRACKS}
+        config = replace(
+            config,
+            vocal_codes=len(vectors["vocal"]),
+            accompaniment_codes=len(vectors["accompaniment"]),
+            code_dim=vectors["vocal"].shape[1],
+        )
+        model = cls(config)
+        for track in TRACKS:
+            model.codes_of(track).anchor_on(vectors[track])
+        model.tokenizer_fingerprint = tokenizer.fingerprint
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.project.weight.device
+
+    @property
+    def pads(self) -> dict[str, int]:
+        """PAD of each track: its number of codes."""
+        return {track: self.codes_of(track).pad for track in TRACKS}
+
+    def codes_of(self, track: str) -> TrackCodes:
+        """Return the embedding table and head of a track."""
+        if track not in TRACKS:
+            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {track!r}")
+        codes = self.tracks[track]
+        assert isinstance(codes, TrackCodes)
+        return codes
+
+    def lay_out(self, codes: dict[str, Tensor], mode: str, **options: Any) -> Layout:
+        """Lay out codes for this model; see `layout.lay_out` for the options."""
+        return lay_out(codes, mode, pads=self.pads, aligned_source=self.config.aligned_source, **options)
+
+    def embed(self, vocal: Tensor, accompaniment: Tensor, segment: Tensor) -> Tensor:
+        """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24)."""
+        both = [self.codes_of("vocal").embed(vocal), self.codes_of("accompaniment").embed(accompaniment)]
+        return self.project(torch.cat(both, dim=-1)) + self.segments(segment)
+
+    def forward(self, layout: Layout) -> dict[str, Tensor]:
+        """Return {track: logits [batch, frames, codes]} of the frames of the target segment."""
+        hidden = self.hidden_states(layout)[:, -layout.frames :]
+        return {track: self.codes_of(track).logits(hidden) for track in TRACKS}
+
+    def hidden_states(self, layout: Layout) -> Tensor:
+        """Return the backbone's states [batch, steps, hidden_dim]; step i sees steps 0..i."""
+        hidden = self.embed(layout.vocal, layout.accompaniment, layout.segment)
+        self._choose_attention(hidden)
+        # The layers are called one by one because Qwen2Model.forward takes positions that start again
+        # for packed sequences and would hide the prompt from the target.
+        rotary = self.backbone.rotary_emb(hidden, layout.position)
+        for layer in self.backbone.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+        return self.backbone.norm(hidden)
+
+    def _choose_attention(self, hidden: Tensor) -> None:
+        """Use flash-attention 2 where it can run: installed, on CUDA, in half precision; otherwise SDPA."""
+        is_half = hidden.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
+        can_flash = hidden.is_cuda and is_half and is_flash_attn_2_available()
+        wanted = "flash_attention_2" if can_flash else "sdpa"
+        if self.backbone.config._attn_implementation != wanted:
+            self.backbone.set_attn_implementation(wanted)
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write the model folder; it records the tokenizer's fingerprint."""
+        extra = {"tokenizer_fingerprint": self.tokenizer_fingerprint, **(extra or {})}
+        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DualTrackLM":
+        """Read a model folder (CPU, eval)."""
+        model, description = load_component(
+            folder, KIND, lambda config: cls(config_from_dict(DualTrackLMConfig, config, str(folder)))
+        )
+        assert isinstance(model, cls)
+        model.fingerprint = description["fingerprint"]
+        model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
+        return model
+
+
+def _build_backbone(config: DualTrackLMConfig) -> Qwen2Model:
+    backbone = Qwen2Model(
+        Qwen2Config(
+            vocab_size=1,
+            hidden_size=config.hidden_dim,
+            intermediate_size=config.feed_forward_dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.key_value_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            attention_dropout=config.attention_dropout,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    )
+    backbone.embed_tokens = nn.Identity()  # the input is embedded here, from two tables
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return backbone

@@ -1,0 +1,101 @@
+"""Time and peak memory of making one accompaniment, in a process of its own on two CPU cores.
+
+Run: python -m duotok.recipes.evaluation.speed --vocal song.wav --bundle DIR
+Prints one line of JSON: seconds of audio, of loading the bundle and of computing, and the peak memory.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from duotok.tokenizer.common.errors import DuoTokError
+
+CORES = 2
+_LONGEST_WAIT_SECONDS = 3_600
+
+
+def time_in_subprocess(vocal: Path, bundle: Path) -> dict[str, float]:
+    """What this module prints for a recording; raises DuoTokError with its last line when it fails."""
+    command = [sys.executable, "-m", "duotok.recipes.evaluation.speed", "--vocal", str(vocal), "--bundle"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(CORES), "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(
+            [*command, str(bundle)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_WAIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DuoTokError(
+            f"timing {vocal} took over {_LONGEST_WAIT_SECONDS} s; use a smaller model"
+        ) from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DuoTokError(f"timing {vocal} failed: {reason}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in 10^9 bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: a started process inherits its parent's peak there (Linux, exec_mmap).
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def keep_to_cores(cores: int) -> None:
+    """Let this process use no more than that many CPU cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    import torch
+
+    torch.set_num_threads(cores)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description="Time one accompaniment on two CPU cores.")
+    parser.add_argument("--vocal", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    keep_to_cores(CORES)
+    from duotok.recipes.pipeline import Accompanist
+    from duotok.tokenizer.common.audio import audio_seconds
+
+    try:
+        started = time.perf_counter()
+        accompanist = Accompanist.from_pretrained(arguments.bundle)
+        loaded = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            accompanist.accompany(arguments.vocal, seed=0).save(Path(folder) / "song")
+        finished = time.perf_counter()
+        seconds = audio_seconds(arguments.vocal)
+    except DuoTokError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    figures = {
+        "audio_seconds": seconds,
+        "load_seconds": loaded - started,
+        "compute_seconds": finished - loaded,
+        "peak_memory_gb": peak_memory_gb(),
+    }
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

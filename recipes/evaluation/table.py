@@ -1,0 +1,175 @@
+"""Results as a Markdown table, also between the marks of a README.
+
+Run: python -m duotok.recipes.evaluation.table results.json [--readme README.md]
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from duotok.tokenizer.common.errors import DataError, DuoTokError
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+Figures = Mapping[str, float]
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    label: str
+    keys: tuple[str, ...]  # the figures it needs; a row without them is left out
+    form: Callable[..., str]  # of the figures' values
+    should: str  # what the figure should be
+
+
+def _plain(digits: int, unit: str = "") -> Callable[..., str]:
+    return lambda *values: " / ".join(f"{value:.{digits}f}{unit}" for value in values)
+
+
+def _difference(value: float, other: float) -> str:
+    return f"{value - other:+.2f} ({value:.2f} against {other:.2f})"
+
+
+_FINE = ("50_300", "300_1000", "1000_3000")
+
+
+def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...]:
+    fine = tuple(f"{prefix}_fine_structure_{band}_hz" for band in _FINE)
+    return (
+        Row(f"{name}: chroma correlation", (f"{prefix}_chroma_correlation",), _plain(2), chroma),
+        Row(f"{name}: fine structure at 50-300 / 300-1000 / 1000-3000 Hz", fine, _plain(2), "1"),
+        Row(f"{name}: log10-mel L1", (f"{prefix}_log10_mel_l1",), _plain(2), mel),
+    )
+
+
+_G, _L, _T = "generate.", "lm.", "tokenizer."
+_MARGIN = "+0.15 or more"
+_IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")
+_HARMONY = ("harmony_real", "harmony_real_mismatched", "harmony_silence")
+_BEAT_F = ("beat_f_real", "beat_f_real_mismatched", "beat_f_silence")
+ROWS: dict[str, tuple[Row, ...]] = {
+    "Generated accompaniment": (
+        Row("harmony (1.0 is chance)", (_G + "harmony",), _plain(2), "1.3 or more"),
+        Row("harmony with another song's vocal", (_G + "harmony_mismatched",), _plain(2), "about 1.0"),
+        Row(
+            "harmony of the corpus' own band / of another song's / of silence",
+            tuple(_G + key for key in _HARMONY),
+            _plain(2),
+            "",
+        ),
+        Row("in-key minus mismatched", (_G + "in_key", _G + "in_key_mismatched"), _difference, _MARGIN),
+        Row(
+            "in-key of the corpus' own band / of another song's / of silence",
+            tuple(_G + key for key in _IN_KEY),
+            _plain(2),
+            "",
+        ),
+        Row("beat F minus mismatched", (_G + "beat_f", _G + "beat_f_mismatched"), _difference, _MARGIN),
+        Row(
+            "beat F of the corpus' own band / of another song's / of silence",
+            tuple(_G + key for key in _BEAT_F),
+            _plain(2),
+            "",
+        ),
+        Row(
+            "chroma of the sound against that of its own tokens",
+            (_G + "token_chroma_correlation",),
+            _plain(2),
+            "0.6 or more",
+        ),
+        Row("loudness against the vocal", (_G + "loudness_difference_lu",), _plain(1, " LU"), "within 12"),
+        Row("highest peak", (_G + "peak",), _plain(3), "below 1"),
+        Row(
+            "longest silent stretch / in the corpus' own bands",
+            (_G + "longest_silence_seconds", _G + "longest_silence_real_seconds"),
+            _plain(1, " s"),
+            "3 s or less",
+        ),
+    ),
+    "Speed on two CPU cores": (
+        Row("computing per second of audio, 30 s song", (_G + "rtf_30s",), _plain(2, " s"), "1.0 s or less"),
+        Row("the same, 180 s song", (_G + "rtf_180s",), _plain(2, " s"), "no more than 10 % above"),
+        Row("peak memory, 180 s song", (_G + "peak_memory_gb",), _plain(2, " GB"), "4 GB or less"),
+    ),
+    "Language model": (
+        Row("cnBPT, accompaniment alone", (_L + "cnbpt_unconditional_accompaniment",), _plain(3), "lower"),
+        Row("cnBPT, vocal to accompaniment", (_L + "cnbpt_vocal_to_accompaniment",), _plain(3), "lower"),
+        Row(
+            "cost of another song's vocal, first 5 s without prefix",
+            (_L + "mismatch_cost_first_5s_percent",),
+            _plain(1, " %"),
+            "5 % or more",
+        ),
+        Row("the same, whole window", (_L + "mismatch_cost_percent",), _plain(1, " %"), "above 0"),
+    ),
+    "Renderer": (
+        *_codec_rows("renderer.vae", "VAE", "0.85 or more", "0.25 or less"),
+        *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
+    ),
+    "Tokenizer (vocal / accompaniment)": tuple(
+        Row(label, (_T + "vocal_" + key, _T + "accompaniment_" + key), _plain(2), should)
+        for label, key, should in (
+            ("chroma read out of the codes, correlation", "chroma_correlation", "higher"),
+            ("log10-mel read out of the codes, L1", "mel_l1", "lower"),
+            ("codebook utilization", "utilization", "0.90 or more"),
+            ("normalized entropy", "normalized_entropy", "higher"),
+        )
+    ),
+}
+
+
+def render_table(figures: Figures) -> str:
+    """The Markdown table of the figures that are there, one section after the other."""
+    lines = ["| measured on the test songs | value | should be |", "|---|---|---|"]
+    for section, rows in ROWS.items():
+        found = [row for row in rows if all(key in figures for key in row.keys)]
+        if found:
+            lines.append(f"| **{section}** | | |")
+        for row in found:
+            lines.append(f"| {row.label} | {row.form(*(figures[key] for key in row.keys))} | {row.should} |")
+    return "\n".join(lines)
+
+
+def put_between_marks(text: str, table: str) -> str:
+    """The text with the table between its two marks; raises DataError where they are missing."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"there must be one {BEGIN} and after it one {END} in the README")
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    return re.sub(pattern, lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(description="Results as a Markdown table.")
+    parser.add_argument("results", type=Path, help="results.json of score.py")
+    parser.add_argument("--readme", type=Path, help="file whose block between the marks is replaced")
+    arguments = parser.parse_args(argv)
+    from duotok.recipes.evaluation.results import read_results
+
+    try:
+        table = render_table(read_results(arguments.results))
+        if arguments.readme is not None:
+            _update(arguments.readme, table)
+    except DuoTokError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table)
+    return 0
+
+
+def _update(readme: Path, table: str) -> None:
+    temporary = readme.with_name(f".{readme.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(put_between_marks(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+        os.replace(temporary, readme)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot update {readme}: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

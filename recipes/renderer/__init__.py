@@ -1,0 +1,1 @@
+"""Training of the renderer: autoencoder, latents, diffusion decoders (P 3.4)."""

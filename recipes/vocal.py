@@ -1,0 +1,90 @@
+"""The recording that is accompanied: read, checked, brought into range."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
+from duotok.tokenizer.common.errors import AudioError
+
+SHORTEST_SECONDS = 1.0
+_SILENT_PEAK = 1e-4  # -80 dBFS, three steps of 16 bits
+_QUIET_PEAK = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocal:
+    """A usable vocal."""
+
+    wave: Tensor  # [2, samples] at 48 kHz, peak <= 1
+    name: str  # file name, or "" for a tensor
+    warnings: tuple[str, ...]
+
+    @property
+    def listened(self) -> Tensor:
+        """What the tokenizer hears, [1, 1, samples]: the middle, or the left where the sides cancel out."""
+        middle = self.wave.mean(dim=0, keepdim=True)
+        left = self.wave[:1]
+        cancels = float(middle.square().mean()) < 1e-3 * float(left.square().mean())
+        return (left if cancels else middle)[None]
+
+
+def load_vocal(source: str | Path | Tensor) -> Vocal:
+    """Read and check a vocal: a file of any rate and channel count, or a wave at 48 kHz.
+
+    source: a path, or a tensor [samples] or [channels, samples]. Raises AudioError when it cannot be read, is
+    shorter than SHORTEST_SECONDS, silent, or holds NaN.
+    """
+    if isinstance(source, Tensor):
+        return check_vocal(_to_stereo(source), name="")
+    return check_vocal(read_audio(source), name=Path(source).name)
+
+
+def check_vocal(wave: Tensor, name: str) -> Vocal:
+    """wave [2, samples] at 48 kHz -> a vocal with a peak of at most 1; raises AudioError if it is unusable."""
+    what = name or "the vocal"
+    if wave.shape[-1] < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        raise AudioError(
+            f"{what} has {wave.shape[-1] / SAMPLE_RATE_HZ:.3f} s; give a vocal of at least {SHORTEST_SECONDS:g} s"
+        )
+    peak = max(float(wave.max()), -float(wave.min()))
+    if not math.isfinite(peak) or not bool(torch.isfinite(wave).all()):
+        raise AudioError(f"{what} holds NaN or infinite samples; export it again from your audio editor")
+    if peak < _SILENT_PEAK:
+        raise AudioError(f"{what} is silent; give the recording of a singer")
+    warnings = []
+    if peak > 1:
+        wave = wave / peak
+        warnings.append(f"the vocal's peak was {peak:.4g}, above full scale; it was turned down to 1")
+    if peak < _QUIET_PEAK:
+        warnings.append("the vocal is very quiet, and the accompaniment with it; turn the recording up")
+    return Vocal(wave=wave, name=name, warnings=tuple(warnings))
+
+
+def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
+    """The given start of the accompaniment, [1, 2, samples], cut to whole token frames by the caller.
+
+    Raises AudioError when it cannot be read or does not leave anything to generate.
+    """
+    wave = _to_stereo(source) if isinstance(source, Tensor) else read_audio(source)
+    if not bool(torch.isfinite(wave).all()):
+        raise AudioError("the prefix holds NaN or infinite samples; export it again from your audio editor")
+    song = vocal.wave.shape[-1]
+    if wave.shape[-1] >= song:
+        raise AudioError(
+            f"the prefix has {wave.shape[-1] / SAMPLE_RATE_HZ:.2f} s, the vocal {song / SAMPLE_RATE_HZ:.2f} s; "
+            f"give a prefix shorter than the song"
+        )
+    return wave[None]
+
+
+def _to_stereo(wave: Tensor) -> Tensor:
+    wave = wave.detach().cpu().float()
+    if wave.ndim == 1:
+        wave = wave[None]
+    if wave.ndim != 2 or wave.shape[0] > wave.shape[1]:
+        raise AudioError(f"a wave must be [samples] or [channels, samples], got shape {tuple(wave.shape)}")
+    return wave if wave.shape[0] == 2 else wave.mean(dim=0, keepdim=True).repeat(2, 1)

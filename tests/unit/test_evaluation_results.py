@@ -1,0 +1,157 @@
+"""The results file, the table and the small figures of the evaluation."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.recipes.corpus.manifest import Item
+from duotok.recipes.evaluation import excerpts, results, score, sound, speed, table, tokenizer_part
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+FIGURES = {
+    "generate.in_key": 0.8,
+    "generate.in_key_mismatched": 0.55,
+    "generate.rtf_30s": 0.5,
+    "tokenizer.vocal_utilization": 0.97,
+    "tokenizer.accompaniment_utilization": 0.99,
+}
+
+
+def make_item(name: str, song: str, seconds: float = 40.0, split: str = "test") -> Item:
+    stems = {stem: f"{name}/{stem}.wav" for stem in ("vocal", "drums", "bass", "other")}
+    return Item(
+        id=name,
+        split=split,
+        source="test",
+        song=song,
+        seconds=seconds,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        stems=stems,
+        mix=f"{name}/mix.wav",
+        tempo_bpm=120.0,
+        beats_seconds=[0.5 * beat for beat in range(int(2 * seconds))],
+        downbeats_seconds=[2.0 * bar for bar in range(int(seconds / 2))],
+        chords=[],
+        key="C:maj",
+        notes=[(22.0, 30.0, 60, "la")],
+        voice="a",
+        style="rock",
+        root=Path("."),
+    )
+
+
+def test_only_the_measured_part_is_replaced(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    results.merge_results(path, "lm", {"old": 1.0})
+    results.merge_results(path, "generate", {"rtf_30s": 0.5})
+    merged = results.merge_results(path, "lm", {"new": 2})
+    assert merged == {"generate.rtf_30s": 0.5, "lm.new": 2} == json.loads(path.read_text())
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": "b"}'])
+def test_a_damaged_results_file_is_refused_and_kept(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="results.json"):
+        results.merge_results(path, "lm", {"new": 1.0})
+    assert path.read_text() == text
+
+
+def test_a_figure_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(DataError, match="lm.cost"):
+        results.merge_results(tmp_path / "results.json", "lm", {"cost": math.nan})
+
+
+def test_table_shows_what_is_there_and_nothing_else():
+    text = table.render_table(FIGURES)
+    assert "| in-key minus mismatched | +0.25 (0.80 against 0.55) | +0.15 or more |" in text
+    assert "| codebook utilization | 0.97 / 0.99 | 0.90 or more |" in text
+    assert "Language model" not in text and "180 s" not in text
+
+
+def test_table_replaces_the_block_of_a_readme(tmp_path, capsys):
+    readme, path = tmp_path / "README.md", tmp_path / "results.json"
+    readme.write_text(f"before\n{table.BEGIN}\nold \\1\n{table.END}\nafter\n")
+    path.write_text(json.dumps(FIGURES))
+    for _ in range(2):
+        assert table.main([str(path), "--readme", str(readme)]) == 0
+    expected = f"before\n{table.BEGIN}\n{table.render_table(FIGURES)}\n{table.END}\nafter\n"
+    assert readme.read_text() == expected
+    readme.write_text("no marks")
+    assert table.main([str(path), "--readme", str(readme)]) == 1
+    assert readme.read_text() == "no marks"
+    assert table.BEGIN in capsys.readouterr().err
+
+
+def test_frame_correlation_leaves_out_silence():
+    target = torch.zeros(4, 12)
+    target[:2, 0] = 1.0
+    found = target.clone()
+    found[2:] = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    assert tokenizer_part.frame_correlation(found, target) == pytest.approx(1.0)
+    assert tokenizer_part.frame_correlation(found, torch.zeros(4, 12)) == 0.0
+    shifted = found.roll(1, dims=1)
+    assert tokenizer_part.frame_correlation(shifted, target) == pytest.approx(-1 / 11, abs=1e-4)
+
+
+def test_facts_about_a_sound():
+    time = torch.arange(4 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time).repeat(2, 1)
+    gap = tone.clone()
+    gap[:, SAMPLE_RATE_HZ : round(2.5 * SAMPLE_RATE_HZ)] = 0
+    assert sound.longest_silence_seconds(tone) == 0.0
+    assert sound.longest_silence_seconds(gap) == pytest.approx(1.5)
+    assert sound.measure_peak(tone) == pytest.approx(0.5, abs=1e-3)
+    assert sound.loudness_difference_lu(tone * 0.5, tone) == pytest.approx(-6.02, abs=0.02)
+    assert sound.loudness_difference_lu(torch.zeros_like(tone), tone) == -120.0
+
+
+def test_excerpts_spread_over_songs_and_take_the_singing():
+    items = [make_item(f"{song}{index}", song) for song in "abc" for index in range(4)]
+    chosen = excerpts.choose_excerpts(items, count=6, seconds=10.0, seed=3)
+    assert sorted(excerpt.item.song for excerpt in chosen[:3]) == ["a", "b", "c"]
+    assert len({excerpt.item.id for excerpt in chosen}) == 6
+    assert all(20.0 <= excerpt.start_seconds <= 22.0 for excerpt in chosen)
+    again = excerpts.choose_excerpts(items, count=6, seconds=10.0, seed=3)
+    assert [excerpt.item.id for excerpt in again] == [excerpt.item.id for excerpt in chosen]
+    assert chosen[0].beats_seconds[0] == 0.0 and chosen[0].beats_seconds[-1] == 10.0
+    with pytest.raises(DataError, match="40 s"):
+        excerpts.choose_excerpts(items, count=6, seconds=60.0, seed=3)
+
+
+def test_items_of_other_splits_are_refused(tmp_path):
+    from duotok.recipes.corpus.manifest import write_manifest
+
+    write_manifest(tmp_path / "test.jsonl", [make_item("one", "a"), make_item("two", "b", split="train")])
+    with pytest.raises(DataError, match="two"):
+        excerpts.read_test_items(tmp_path)
+
+
+def test_a_missing_corpus_is_one_line_and_exit_code_1(tmp_path, capsys):
+    out = tmp_path / "results.json"
+    for part in score.PARTS:
+        code = score.main([part, "--corpus", str(tmp_path), "--bundle", str(tmp_path), "--out", str(out)])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ")
+    assert not out.exists()
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match="--items"):
+        score.Settings(corpus=Path("."), bundle=Path("."), items=1)
+
+
+def test_peak_memory_is_the_process_own_and_not_its_parents():
+    ballast = np.ones(60_000_000)  # 480 MB that a started process must not inherit
+    code = "from duotok.recipes.evaluation.speed import peak_memory_gb; print(peak_memory_gb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.005 < float(done.stdout) < 0.3
+    assert speed.peak_memory_gb() > ballast.nbytes / 1e9

@@ -1,0 +1,141 @@
+"""The recipe of the diffusion decoder on synthetic shards: it learns, resumes, and refuses foreign parts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.recipes.renderer import diffusion as recipe
+from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
+from duotok.recipes.training import run_training
+from duotok.renderer.diffusion import DiffusionDecoder
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+RECIPES = Path(recipe.__file__).parent / "diffusion"
+CODES = 8
+
+
+def make_pair(frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes that stay for a few frames, and latents that are a function of the code."""
+    rng = np.random.default_rng(seed)
+    codes = torch.from_numpy(np.repeat(rng.integers(CODES, size=frames), 4)[:frames])
+    table = torch.randn(CODES, 2, 64, generator=torch.Generator().manual_seed(7))
+    return codes, table[codes].flatten(0, 1) * 1.5 + 0.3
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("parts") / "tokenizer"
+    DuoTokenizer(
+        DuoTokenizerConfig(
+            mel_bands=32, dim=32, heads=2, feed_forward_dim=64, blocks=1, attention_window=8, code_dim=8,
+            vocal_codes=CODES, accompaniment_codes=CODES, head_dim=16,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents_folder(tmp_path_factory, tokenizer_folder):
+    folder = tmp_path_factory.mktemp("latents")
+    fingerprint = str(DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint)
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint=fingerprint, vae_fingerprint="vae")
+    write_shard(folder, 0, {"a/1": make_pair(120, 1), "a/2": make_pair(90, 2)}, origin)
+    write_shard(folder, 1, {"b": make_pair(200, 3), "too short": make_pair(30, 4)}, origin)
+    return folder
+
+
+def load(tokenizer_folder, latents_folder, *overrides):
+    settings = [f"tokenizer={tokenizer_folder}", f"data.latents={latents_folder}", *overrides]
+    return load_config(recipe.Config, RECIPES / "tiny.yaml", settings)
+
+
+def test_tiny_recipe_lowers_the_loss_and_exports(tmp_path, tokenizer_folder, latents_folder):
+    task = recipe.build(load(tokenizer_folder, latents_folder))
+    batch = task.make_batch(np.random.default_rng(123))
+
+    def validate() -> dict[str, float]:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return {name: float(loss) for name, loss in task.objective(**batch).items()}
+
+    before = validate()
+    run_training(task, load(tokenizer_folder, latents_folder, "train.steps=80").train, tmp_path / "run")
+    after = validate()
+    assert after["diffusion"] < 0.8 * before["diffusion"]
+    assert after["regression"] < before["regression"] - 0.1
+    decoder = DiffusionDecoder.from_pretrained(tmp_path / "run/final")
+    assert decoder.vae_fingerprint == "vae"
+    assert decoder.tokenizer_fingerprint == DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint
+    assert abs(float(decoder.latent_mean.mean()) - 0.3) < 0.5 and float(decoder.latent_deviation.mean()) > 1
+
+
+def test_resumed_training_gives_identical_weights(tmp_path, tokenizer_folder, latents_folder):
+    config = load(tokenizer_folder, latents_folder, "train.steps=6")
+    run_training(recipe.build(config), config.train, tmp_path / "whole")
+    run_training(recipe.build(config), config.train, tmp_path / "pieces", stop_after=2)
+    run_training(recipe.build(config), config.train, tmp_path / "pieces")
+    whole, pieces = (
+        DiffusionDecoder.from_pretrained(tmp_path / name / "final").state_dict()
+        for name in ("whole", "pieces")
+    )
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+
+def test_batches_align_codes_with_latents(tokenizer_folder, latents_folder):
+    config = load(tokenizer_folder, latents_folder)
+    batch = recipe.build(config).make_batch(np.random.default_rng(0))
+    table = torch.randn(CODES, 2, 64, generator=torch.Generator().manual_seed(7))
+    for codes, offset, latents in zip(batch["codes"], batch["offset"], batch["latents"], strict=True):
+        assert codes.shape == (70,) and latents.shape == (64, 100)
+        expected = table[codes[offset : offset + 50]].flatten(0, 1).T * 1.5 + 0.3
+        assert torch.allclose(latents, expected, atol=1e-2)  # stored as float16
+
+
+def test_tokenizer_is_not_trained(tokenizer_folder, latents_folder):
+    objective = recipe.build(load(tokenizer_folder, latents_folder)).objective.train()
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith("decoder.") for name in trained)
+    assert not objective.tokenizer.training
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path, tokenizer_folder):
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint="other", vae_fingerprint="vae")
+    write_shard(tmp_path, 0, {"a": make_pair(100, 1)}, origin)
+    with pytest.raises(CheckpointError, match="tokenizer other"):
+        recipe.build(load(tokenizer_folder, tmp_path))
+
+
+def test_mixed_empty_and_damaged_shards_are_refused(tmp_path, tokenizer_folder):
+    with pytest.raises(DataError, match="no shards"):
+        recipe.build(load(tokenizer_folder, tmp_path))
+    for number, vae in enumerate(("one", "two")):
+        origin = ShardOrigin(track="vocal", tokenizer_fingerprint="t", vae_fingerprint=vae)
+        write_shard(tmp_path, number, {f"item {vae}": make_pair(40, number)}, origin)
+    with pytest.raises(CheckpointError, match="different"):
+        LatentShards(tmp_path)
+    (tmp_path / "shard-00001.safetensors").write_bytes(b"not a shard")
+    with pytest.raises(DataError, match="damaged"):
+        LatentShards(tmp_path)
+
+
+def test_wrong_widths_are_named(tokenizer_folder, latents_folder):
+    with pytest.raises(ConfigError, match="feature_dim"):
+        recipe.build(load(tokenizer_folder, latents_folder, "model.feature_dim=48"))
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_every_recipe_loads(name):
+    config = load_config(recipe.Config, RECIPES / f"{name}.yaml")
+    assert config.model.latent_dim == 64
+
+
+def test_base_is_the_papers_size():
+    config = load_config(recipe.Config, RECIPES / "base.yaml")
+    with torch.device("meta"):
+        decoder = DiffusionDecoder(config.model)
+    assert 380e6 < sum(parameter.numel() for parameter in decoder.parameters()) < 420e6
