@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2Model
 from transformers.utils import is_flash_attn_2_available
 
@@ -125,7 +126,10 @@ class DualTrackLM(nn.Module):
         # for packed sequences and would hide the prompt from the target.
         rotary = self.backbone.rotary_emb(hidden, layout.position)
         for layer in self.backbone.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+            if self.config.gradient_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, None, position_embeddings=rotary, use_reentrant=False)
+            else:
+                hidden = layer(hidden, None, position_embeddings=rotary)
         return self.backbone.norm(hidden)
 
     def _choose_attention(self, hidden: Tensor) -> None:
@@ -171,6 +175,4 @@ def _build_backbone(config: DualTrackLMConfig) -> Qwen2Model:
         )
     )
     backbone.embed_tokens = nn.Identity()  # the input is embedded here, from two tables
-    if config.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return backbone

@@ -88,7 +88,7 @@ def run_training(
             factor = learning_rate_factor(config, state.step, clock.progress(state.step, config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
-            torch.manual_seed(_mix_seed(config.seed, state.step))
+            torch.manual_seed(_mix_seed(config.seed, state.step, accelerator.process_index))
             losses = objective(**batches.next())
             accelerator.backward(losses["total"])
             norm = accelerator.clip_grad_norm_(parameters.values(), config.gradient_clip)
@@ -201,8 +201,8 @@ def _decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> l
     return [group for group in groups if group["params"]]
 
 
-def _mix_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+def _mix_seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _log(

@@ -128,7 +128,7 @@ def _accompany(accompanist: "Accompanist", excerpt: Excerpt, seed: int) -> tuple
     vocal = excerpt.read("vocal")
     result = accompanist.accompany(vocal, seed=seed)
     wave = result.accompaniment
-    tokenizer = accompanist.tokenizer
+    tokenizer = accompanist.bundle.tokenizer
     told = tokenizer.read_out(result.codes[None], "accompaniment").chroma[0]
     heard = tokenizer.targets(wave[None]).chroma[0]
     sound = {

@@ -8,17 +8,18 @@ from duotok.recipes.music.key import PITCH_CLASSES
 
 CHORD_NAMES = (*(f"{name}:maj" for name in PITCH_CLASSES), *(f"{name}:min" for name in PITCH_CLASSES), "N")
 _BLOCK_RATE_HZ = 10.0  # chords are decided ten times a second
-_SHARPNESS = 12.0  # log-likelihood per unit of cosine similarity
-_CHANGE_PENALTY = 6.0  # log-probability lost by a change of chord: about one change a second at most
+_SHARPNESS = 3.0  # log-likelihood per unit of correlation and block
+_CHANGE_PENALTY = 3.0  # log-probability lost by a change of chord
+_NO_CHORD_CORRELATION = 0.25  # "N" wins where no triad reaches this
 
 
 def chord_templates() -> np.ndarray:
-    """Unit-length templates [25, 12]: 12 major, 12 minor, and the flat one that stands for "no chord"."""
-    templates = np.zeros((25, 12))
+    """Mean-free unit-length templates [24, 12] of the major and minor triads; the root counts a little more."""
+    templates = np.zeros((24, 12))
     for root in range(12):
-        templates[root, [root, (root + 4) % 12, (root + 7) % 12]] = 1.0
-        templates[12 + root, [root, (root + 3) % 12, (root + 7) % 12]] = 1.0
-    templates[24] = 1.0
+        for row, third in ((root, 4), (12 + root, 3)):
+            templates[row, [root, (root + third) % 12, (root + 7) % 12]] = (1.2, 1.0, 1.0)
+    templates -= templates.mean(axis=1, keepdims=True)
     return templates / np.linalg.norm(templates, axis=1, keepdims=True)
 
 
@@ -33,9 +34,11 @@ def estimate_chords(chroma: np.ndarray, rate_hz: float) -> list[tuple[float, flo
     width = max(1, round(rate_hz / _BLOCK_RATE_HZ))
     starts = np.arange(0, len(chroma), width)
     blocks = np.add.reduceat(chroma, starts, axis=0)
+    blocks -= blocks.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(blocks, axis=1, keepdims=True)
-    blocks = np.where(norms > 1e-9, blocks / np.maximum(norms, 1e-9), 1 / np.sqrt(12))
-    path = _viterbi(_SHARPNESS * blocks @ chord_templates().T)
+    correlations = blocks @ chord_templates().T / np.maximum(norms, 1e-9)  # [blocks, 24]
+    silence = np.full((len(blocks), 1), _NO_CHORD_CORRELATION)
+    path = _viterbi(_SHARPNESS * np.concatenate([correlations, silence], axis=1))
     changes = np.flatnonzero(np.diff(path)) + 1
     edges = [0, *changes.tolist(), len(path)]
     total_seconds = len(chroma) / rate_hz

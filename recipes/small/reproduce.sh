@@ -29,7 +29,23 @@ make_corpus test "${TEST_HOURS:-0.6}"
 
 from=(--set "data.manifest=$data/train.jsonl")
 train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
-train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-12}" "${from[@]}" \
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-10}" "${from[@]}" \
     --set "start_from=$runs/stage1/final"
 train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-8}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
+
+train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
+
+python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
+    --out "$runs/tokens/train"
+train lm.train lm/small.yaml lm "${LM_MINUTES:-30}" --set "data.tokens=$runs/tokens/train" \
+    --set "tokenizer=$runs/stage3/final"
+
+python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
+    --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
+train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-30}" \
+    --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
+
+python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
+    --accompaniment "$runs/accompaniment/final" --out "$runs/bundle" --half
+python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"

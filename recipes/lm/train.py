@@ -1,0 +1,72 @@
+"""Train the dual-track language model on token shards (P 5.2, B.1).
+
+Run: python -m duotok.recipes.lm.train recipes/lm/small.yaml --out runs/small/lm
+Many processes: accelerate launch --multi_gpu -m duotok.recipes.lm.train recipes/lm/base.yaml --out runs/base/lm
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.recipes.command import recipe_main
+from duotok.recipes.lm.data import DataConfig
+from duotok.recipes.training import Task, TrainConfig
+from duotok.tokenizer.common.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from duotok.recipes.lm.token_shards import TokenShards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the recipe. Codebook sizes and code_dim of the model are the tokenizer's."""
+
+    tokenizer: str  # folder of the tokenizer that made the tokens
+    data: DataConfig
+    start_from: str | None = None  # a trained language model to go on from, instead of a new one
+    model: DualTrackLMConfig = field(default_factory=DualTrackLMConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def build(config: Config) -> Task:
+    """Make the objective and its batches."""
+    import torch
+
+    from duotok.lm.objective import LMObjective
+    from duotok.recipes.lm.data import WindowSource
+    from duotok.recipes.lm.token_shards import TokenShards
+
+    shards = TokenShards(config.data.tokens)
+    torch.manual_seed(config.train.seed)
+    lm = build_model(config, shards)
+    source = WindowSource(shards, config.data, lm, config.train.batch_size)
+    return Task(objective=LMObjective(lm), make_batch=source.make_batch, export=lm.save_pretrained)
+
+
+def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:
+    """Return a new model for the tokenizer, or the one to start from, checked against the tokens."""
+    from duotok.tokenizer.model import DuoTokenizer
+
+    if config.start_from is not None:
+        lm = DualTrackLM.from_pretrained(config.start_from)
+    else:
+        lm = DualTrackLM.for_tokenizer(DuoTokenizer.from_pretrained(config.tokenizer), config.model)
+    if str(lm.tokenizer_fingerprint) != shards.index.tokenizer_fingerprint:
+        raise CheckpointError(
+            f"the tokens in {shards.folder} were made by the tokenizer {shards.index.tokenizer_fingerprint}, "
+            f"the model is for {lm.tokenizer_fingerprint}; make the tokens again"
+        )
+    return lm
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe."""
+    return recipe_main(
+        argv, description="Train the dual-track language model", config_class=Config, build=build
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Token shards, training batches and the recipe files of the language model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.objective import LMObjective
+from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.lm import tokenize, train
+from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
+from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard, read_index
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+RECIPES = Path(train.__file__).parent
+SIZES = {"vocal": 11, "accompaniment": 13}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
+    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
+    folder = tmp_path_factory.mktemp("lm_tokenizer") / "tokenizer"
+    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, tiny_corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("lm_tokens") / "train"
+    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+    assert tokenize.main([*arguments, "--out", str(folder), "--items-per-shard", "3", "--batch", "2"]) == 0
+    return folder
+
+
+def make_shards(folder: Path) -> TokenShards:
+    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=SIZES, frame_rate_hz=25.0)
+    rng = np.random.default_rng(0)
+    for first, lengths in ((0, (30, 60)), (2, (90,))):
+        pairs = {
+            f"item{first + n}": (
+                f"song{first + n}",
+                "train",
+                {track: torch.from_numpy(rng.integers(size, size=length)) for track, size in SIZES.items()},
+            )
+            for n, length in enumerate(lengths)
+        }
+        append_shard(folder, index, pairs)
+    return TokenShards(folder)
+
+
+def make_lm() -> DualTrackLM:
+    settings = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
+    return DualTrackLM(
+        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
+    )
+
+
+def test_tokens_are_the_tokenizer_s(tokens: Path, tokenizer_folder: Path, tiny_corpus: Path) -> None:
+    shards, tokenizer = TokenShards(tokens), DuoTokenizer.from_pretrained(tokenizer_folder)
+    items = {item.id: item for item in read_manifest(tiny_corpus / "train.jsonl")}
+    assert {song.id for song in shards.index.songs} == set(items)
+    assert shards.index.tokenizer_fingerprint == tokenizer.fingerprint
+    assert shards.index.codebook_sizes == SIZES
+    song = shards.index.songs[-1]
+    assert (song.split, song.song, song.frames) == ("train", items[song.id].song, 200)
+    for track, codes in shards.codes(song).items():
+        assert torch.equal(codes, tokenizer.encode(items[song.id].read(track)[None], track)[0])
+
+
+def test_tokenizing_again_goes_on(tokens: Path, tokenizer_folder: Path, tiny_corpus: Path) -> None:
+    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+    before = (tokens / "index.json").read_text()
+    assert tokenize.main([*arguments, "--out", str(tokens)]) == 0
+    assert (tokens / "index.json").read_text() == before
+    # An interruption after the first shard: the rest is made again, the first is kept.
+    index = json.loads(before)
+    index["songs"] = [song for song in index["songs"] if song["shard"] == 0]
+    (tokens / "index.json").write_text(json.dumps(index))
+    assert tokenize.main([*arguments, "--out", str(tokens)]) == 0
+    assert (tokens / "index.json").read_text() == before
+
+
+def test_tokens_of_another_tokenizer_are_refused(
+    tmp_path: Path, tokenizer_folder: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shards(tmp_path / "tokens")
+    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+    assert tokenize.main([*arguments, "--out", str(tmp_path / "tokens")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "give another --out folder" in error
+
+
+def test_shards(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path)
+    assert [(s.shard, s.start, s.frames) for s in shards.index.songs] == [(0, 0, 30), (0, 30, 60), (1, 0, 90)]
+    whole = shards.codes(shards.index.songs[1])
+    part = shards.codes(shards.index.songs[1], 50, 20)
+    assert len(part["vocal"]) == 10
+    assert torch.equal(part["accompaniment"], whole["accompaniment"][50:])
+    with pytest.raises(DataError, match="run python -m duotok.recipes.lm.tokenize"):
+        TokenShards(tmp_path / "nothing")
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        read_index(tmp_path)
+
+
+def test_a_batch_is_a_function_of_the_generator(tmp_path: Path) -> None:
+    config = DataConfig(
+        tokens="",
+        windows=((0.4, 1), (1.2, 1)),
+        accompaniment_to_vocal=1,
+        unconditional=1,
+        history_dropout=HistoryDropout(probability=0.5),
+    )
+    source = WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=6)
+    sizes = set()
+    for seed in range(12):
+        one, two = (source.make_batch(np.random.default_rng(seed)) for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        sizes.add(tuple(one["target_vocal"].shape))
+        losses = LMObjective(make_lm())(**one)
+        assert torch.isfinite(losses["total"])
+    assert sizes == {(6, 10), (2, 30)}  # longer windows come in fewer examples
+
+
+def test_what_a_batch_shows(tmp_path: Path) -> None:
+    lm = make_lm()
+    config = DataConfig(tokens="", windows=((1.2, 1),), no_prefix=0.5, prefix_seconds=0.4, source_dropout=0.3)
+    source = WindowSource(make_shards(tmp_path), config, lm, batch_size=400)
+    batch = source.make_batch(np.random.default_rng(0))
+    shown = batch["vocal"][:, :30]
+    dropped = (shown == lm.pads["vocal"]).all(dim=1)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.07)
+    assert torch.equal(shown[~dropped], batch["target_vocal"][~dropped])
+    assert (batch["weight_vocal"] == 0).all()
+    prefixes = 30 - batch["weight_accompaniment"].sum(dim=1)
+    assert (prefixes == 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert prefixes.max() == 10
+    # Undamaged past: the target's codes one frame late.
+    assert torch.equal(batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1])
+
+
+def test_history_dropout_damages_the_past_only(tmp_path: Path) -> None:
+    lm = make_lm()
+    history = HistoryDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
+    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, history_dropout=history)
+    batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(np.random.default_rng(0))
+    past, true = batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1]
+    assert (past == lm.pads["accompaniment"]).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    # Of the codes replaced by random ones, one in 13 happens to be the right one.
+    assert (past != true).float().mean().item() == pytest.approx(0.2 + 0.2 * 12 / 13, abs=0.03)
+    assert torch.equal(batch["vocal"][:, :30], batch["target_vocal"])
+    assert int(batch["target_accompaniment"].max()) < 13
+
+
+def test_errors_name_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lower data.windows"):
+        config = DataConfig(tokens="", windows=((30.0, 1.0),))
+        WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=2)
+    for changes in (
+        {"windows": ()},
+        {"no_prefix": 1.5},
+        {"unconditional": -1.0},
+        {"history_dropout": dict(probability=2.0)},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            if "history_dropout" in changes:
+                HistoryDropout(**changes["history_dropout"])
+            DataConfig(tokens="", **changes)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_recipe_files_load(size: str) -> None:
+    config = load_config(train.Config, RECIPES / f"{size}.yaml")
+    assert config.data.vocal_to_accompaniment > 0
+
+
+def test_the_sizes_are_what_their_files_say() -> None:
+    small = load_config(train.Config, RECIPES / "small.yaml").model
+    base = load_config(train.Config, RECIPES / "base.yaml").model
+    sizes = dict(vocal_codes=1024, accompaniment_codes=2048)
+    with torch.device("meta"):
+        small_model = DualTrackLM(DualTrackLMConfig(**{**vars(small), **sizes}))
+        base_model = DualTrackLM(base)
+    assert 8e6 < sum(p.numel() for p in small_model.parameters()) < 12e6
+    assert 0.9e9 < sum(p.numel() for p in base_model.parameters()) < 1.1e9
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_files(stage: int) -> None:
+    settings = json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text())
+    assert settings["zero_optimization"]["stage"] == stage
+
+
+def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: Path) -> None:
+    command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run"), "--set", "train.steps=3"]
+    command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tokens}"]
+    assert train.main(command) == 0
+    lm = DualTrackLM.from_pretrained(tmp_path / "run" / "final")
+    assert lm.tokenizer_fingerprint == TokenShards(tokens).index.tokenizer_fingerprint
+    assert lm.config.accompaniment_codes == 13
+    # Go on from it with other settings.
+    command = [*command[:1], "--out", str(tmp_path / "more"), *command[3:]]
+    assert train.main([*command, "--set", f"start_from={tmp_path / 'run' / 'final'}"]) == 0
+
+
+def test_a_model_of_another_tokenizer_is_refused(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shards(tmp_path / "tokens")
+    command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run")]
+    command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tmp_path / 'tokens'}"]
+    assert train.main(command) == 1
+    assert "make the tokens again" in capsys.readouterr().err

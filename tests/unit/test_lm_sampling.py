@@ -1,0 +1,147 @@
+"""Sampling: the cache against the full model, seeds, prefixes, guidance, errors."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from duotok.lm.decoding import CachedDecoder
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.sampling import SamplingConfig, generate_candidates, generate_track, pick_codes
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+
+def make_lm(**changes: object) -> DualTrackLM:
+    torch.manual_seed(0)
+    settings = dict(vocal_codes=12, accompaniment_codes=20, code_dim=6, embedding_dim=8, hidden_dim=16)
+    settings |= dict(layers=2, heads=4, key_value_heads=2, feed_forward_dim=24)
+    lm = DualTrackLM(DualTrackLMConfig(**{**settings, **changes})).eval()
+    for parameter in lm.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return lm
+
+
+def make_vocal(frames: int) -> Tensor:
+    return torch.randint(0, 12, (frames,), generator=torch.Generator().manual_seed(frames))
+
+
+def full_logits(lm: DualTrackLM, vocal: Tensor, accompaniment: Tensor, guidance: float) -> Tensor:
+    """Guided logits [frames, codes] by two passes of the whole model, without any cache."""
+    codes = {"vocal": vocal[None], "accompaniment": accompaniment[None]}
+    rows = []
+    for drop in (False, True):
+        layout = lm.lay_out(codes, "vocal_to_accompaniment", drop_source=torch.tensor([drop]))
+        with torch.no_grad():
+            rows.append(lm(layout)["accompaniment"][0])
+    given, absent = rows
+    return absent + guidance * (given - absent)
+
+
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
+def test_the_cache_gives_the_states_of_one_pass(key_value_heads: int) -> None:
+    lm = make_lm(key_value_heads=key_value_heads)
+    codes = {"vocal": make_vocal(9)[None], "accompaniment": torch.arange(9)[None]}
+    layout = lm.lay_out(codes, "vocal_to_accompaniment")
+    with torch.no_grad():
+        expected = lm.hidden_states(layout)
+        inputs = lm.embed(layout.vocal, layout.accompaniment, layout.segment)
+    decoder = CachedDecoder(lm, rows=1, capacity=18)
+    for _ in range(2):  # a second song in the same buffers
+        decoder.reset()
+        parts = [decoder.advance(inputs[:, :9], 0), decoder.advance(inputs[:, 9:12], 0)]
+        parts += [decoder.advance(inputs[:, 9 + i : 10 + i], i) for i in range(3, 9)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("guidance", "aligned"), [(1.0, True), (1.7, True), (0.0, True), (2.0, False)])
+def test_greedy_sampling_follows_the_full_model(guidance: float, aligned: bool) -> None:
+    lm, vocal = make_lm(aligned_source=aligned), make_vocal(12)
+    codes = generate_track(lm, vocal, seed=0, temperature=0, guidance=guidance)
+    # Each code is the likeliest one given the codes before it.
+    assert torch.equal(full_logits(lm, vocal, codes, guidance).argmax(dim=-1), codes)
+
+
+def test_greedy_windows_follow_the_full_model() -> None:
+    lm, vocal = make_lm(), make_vocal(27)
+    codes = generate_track(lm, vocal, seed=0, temperature=0, guidance=1.5, window_frames=10, overlap_frames=4)
+    # Windows begin at 0, 6, 12 and, moved back to be whole, 17; what is new begins after the overlap.
+    for start, new in ((0, 0), (6, 10), (12, 16), (17, 22)):
+        window = slice(start, start + 10)
+        likeliest = full_logits(lm, vocal[window], codes[window], 1.5).argmax(dim=-1)
+        assert torch.equal(likeliest[new - start :], codes[new : start + 10])
+
+
+def test_the_vocal_matters_and_guidance_raises_it() -> None:
+    lm = make_lm()
+    one, other = make_vocal(10), make_vocal(11)[:10]
+    assert not torch.equal(
+        generate_track(lm, one, seed=3, temperature=0), generate_track(lm, other, seed=3, temperature=0)
+    )
+    # With guidance 0 the vocal is not heard at all.
+    assert torch.equal(
+        generate_track(lm, one, seed=3, guidance=0.0), generate_track(lm, other, seed=3, guidance=0.0)
+    )
+
+
+def test_seeds() -> None:
+    lm, vocal = make_lm(), make_vocal(40)
+    first = generate_track(lm, vocal, seed=1, temperature=1.0)
+    assert torch.equal(first, generate_track(lm, vocal, seed=1, temperature=1.0))
+    assert not torch.equal(first, generate_track(lm, vocal, seed=2, temperature=1.0))
+    config = SamplingConfig(temperature=1.0)
+    both = generate_candidates(lm, vocal, seeds=[1, 2], config=config)
+    assert both.shape == (2, 40)
+    assert torch.equal(both[0], first)
+
+
+def test_a_given_prefix_is_kept_and_continued() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(30), torch.arange(13)
+    codes = generate_track(lm, vocal, prefix_codes=prefix, seed=0, temperature=0, guidance=1.5)
+    assert torch.equal(codes[:13], prefix)
+    assert torch.equal(full_logits(lm, vocal, codes, 1.5).argmax(dim=-1)[13:], codes[13:])
+    assert torch.equal(generate_track(lm, vocal[:5], prefix_codes=prefix, seed=0), prefix[:5])
+
+
+def test_the_mirror_direction() -> None:
+    lm = make_lm()
+    vocal = generate_track(lm, torch.arange(20), seed=0, track="vocal")
+    assert vocal.shape == (20,)
+    assert int(vocal.max()) < 12
+
+
+def test_progress_counts_finished_frames() -> None:
+    seen: list[int] = []
+    generate_track(
+        make_lm(), make_vocal(25), seed=0, window_frames=10, overlap_frames=3, progress=seen.append
+    )
+    assert seen == list(range(1, 26))
+
+
+def test_top_k_and_top_p_by_hand() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).expand(400, 4)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
+
+    def drawn(**settings: float) -> set[int]:
+        config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings})
+        return set(pick_codes(logits, generators, config).tolist())
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {1, 2}
+    assert drawn(top_p=0.5) == {1, 2}  # 0.4 alone does not reach one half
+    assert drawn(top_p=0.3) == {1}
+    assert drawn(temperature=0) == {1}
+    assert drawn(temperature=0.01) == {1}
+
+
+def test_errors_say_what_is_wrong() -> None:
+    lm = make_lm()
+    with pytest.raises(DataError, match="0..11"):
+        generate_track(lm, torch.tensor([12]), seed=0)
+    with pytest.raises(DataError, match=r"\[frames\]"):
+        generate_track(lm, torch.zeros(1, 4).long(), seed=0)
+    with pytest.raises(DataError, match="one frame"):
+        generate_track(lm, torch.zeros(0).long(), seed=0)
+    with pytest.raises(DataError, match="0..19"):
+        generate_track(lm, make_vocal(5), prefix_codes=torch.tensor([20]), seed=0)
+    for settings in ({"temperature": -1.0}, {"top_p": 0.0}, {"guidance": -1.0}, {"overlap_frames": 750}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            generate_track(lm, make_vocal(5), seed=0, **settings)

@@ -1,0 +1,81 @@
+"""The latents recipe: chunks are inaudible, codes and latents are aligned."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
+from duotok.recipes.renderer.latents import encode_item, encode_latents, main
+from duotok.tokenizer.common.errors import CheckpointError, DataError
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+
+class ConvolutionEncoder(nn.Module):
+    """An encoder of the VAE's interface whose frames see 0.6 s to each side."""
+
+    hop_samples, latent_rate_hz, latent_dim = 960, 50, 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(2, 4, 960, stride=960)
+        self.context = nn.Conv1d(4, 64, 61, padding=30)
+
+    def encode(self, wave: torch.Tensor) -> torch.Tensor:
+        return self.context(self.frames(nn.functional.pad(wave, (0, -wave.shape[2] % 960))))
+
+
+@pytest.mark.parametrize("samples", [1, 48_000, 48_000 * 40, 48_000 * 85 + 7])
+def test_chunks_give_the_latents_of_one_pass(samples):
+    torch.manual_seed(0)
+    vae, wave = ConvolutionEncoder().eval(), torch.randn(2, samples)
+    with torch.inference_mode():
+        latents = encode_latents(vae, wave)
+        assert latents.shape == (-(-samples // 960), 64)
+        assert torch.allclose(latents, vae.encode(wave[None])[0].T, atol=1e-5)
+
+
+class NoiseItem:
+    """An item of any length without files."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def read(self, part: str) -> torch.Tensor:
+        return torch.randn(2, self.samples, generator=torch.Generator().manual_seed(len(part)))
+
+
+@pytest.mark.parametrize("samples", [1, 960, 961, 1920, 100_001])
+def test_two_latent_frames_per_code(tmp_path, samples):
+    torch.manual_seed(0)
+    tokenizer = DuoTokenizer(
+        DuoTokenizerConfig(
+            mel_bands=32, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=8, code_dim=4,
+            vocal_codes=8, accompaniment_codes=8, head_dim=16,
+        )
+    ).eval()  # fmt: skip
+    with torch.inference_mode():
+        codes, latents = encode_item(NoiseItem(samples), "accompaniment", tokenizer, ConvolutionEncoder())
+    assert len(codes) == -(-samples // 1920) and latents.shape == (2 * len(codes), 64)
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint="t", vae_fingerprint="v")
+    write_shard(tmp_path, 0, {"one": (codes, latents)}, origin)
+    shards = LatentShards(tmp_path)
+    shards.require(origin)
+    assert shards.frames == {"one": len(codes)}
+    cut = shards.draw_cut(np.random.default_rng(0), ["one"], 1, 0)
+    assert cut.codes.shape == (1,) and cut.latents.shape == (64, 2)
+    with pytest.raises(CheckpointError, match="made by"):
+        shards.require(ShardOrigin(track="vocal", tokenizer_fingerprint="t", vae_fingerprint="v"))
+
+
+def test_misaligned_pairs_are_refused(tmp_path):
+    origin = ShardOrigin(track="vocal", tokenizer_fingerprint="t", vae_fingerprint="v")
+    with pytest.raises(DataError, match="item x"):
+        write_shard(tmp_path, 0, {"x": (torch.zeros(3), torch.zeros(5, 64))}, origin)
+
+
+def test_help_needs_no_model(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    assert "--manifest" in capsys.readouterr().out
