@@ -1,4 +1,4 @@
-"""One track's codes at the input and the output of the language model, anchored on the tokenizer's vectors."""
+"""One track's codes at the input and output of the language model, anchored on the tokenizer's vectors."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class TrackCodes(nn.Module):
         nn.init.normal_(self.anchor_in.weight, std=code_dim**-0.5)
         nn.init.zeros_(self.residual_in.weight)
         nn.init.normal_(self.residual_in.weight[codes:])
-        nn.init.normal_(self.anchor_out.weight, std=0.3 * (hidden_dim * code_dim) ** -0.5)  # near-uniform start
+        near_uniform = 0.3 * (hidden_dim * code_dim) ** -0.5
+        nn.init.normal_(self.anchor_out.weight, std=near_uniform)
         nn.init.zeros_(self.residual_out.weight)
         nn.init.zeros_(self.residual_out.bias)
         self.anchor_on(torch.randn(codes, code_dim))

@@ -1,7 +1,7 @@
 """Fast step-by-step evaluation of the language model with its own key/value cache.
 
-The same mathematics as `DualTrackLM.hidden_states`, written for one new step at a time: the weights of a layer are
-fused into four matrices, the norms' gains folded into them, and keys and values live in buffers made once.
+The same mathematics as `DualTrackLM.hidden_states`, written for one new step at a time: the weights of a
+layer are fused into four matrices, the norms' gains folded in, and keys and values live in buffers made once.
 """
 
 import torch
@@ -89,8 +89,9 @@ class CachedDecoder:
             mixed = functional.scaled_dot_product_attention(query, keys, values)
             mixed = mixed.reshape(rows, 1, -1)
         else:
+            mask = self._mask(steps, hidden.device)
             mixed = functional.scaled_dot_product_attention(
-                query.transpose(1, 2), keys, values, attn_mask=self._mask(steps, hidden.device), enable_gqa=True
+                query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=True
             )
             mixed = mixed.transpose(1, 2).reshape(rows, steps, -1)
         return functional.linear(mixed, layer.attention_out)

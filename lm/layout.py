@@ -1,12 +1,12 @@
 """How two tracks of codes become one sequence of model steps (P B.1, eq. 24).
 
-One step carries one code of each track. Step i of the target segment predicts frame i: its input is the target's
-code of frame i - 1 (PAD at the first step), at the rotary position i.
+One step carries one code of each track. Step i of the target segment predicts frame i: its input is the
+target's code of frame i - 1 (PAD at the first step), at the rotary position i.
 
 - unconditional: the target segment alone; both tracks come from frame i - 1 and both are predicted;
-- vocal_to_accompaniment: first the whole vocal as a prompt, at positions 0, 1, ... with the accompaniment PAD,
-  then the target segment at positions 0, 1, ... again, so that frame i attends the vocal's frame i at distance
-  zero. With `aligned_source` the step that predicts frame i also carries the vocal's code of frame i;
+- vocal_to_accompaniment: first the whole vocal as a prompt, at positions 0, 1, ... with the accompaniment
+  PAD, then the target segment at positions 0, 1, ... again, so that frame i attends the vocal's frame i at
+  distance zero. With `aligned_source` the step that predicts frame i carries the vocal's code of it too;
 - accompaniment_to_vocal: the mirror image.
 """
 
@@ -54,7 +54,7 @@ def mode_into(track: str) -> str:
 
 
 def shift_right(codes: Tensor, pad: int) -> Tensor:
-    """Return codes [batch, frames] delayed by one frame, PAD in front: what is known when each is predicted."""
+    """Return codes [batch, frames] delayed by one frame, PAD in front: what is known of each frame."""
     return torch.cat([torch.full_like(codes[:, :1], pad), codes[:, :-1]], dim=1)
 
 
@@ -69,8 +69,8 @@ def lay_out(
 ) -> Layout:
     """Lay out codes {"vocal", "accompaniment"}, each [batch, frames], for a mode.
 
-    pads: PAD of each track. drop_source [batch] bool: rows whose source is PAD everywhere (for classifier-free
-    guidance). history: other codes to show as the past of the target tracks, for example damaged ones.
+    pads: PAD of each track. drop_source [batch] bool: rows whose source is PAD everywhere, as guidance
+    needs. history: other codes to show as the past of the target tracks, for example damaged ones.
     """
     check_mode(mode)
     source, targets = MODES[mode]

@@ -46,7 +46,9 @@ class DualTrackLMConfig:
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
         if self.hidden_dim % self.heads or (self.hidden_dim // self.heads) % 2:
-            raise ConfigError(f"hidden_dim {self.hidden_dim} must divide into {self.heads} heads of even width")
+            raise ConfigError(
+                f"hidden_dim {self.hidden_dim} must divide into {self.heads} heads of even width"
+            )
         if self.heads % self.key_value_heads:
             raise ConfigError(f"key_value_heads {self.key_value_heads} must divide heads {self.heads}")
         if not 0 <= self.attention_dropout < 1:
@@ -63,7 +65,10 @@ class DualTrackLM(nn.Module):
         self.tokenizer_fingerprint: str | None = None
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
         self.tracks = nn.ModuleDict(
-            {t: TrackCodes(sizes[t], config.code_dim, config.embedding_dim, config.hidden_dim) for t in TRACKS}
+            {
+                t: TrackCodes(sizes[t], config.code_dim, config.embedding_dim, config.hidden_dim)
+                for t in TRACKS
+            }
         )
         self.project = nn.Linear(len(TRACKS) * config.embedding_dim, config.hidden_dim)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)

@@ -1,4 +1,4 @@
-"""What training minimizes: the cross-entropy of the target segment's codes after the prefix (P B.1.3, B.1.4)."""
+"""What training minimizes: cross-entropy of the target segment's codes after the prefix (P B.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class LMObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks}.
 
-        The first four are a Layout [batch, steps]; targets and weights are [batch, frames]. Both heads take part
-        in every batch, with weight zero where a track is given, so that distributed ranks stay in step.
+        The first four are a Layout [batch, steps]; targets and weights are [batch, frames]. Both heads take
+        part in every batch, with weight zero where a track is given, so that distributed ranks stay in step.
         """
         layout = Layout(vocal, accompaniment, segment, position, target_vocal.shape[1])
         logits = self.lm(layout)

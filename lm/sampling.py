@@ -1,8 +1,8 @@
 """Sample one track of a whole song from the other, window by window, with classifier-free guidance.
 
-Windows of 30 s are stitched by the mechanism that continues a prefix: the last codes of what is done become the
-prefix of the next window. All candidates of a song, and the rows with and without the source that guidance
-needs, are computed side by side.
+Windows of 30 s are stitched by the mechanism that continues a prefix: the last codes of what is done become
+the prefix of the next window. All candidates of a song, each with and without the source for guidance, are
+computed side by side.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,8 @@ class SamplingConfig:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.overlap_frames < self.window_frames:
             raise ConfigError(
-                f"overlap_frames must be in 0..window_frames - 1, got {self.overlap_frames} of {self.window_frames}"
+                f"overlap_frames must be in 0..window_frames - 1, "
+                f"got {self.overlap_frames} of {self.window_frames}"
             )
 
 
@@ -73,7 +74,13 @@ def generate_track(
         overlap_frames=overlap_frames,
     )
     return generate_candidates(
-        lm, vocal_codes, seeds=[seed], config=config, prefix_codes=prefix_codes, progress=progress, track=track
+        lm,
+        vocal_codes,
+        seeds=[seed],
+        config=config,
+        prefix_codes=prefix_codes,
+        progress=progress,
+        track=track,
     )[0]
 
 
@@ -199,7 +206,7 @@ class _WindowSampler:
 
 
 def _input_table(lm: DualTrackLM, track: str) -> Tensor:
-    """Return [codes + 1, hidden_dim]: what each code of the track adds to a step's input (eq. 24, unrolled)."""
+    """Return [codes + 1, hidden_dim]: what each code of the track adds to a step's input (eq. 24)."""
     codes = lm.codes_of(track)
     width = lm.config.embedding_dim
     first = TRACKS.index(track) * width

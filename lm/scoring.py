@@ -12,7 +12,7 @@ from .model import DualTrackLM
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Losses and ranks of the predicted tracks, each [batch, frames]; the first prefix_frames do not count."""
+    """Losses and ranks of the predicted tracks, [batch, frames]; the first prefix_frames do not count."""
 
     loss_nats: dict[str, Tensor]
     ranks: dict[str, Tensor]
@@ -65,7 +65,7 @@ def score_batch(
 
 
 def shift_source(codes: Tensor, frames: int) -> Tensor:
-    """Return codes [batch, frames] moved later in time, round the end of the window (P 6.1, temporal shift)."""
+    """Return codes [batch, frames] moved later in time, round the window's end (P 6.1, temporal shift)."""
     return codes.roll(frames, dims=1)
 
 
@@ -76,5 +76,5 @@ def mask_source(codes: Tensor, share: float, pad: int, generator: torch.Generato
 
 
 def mismatch_source(codes: Tensor) -> Tensor:
-    """Return the codes of the next row in place of each row's own (P 6.1, mismatch); rows are different songs."""
+    """Return the codes of the next row in place of each row's own (P 6.1, mismatch); rows are songs."""
     return codes.roll(1, dims=0)

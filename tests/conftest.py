@@ -1,10 +1,13 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from duotok.recipes.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
@@ -68,3 +71,109 @@ def _synthetic_item(root: Path, split: str, number: int, seconds: float = 8.0) -
         style="drone",
         root=root,
     )
+
+
+def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
+    """Real components of tiny size with random weights that belong together: {name: folder}."""
+    # Imported here: most tests need no models, and these take seconds to import.
+    from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+    from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
+    from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
+    from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+    torch.manual_seed(seed)
+    folders = {name: root / name for name in ("tokenizer", "lm", "vae", "accompaniment")}
+    tokenizer = DuoTokenizer(
+        DuoTokenizerConfig(
+            mel_bands=32,
+            dim=32,
+            heads=2,
+            feed_forward_dim=64,
+            blocks=2,
+            attention_window=8,
+            code_dim=8,
+            vocal_codes=64,
+            accompaniment_codes=64,
+            head_dim=16,
+        )
+    )
+    tokenizer.save_pretrained(folders["tokenizer"])
+    lm = DualTrackLM.for_tokenizer(
+        tokenizer,
+        DualTrackLMConfig(
+            embedding_dim=16, hidden_dim=32, layers=2, heads=2, key_value_heads=1, feed_forward_dim=64
+        ),
+    )
+    lm.save_pretrained(folders["lm"])
+    vae = SpectralVAE(
+        SpectralVAEConfig(
+            mid_latents=6, side_latents=2, low_bins=64, group=64, decoder_blocks=1, dim=16, phase_iterations=1
+        )
+    )
+    bases = (torch.linalg.qr(torch.randn_like(basis)).Q for basis in (vae.mid_basis, vae.side_basis))
+    loudness = vae.features(0.1 * torch.randn(1, 2, SAMPLE_RATE_HZ)).mean(dim=(0, 1))
+    vae.set_linear(mean=loudness, mid_basis=next(bases), side_basis=next(bases), scale=0.1 * vae.latent_scale)
+    vae.save_pretrained(folders["vae"])
+    decoder = DiffusionDecoder(
+        DiffusionDecoderConfig(
+            feature_dim=tokenizer.dim,
+            latent_dim=vae.latent_dim,
+            dim=32,
+            heads=2,
+            feed_forward_dim=64,
+            blocks=1,
+            condition_blocks=1,
+        )
+    )
+    for parameter in decoder.parameters():
+        if not parameter.any():  # layers that start at zero would not listen to the features
+            torch.nn.init.normal_(parameter, std=0.05)
+    decoder.tokenizer_fingerprint = tokenizer.fingerprint
+    decoder.vae_fingerprint = vae.fingerprint
+    decoder.save_pretrained(folders["accompaniment"])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def make_tiny_components() -> Callable[..., dict[str, Path]]:
+    """The function that saves components with random weights: (root, seed) -> {name: folder}."""
+    return save_tiny_components
+
+
+@pytest.fixture(scope="session")
+def tiny_components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Component folders with random weights, not to be changed."""
+    torch.set_num_threads(1)
+    return save_tiny_components(tmp_path_factory.mktemp("components"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_components: dict[str, Path]) -> Path:
+    """A bundle of real components with random weights, not to be changed."""
+    return assemble_bundle(tmp_path_factory.mktemp("model") / "tiny", name="tiny", **tiny_components)
+
+
+def sing(seconds: float, *, rate_hz: int = SAMPLE_RATE_HZ, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """A synthetic voice [samples, channels]: notes of a C major scale with a few harmonics and gaps."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(seconds * rate_hz)) / rate_hz
+    wave = np.zeros_like(times)
+    for start in np.arange(0.0, seconds, 0.5):
+        sung = (times >= start) & (times < start + 0.4)
+        frequency = 440 * 2 ** ((60 + int(rng.choice([0, 2, 4, 5, 7, 9, 11])) - 69) / 12)
+        wave[sung] = sum(np.sin(2 * np.pi * k * frequency * times[sung]) / k for k in range(1, 5))
+    return np.repeat(0.1 * wave[:, None], channels, axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_singing() -> Callable[..., np.ndarray]:
+    """The function that makes a synthetic voice: (seconds, rate_hz=, channels=) -> [samples, channels]."""
+    return sing
+
+
+@pytest.fixture(scope="session")
+def vocal_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mono vocal at 44.1 kHz of an odd length (2.5 s and 7 samples)."""
+    path = tmp_path_factory.mktemp("vocal") / "song.wav"
+    soundfile.write(path, np.pad(sing(2.5, rate_hz=44_100), ((0, 7), (0, 0))), 44_100)
+    return path

@@ -1,4 +1,4 @@
-"""SimVQ: vector quantization by a frozen random codebook under one learned linear map."""
+"""SimVQ: vector quantization by a frozen codebook under one learned linear map."""
 
 import math
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .common.errors import ConfigError
 
 
 class Quantized(NamedTuple):
@@ -18,7 +20,10 @@ class Quantized(NamedTuple):
 
 
 class SimVQ(nn.Module):
-    """Quantize by a frozen random codebook under one learned linear map (P 3.3, eq. 4)."""
+    """Quantize by a frozen codebook under one learned linear map (P 3.3, eq. 4).
+
+    The codebook is random until `fit_to` gives it a start from data.
+    """
 
     basis: Tensor
 
@@ -53,14 +58,29 @@ class SimVQ(nn.Module):
         return Quantized(codes=codes, vectors=straight, commitment=commitment, usage=usage)
 
     @torch.no_grad()
-    def fit_to(self, features: Tensor) -> None:
-        """Start the map so that the codebook has the mean and covariance of features [n, code_dim]."""
-        mean = features.mean(dim=0)
-        centred = features - mean
-        covariance = centred.T @ centred / max(1, len(features) - 1)
-        jitter = 1e-5 * torch.eye(len(covariance), device=features.device)
-        self.map.weight.copy_(torch.linalg.cholesky(covariance + jitter))
-        self.map.bias.copy_(mean)
+    def fit_to(self, features: Tensor, iterations: int = 12) -> None:
+        """Take the k-means centres of features [n, code_dim] as the frozen codebook, under the identity map.
+
+        A codebook drawn from a normal distribution leaves most of its codes where there are no features; from
+        centres every code is in use from the first step on.
+        """
+        if len(features) < len(self.basis):
+            raise ConfigError(f"{len(self.basis)} codes need at least as many frames, got {len(features)}")
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+        centres = features[order[: len(self.basis)]].clone()
+        for _ in range(iterations):
+            distances = self._distances(features, centres)
+            nearest = distances.argmin(dim=-1)
+            counts = torch.bincount(nearest, minlength=len(centres))
+            sums = torch.zeros_like(centres).index_add_(0, nearest, features)
+            centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
+            # Codes that nothing chose move to the frames that are served worst.
+            unused = counts == 0
+            worst = distances.amin(dim=-1).topk(int(unused.sum())).indices
+            centres[unused] = features[worst]
+        self.basis.copy_(centres)
+        self.map.weight.copy_(torch.eye(centres.shape[1]))
+        self.map.bias.zero_()
 
     @staticmethod
     def _distances(features: Tensor, entries: Tensor) -> Tensor:

@@ -50,12 +50,15 @@ def choose_bars(song: Song, stretch: float, rng: np.random.Generator) -> tuple[f
         sung = float(np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None).sum()) / (end - start)
         inside = starts[starts >= start - 0.03]
         entry = (inside[0] - start) * stretch if len(inside) else np.inf
-        choices.append((sung >= SUNG_SHARE and entry <= LATEST_ENTRY_SECONDS, sung, start, end))
+        choices.append((sung >= SUNG_SHARE and entry <= LATEST_ENTRY_SECONDS, sung, start, end, entry))
     if not choices:
         raise DataError(f"song {song.name} has no stretch of {SHORTEST_SECONDS:.0f} s between downbeats")
     good = [choice for choice in choices if choice[0]]
-    _, _, start, end = good[rng.integers(len(good))] if good else max(choices, key=lambda choice: choice[1])
-    return start, end
+    # Most downbeats have a note at once: two of three items look for an instrumental start first.
+    late = [choice for choice in good if choice[4] >= rng.uniform(0.5, 6.0)]
+    pool = late if late and rng.random() < 0.67 else good
+    chosen = pool[rng.integers(len(pool))] if pool else max(choices, key=lambda choice: choice[1])
+    return chosen[2], chosen[3]
 
 
 def cut_excerpt(song: Song, rng: np.random.Generator, *, stretch: float, semitones: int) -> Excerpt:

@@ -25,7 +25,7 @@ class Mix:
 def mix_stems(vocal: np.ndarray, band: dict[str, np.ndarray], rng: np.random.Generator) -> Mix:
     """Mix a dry vocal [samples] with dry band stems [2, samples], all float32 at 48 kHz."""
     room_seconds = rng.uniform(0.25, 1.8)
-    wet_db = {"vocal": rng.uniform(-24, -9), "drums": rng.uniform(-28, -14), "other": rng.uniform(-24, -10)}
+    wet_db = {"vocal": rng.uniform(-28, -12), "drums": rng.uniform(-30, -15), "other": rng.uniform(-26, -12)}
     voice = compress(normalize(vocal[None], 0.1), rng.uniform(1.5, 4.0))
     voice = color(voice, room_seconds, wet_db["vocal"], rng, low_cut_hz=rng.uniform(60, 130))
     voice_level = 10 ** (rng.uniform(-20, -16) / 20)

@@ -7,7 +7,9 @@ import numpy as np
 from duotok.recipes.corpus.pop909 import Note
 from duotok.recipes.corpus.voicebank import (
     FRAME_SECONDS,
+    NOISE_BANDS,
     SILENCE,
+    VOICE_BANDS,
     Syllable,
     VoiceBank,
     expand_envelope,
@@ -31,10 +33,11 @@ class Manner:
     vibrato_hz: float = 5.5
     vibrato_delay: float = 0.3  # seconds after the start of a note
     drift_semitones: float = 0.08
-    glide_hz: float = 7.0  # of the pitch from note to note
+    glide_hz: float = 9.0  # of the pitch from note to note
     scoop: float = 0.2  # chance to reach the first note of a phrase from below
     melisma: float = 0.1  # chance that a note continues the syllable before it
     breathiness: float = 0.0  # 0..1, noise added to the voiced sounds
+    clarity: float = 1.5  # power of the aperiodicity: higher = clearer than the speaking voice
     dynamics: float = 0.5  # strength of swells in natural-log power
     breaths: float = 0.5  # chance of a breath before a phrase
 
@@ -47,10 +50,11 @@ def draw_manner(rng: np.random.Generator, formant: float) -> Manner:
         vibrato_hz=float(rng.uniform(4.8, 6.2)),
         vibrato_delay=float(rng.uniform(0.15, 0.4)),
         drift_semitones=float(rng.uniform(0.04, 0.12)),
-        glide_hz=float(rng.uniform(5.0, 10.0)),
+        glide_hz=float(rng.uniform(7.0, 14.0)),
         scoop=float(rng.uniform(0.0, 0.4)),
-        melisma=float(rng.uniform(0.0, 0.2)),
-        breathiness=float(np.clip(rng.normal(0.08, 0.12), 0.0, 0.45)),
+        melisma=float(rng.uniform(0.0, 0.3)),
+        breathiness=float(np.clip(rng.normal(0.0, 0.15), 0.0, 0.4)),
+        clarity=float(rng.uniform(1.3, 2.6)),
         dynamics=float(rng.uniform(0.2, 0.9)),
         breaths=float(rng.uniform(0.0, 0.8)),
     )
@@ -81,7 +85,7 @@ def assign_lyrics(
         previous = notes[index - 1] if index else None
         gap = note.start - previous.end if previous else np.inf
         starts_phrase = gap > PHRASE_GAP or (in_phrase >= breath_after and gap > 0.08)
-        joined = not starts_phrase and gap < 0.04 and previous is not None
+        joined = not starts_phrase and gap < 0.09 and previous is not None
         if joined and note.pitch != previous.pitch and rng.random() < manner.melisma:
             sung[-1].end = note.end
             texts.append(MELISMA)
@@ -146,7 +150,9 @@ def pitch_curve(
 
     target = np.zeros(frames)
     age = np.zeros(frames)
-    starts = [max(0, int((note.start - 0.02) * RATE)) for note in notes]
+    # The filter below is late by this time: the glide is then centered on the start of the note.
+    lead = 1.6 / (2 * np.pi * manner.glide_hz) + 0.01
+    starts = [max(0, int((note.start - lead) * RATE)) for note in notes]
     for note, start, end in zip(notes, starts, [*starts[1:], frames], strict=True):
         target[start:end] = note.pitch
         age[start:end] = np.arange(end - start) / RATE
@@ -191,7 +197,7 @@ def sing(
     noise = (1 - weight) * bank.noise[left] + weight * bank.noise[left + 1]
     voiced = (bank.voiced[left] | vowel) & active
     envelope += _dynamics(sung, owner, envelope, vowel, manner, rng)[:, None]
-    noise = np.where(voiced[:, None], noise + manner.breathiness * (1 - noise) * 0.6, 1.0)
+    noise = _clear_noise(noise, bank.voiced[left], voiced, vowel, manner)
     envelope[~active] = np.log(SILENCE)
     _add_breaths(sung, envelope, noise, vowel, manner, rng)
     pitch_hz = 440 * 2 ** ((pitch_curve(notes, sung, frames, manner, rng) - 69) / 12)
@@ -211,6 +217,17 @@ def sing(
     return result, texts
 
 
+def _clear_noise(
+    noise: np.ndarray, source_voiced: np.ndarray, voiced: np.ndarray, vowel: np.ndarray, manner: Manner
+) -> np.ndarray:
+    """Aperiodicity of the singing voice from that of the speech."""
+    usual = np.median(noise[source_voiced & vowel], axis=0) if (source_voiced & vowel).any() else noise[0]
+    # Vowels that the speech whispers get the usual noise of the voice.
+    noise = np.where((vowel & ~source_voiced)[:, None], usual, noise) ** manner.clarity
+    breath = manner.breathiness * np.clip(np.arange(NOISE_BANDS) / 3, 0, 1)  # none at the lowest partials
+    return np.where(voiced[:, None], noise + breath * (1 - noise), 1.0)
+
+
 def _dynamics(
     sung: list[SungSyllable],
     owner: np.ndarray,
@@ -224,14 +241,15 @@ def _dynamics(
 
     gain = np.zeros(len(owner))
     # Speech stresses some words; singing is more even: bring each vowel towards the common level.
-    level = np.log(np.exp(envelope[:, 4:80]).mean(axis=1) + SILENCE)
+    level = np.log(np.exp(envelope[:, VOICE_BANDS]).mean(axis=1) + SILENCE)
     common = float(np.median(level[vowel])) if vowel.any() else 0.0
     times = np.arange(len(owner)) / RATE
     for index, event in enumerate(sung):
         own = owner == index
         inside = own & vowel
         if inside.any():
-            gain[own] += 0.7 * float(np.clip(common - level[inside].mean(), -3, 3))
+            even = 0.7 * float(np.clip(common - level[inside].mean(), -3, 3))
+            gain[own] += np.where(vowel[own], even, min(even, 0.0))  # consonants are never raised
         gain[own] += rng.normal(0, 0.25 * manner.dynamics)
         swell = np.clip((times[own] - event.start) / max(event.end - event.start, 0.1), 0, 1)
         gain[own] += manner.dynamics * 0.8 * np.sin(np.pi * swell)

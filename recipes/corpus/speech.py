@@ -13,6 +13,7 @@ from duotok.recipes.corpus.voices import Voice
 from duotok.tokenizer.common.errors import DataError
 
 KOKORO_RATE_HZ, KOKORO_HOP = 24_000, 600
+KOKORO_LEAD_SECONDS = 0.05  # its sound comes that much before its durations say (measured by voicing)
 KOKORO_DURATIONS = "/encoder/Round_output_0"  # node with the length of each token in hops
 # Kokoro's own symbols for sounds that espeak-ng writes otherwise.
 KOKORO_SOUNDS = (
@@ -111,6 +112,7 @@ def _speak_kokoro(speaker: dict[str, float], words: list[str], language: str) ->
         },
     )
     edges = np.cumsum(np.r_[0, durations.ravel()]) * KOKORO_HOP / KOKORO_RATE_HZ
+    edges = np.maximum(edges - KOKORO_LEAD_SECONDS, 0.0)
     sounds = tuple(
         Sound(word=word, symbol=symbol, start=float(edges[index + 1]), end=float(edges[index + 2]))
         for index, (word, symbol) in enumerate(tokens)

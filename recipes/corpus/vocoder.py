@@ -65,6 +65,9 @@ def synthesize(
     fold = np.zeros(FFT_SIZE, dtype=np.float32)
     fold[0] = fold[FFT_SIZE // 2] = 0.5
     fold[1 : FFT_SIZE // 2] = 1.0
+    # A train of pulses has a mean value; no voice has.
+    frequency = np.arange(BINS) * SAMPLE_RATE_HZ / FFT_SIZE
+    high_pass = np.clip((frequency - 25) / 45, 0, 1).astype(np.float32)
     span = np.arange(WINDOW_SAMPLES)
     chosen = np.flatnonzero(active)
     for first in range(0, len(chosen), BATCH_FRAMES):
@@ -78,6 +81,7 @@ def synthesize(
         cepstrum = fft.irfft(log_spectrum, FFT_SIZE)
         transfer = np.exp(fft.rfft(cepstrum * fold, FFT_SIZE))  # exp(log power / 2) and its phase
         transfer *= np.sqrt(1 - np.square(share)) * periodic + share * random
+        transfer *= high_pass
         sound = fft.irfft(transfer, FFT_SIZE)
         for start, piece in zip(starts, sound, strict=True):
             output[start : start + FFT_SIZE] += piece

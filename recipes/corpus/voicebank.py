@@ -1,7 +1,7 @@
 """The voice bank: spoken phrases of a voice analysed once by WORLD and cached, ready to be sung."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,12 @@ from duotok.tokenizer.common.errors import DataError
 
 FRAME_SECONDS = 0.005
 BANDS = 128  # points of the stored spectral envelope, evenly spaced on the mel scale
+VOICE_BANDS = slice(4, 80)  # points from about 100 to 3000 Hz
 NOISE_BANDS = 8  # points of the stored aperiodicity, evenly spaced in frequency
+SHORTEST_VOWEL = 0.035  # seconds; a syllable with less clear voice is not used
+QUIET = 2.5  # natural log of power below the loudest frame of a syllable where its vowel ends
 SILENCE = 1e-12  # least power of the spectral envelope
-FORMAT = 1
+FORMAT = 2
 VOWELS = set("aeiouyæɑɐɒɔəɚɛɜɝɪʊʌᵻøœɵɯɨʏAIOWYQ")
 CONTINUATIONS = set("ː̃ʲʰ˞̩̯")
 
@@ -39,7 +42,6 @@ class VoiceBank:
     """All analysed phrases of a voice, one after the other, 5 ms per frame."""
 
     rate_hz: int
-    fft_size: int
     envelope: np.ndarray  # float16 [frames, BANDS], natural log of power
     noise: np.ndarray  # float16 [frames, NOISE_BANDS], aperiodicity 0..1
     voiced: np.ndarray  # bool [frames]
@@ -123,41 +125,55 @@ def split_syllables(sounds: tuple[Sound, ...], phrase: int, shift: float) -> lis
     return syllables
 
 
-def analyse(speech: Speech) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """WORLD analysis (Morise et al. 2016): envelope and noise points, voicing, FFT size."""
+def trim_vowels(syllables: list[Syllable], voiced: np.ndarray, level: np.ndarray) -> list[Syllable]:
+    """The syllables with their vowel cut to its clearly voiced part; those without one are left out.
+
+    voiced: bool per frame; level: natural log of the power of the voice's band per frame.
+    """
+    trimmed = []
+    for syllable in syllables:
+        first, last = (round(time / FRAME_SECONDS) for time in (syllable.vowel_start, syllable.vowel_end))
+        last = min(last, len(voiced))
+        if last - first < 3 or not voiced[first:last].any():
+            continue
+        inside = np.where(voiced[first:last], level[first:last], -np.inf)
+        center = int(inside.argmax())
+        clear = inside > inside[center] - QUIET
+        left, right = center, center + 1
+        while left > 0 and clear[left - 1]:
+            left -= 1
+        while right < len(clear) and clear[right]:
+            right += 1
+        if (right - left) * FRAME_SECONDS >= SHORTEST_VOWEL:
+            start, end = (first + left) * FRAME_SECONDS, (first + right) * FRAME_SECONDS
+            trimmed.append(replace(syllable, vowel_start=start, vowel_end=end))
+    return trimmed
+
+
+def analyse(speech: Speech) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """WORLD analysis (Morise et al. 2016): envelope and noise points and voicing of each frame."""
     import pyworld
 
     wave, rate = speech.wave, speech.rate_hz
     period = FRAME_SECONDS * 1000
-    pitch, times = pyworld.dio(wave, rate, f0_floor=60, f0_ceil=500, frame_period=period)
-    pitch = pyworld.stonemask(wave, pitch, times, rate)
-    voiced_frames = np.flatnonzero(pitch > 0)
-    if len(voiced_frames) == 0:
+    pitch, times = pyworld.harvest(wave, rate, f0_floor=60, f0_ceil=500, frame_period=period)
+    if not (pitch > 0).any():
         raise DataError("a spoken phrase has no voiced sound")
-    filled = pitch.copy()
-    for sound in speech.sounds:  # creaky vowels are voiced too
-        if sound.symbol[0] in VOWELS:
-            frames = np.arange(
-                int(sound.start / FRAME_SECONDS) + 2, min(int(sound.end / FRAME_SECONDS) - 1, len(pitch))
-            )
-            filled[frames] = np.where(
-                pitch[frames] > 0, pitch[frames], np.interp(frames, voiced_frames, pitch[voiced_frames])
-            )
-    envelope = pyworld.cheaptrick(wave, filled, times, rate)
-    noise = pyworld.d4c(wave, filled, times, rate, threshold=0.0)
-    noise[filled == 0] = 1.0
+    envelope = pyworld.cheaptrick(wave, pitch, times, rate)
+    noise = pyworld.d4c(wave, pitch, times, rate, threshold=0.0)
+    noise[pitch == 0] = 1.0
     fft_size = (envelope.shape[1] - 1) * 2
     to_points = _interpolation(np.arange(fft_size // 2 + 1) * rate / fft_size, mel_points(rate))
     to_noise = _interpolation(np.linspace(0, 1, noise.shape[1]), np.linspace(0, 1, NOISE_BANDS))
     points = np.log(np.maximum(envelope, SILENCE)) @ to_points
-    return points.astype(np.float16), (noise @ to_noise).astype(np.float16), filled > 0, fft_size
+    return points.astype(np.float16), (noise @ to_noise).astype(np.float16), pitch > 0
 
 
 def build_bank(voice: Voice, phrases: int) -> VoiceBank:
     """Speak and analyse `phrases` phrases; the same voice always gets the same words."""
     rng = np.random.default_rng(zlib.crc32(voice.name.encode()))
     envelopes, noises, voicing, syllables = [], [], [], []
-    frames, rate_hz, fft_size = 0, 0, 0
+    frames, rate_hz = 0, 0
     for number in range(phrases):
         language = voice.languages[number % len(voice.languages)]
         words = write_phrases(language, 1, rng)[0]
@@ -165,7 +181,7 @@ def build_bank(voice: Voice, phrases: int) -> VoiceBank:
         found = split_syllables(speech.sounds, number, frames * FRAME_SECONDS)
         if not found:
             continue
-        points, noise, voiced, fft_size = analyse(speech)
+        points, noise, voiced = analyse(speech)
         envelopes.append(points)
         noises.append(noise)
         voicing.append(voiced)
@@ -174,13 +190,14 @@ def build_bank(voice: Voice, phrases: int) -> VoiceBank:
         frames += len(points)
     if not syllables:
         raise DataError(f"the voice {voice.name} has not spoken a single syllable")
+    envelope, voiced = np.concatenate(envelopes), np.concatenate(voicing)
+    level = np.log(np.exp(envelope[:, VOICE_BANDS].astype(np.float32)).mean(axis=1))
     return VoiceBank(
         rate_hz=rate_hz,
-        fft_size=fft_size,
-        envelope=np.concatenate(envelopes),
+        envelope=envelope,
         noise=np.concatenate(noises),
-        voiced=np.concatenate(voicing),
-        syllables=tuple(syllables),
+        voiced=voiced,
+        syllables=tuple(trim_vowels(syllables, voiced, level)),
     )
 
 
@@ -197,7 +214,6 @@ def save_bank(path: Path, bank: VoiceBank) -> None:
     np.savez(
         temporary,
         rate_hz=bank.rate_hz,
-        fft_size=bank.fft_size,
         envelope=bank.envelope,
         noise=bank.noise,
         voiced=bank.voiced,
@@ -225,7 +241,6 @@ def load_bank(path: Path) -> VoiceBank:
             )
             return VoiceBank(
                 rate_hz=int(data["rate_hz"]),
-                fft_size=int(data["fft_size"]),
                 envelope=data["envelope"],
                 noise=data["noise"],
                 voiced=data["voiced"],

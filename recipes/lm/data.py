@@ -34,8 +34,8 @@ class DataConfig:
     """Which windows are drawn and how they are laid out."""
 
     tokens: str  # folder of duotok.recipes.lm.tokenize
-    # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the shortest
-    # length; of longer ones a batch holds as many as have the same number of frames.
+    # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the
+    # shortest length; of longer ones a batch holds as many as have the same number of frames.
     windows: tuple[tuple[float, float], ...] = ((30.0, 1.0),)
     vocal_to_accompaniment: float = 1.0  # shares of the batches
     accompaniment_to_vocal: float = 0.0
@@ -121,7 +121,8 @@ class WindowSource:
         if settings.probability == 0:
             return codes
         size, frames = codes["vocal"].shape
-        shares = rng.uniform(settings.lowest, settings.highest, size) * (rng.random(size) < settings.probability)
+        is_hit = rng.random(size) < settings.probability
+        shares = rng.uniform(settings.lowest, settings.highest, size) * is_hit
         lost = torch.from_numpy(rng.random((size, frames)) < shares[:, None])
         foreign = torch.from_numpy(rng.random((size, frames)) < settings.random_share)
         order = torch.from_numpy(rng.permutation(size * frames))

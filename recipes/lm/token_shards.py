@@ -1,7 +1,7 @@
 """Shards of token pairs on disk: what the language model trains on and is scored on.
 
-A folder holds `tokens-00000.safetensors`, ... with two tensors each, "vocal" and "accompaniment" [frames] int32,
-the songs of the shard end to end, and `index.json` with where each song lies and which tokenizer made it.
+A folder holds `tokens-00000.safetensors`, ... with two tensors each, "vocal" and "accompaniment" [frames]
+int32, the songs of the shard end to end, and `index.json`: where each song lies, which tokenizer made it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Train the dual-track language model on token shards (P 5.2, B.1).
 
 Run: python -m duotok.recipes.lm.train recipes/lm/small.yaml --out runs/small/lm
-Many processes: accelerate launch --multi_gpu -m duotok.recipes.lm.train recipes/lm/base.yaml --out runs/base/lm
+Many GPUs: accelerate launch --multi_gpu -m duotok.recipes.lm.train recipes/lm/base.yaml --out runs/base/lm
 """
 
 import sys

@@ -53,16 +53,18 @@ def build(config: Config) -> Task:
 
 
 @torch.no_grad()
-def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 64) -> None:
-    """Start each track's projections from stage 2's bottleneck and its codebook from feature statistics."""
+def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 192) -> None:
+    """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features."""
     for track in TRACKS:
         route = tokenizer.tracks[track]
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
         route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
-        waves = sampler.draw(np.random.default_rng(1), [track] * cuts)
-        mel = tokenizer.normalize(tokenizer.log_mel(waves))
-        features = tokenizer.encoder(mel).flatten(0, 1)
-        route.quantizer.fit_to(route.project_in(features))
+        rng = np.random.default_rng(1)
+        features = []
+        for _ in range(cuts):
+            mel = tokenizer.normalize(tokenizer.log_mel(sampler.draw(rng, [track])))
+            features.append(route.project_in(tokenizer.encoder(mel)[0]))
+        route.quantizer.fit_to(torch.cat(features))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

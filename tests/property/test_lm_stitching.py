@@ -46,7 +46,10 @@ def test_length_and_prefix(frames: int, window: int, overlap: int, prefix: int, 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    frames=st.integers(1, 5000), done=st.integers(0, 4999), window=st.integers(1, 900), overlap=st.integers(0, 899)
+    frames=st.integers(1, 5000),
+    done=st.integers(0, 4999),
+    window=st.integers(1, 900),
+    overlap=st.integers(0, 899),
 )
 def test_windows_move_on_and_keep_their_past(frames: int, done: int, window: int, overlap: int) -> None:
     overlap, done = min(overlap, window - 1), min(done, frames - 1)

@@ -1,7 +1,5 @@
 """On made-up songs whose accompaniment follows the vocal, the model learns to listen to the vocal."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -52,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> DualTrackLM:
         history_dropout=HistoryDropout(probability=0.5),
     )
     source = WindowSource(TokenShards(folder / "tokens"), data, lm, batch_size=16)
-    train = TrainConfig(steps=150, learning_rate=4e-3, warmup_steps=10, precision="fp32", log_every=50)
+    train = TrainConfig(steps=100, learning_rate=5e-3, warmup_steps=10, precision="fp32", log_every=50)
     task = Task(objective=LMObjective(lm), make_batch=source.make_batch, export=lm.save_pretrained)
     run_training(task, train, folder / "run")
     return DualTrackLM.from_pretrained(folder / "run" / "final")

@@ -33,7 +33,7 @@ def test_several_codebooks_are_normalized_by_their_mean_index_length() -> None:
 
 
 def test_the_paper_s_own_table_follows() -> None:
-    # Table 5, DuoTok unconditional vocal: 6.911 bits of 15; enBPT by eq. 17 with the normalized entropy 0.9188.
+    # Table 5, DuoTok unconditional vocal: 6.911 bits of 15; eq. 17 with the normalized entropy 0.9188.
     ratio = metrics.codebook_normalized_bits(6.911, [32_768])
     assert ratio == pytest.approx(0.461, abs=5e-4)
     assert metrics.entropy_normalized_bits(6.911, 0.9188 * 15) == pytest.approx(0.501, abs=6e-4)

@@ -1,0 +1,95 @@
+"""What the corrections of the spectral VAE learn: spectra with their partials, before any phase is chosen."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from duotok.renderer.vae import SpectralVAE
+from duotok.tokenizer.common.errors import ConfigError
+
+_FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
+_PITCH_BAND_HZ = (50, 5000)
+_LOG_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAELossConfig:
+    """Weights of the losses."""
+
+    feature: float = 1.0  # squared error of weighted features, relative to the linear coding's variance
+    level: float = 0.3  # absolute error of log10 magnitudes
+    fine: float = 0.3  # 1 - correlation of log10 magnitudes within a band and frame
+    pitch: float = 0.3  # 1 - correlation of magnitudes: the loud partials
+    latent: float = 0.01  # keeps latents at mean 0, deviation 1 when the encoder is corrected
+    noise: float = 0.05  # deviation of Gaussian noise on the latents, which a diffusion model will produce
+
+    def __post_init__(self) -> None:
+        for name in ("feature", "level", "fine", "pitch", "latent", "noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loss.{name} must not be negative, got {getattr(self, name)}")
+
+
+class VAEObjective(nn.Module):
+    """Losses between the spectra of a wave and those decoded from its noisy latents."""
+
+    feature_deviation: Tensor
+    level_weight: Tensor
+
+    def __init__(self, vae: SpectralVAE, config: VAELossConfig) -> None:
+        super().__init__()
+        self.vae, self.config = vae, config
+        frequencies = vae.features.pooled.frequencies_hz()
+        self.fine_bands = [_band(frequencies, low, high) for low, high in _FINE_BANDS_HZ]
+        self.pitch_band = _band(frequencies, *_PITCH_BAND_HZ)
+        weight = vae.feature_weight[: len(frequencies)].square()
+        self.register_buffer("level_weight", weight / weight.mean(), persistent=False)
+        # Mean variance of a weighted feature, so that the loss is a share of what there is to explain.
+        variance = vae.latent_scale.square().sum() / vae.features.dim
+        self.register_buffer("feature_deviation", variance.sqrt(), persistent=False)
+
+    def forward(self, wave: Tensor) -> dict[str, Tensor]:
+        """wave [batch, 2, samples] -> named losses."""
+        vae = self.vae
+        with torch.no_grad():
+            target = vae.features(wave.float())
+        latents = vae.encode_features(target)
+        found = vae.decode_features(latents + self.config.noise * torch.randn_like(latents)).float()
+        error = (found - target) * vae.feature_weight / self.feature_deviation
+        # Magnitudes [batch, frames, mid or side, bins]
+        wanted, given = vae.features.magnitudes(target), vae.features.magnitudes(found)
+        wanted_level, given_level = ((m + _LOG_FLOOR).log10() for m in (wanted, given))
+        level = ((given_level - wanted_level).abs() * self.level_weight).mean()
+        fine = torch.stack(
+            [1 - _correlation(wanted_level[..., band], given_level[..., band]) for band in self.fine_bands]
+        ).mean()
+        pitch = 1 - _correlation(wanted[..., self.pitch_band], given[..., self.pitch_band])
+        statistics = latents.float().transpose(0, 1).flatten(1)  # [latent_dim, batch * frames]
+        latent = statistics.mean(dim=1).square().mean() + (statistics.var(dim=1) - 1).square().mean()
+        losses = {
+            "feature": error.square().mean(),
+            "level": level,
+            "fine": fine,
+            "pitch": pitch,
+            "latent": latent,
+        }
+        total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
+        return {"total": total, **losses}
+
+
+def _band(frequencies: Tensor, low_hz: float, high_hz: float) -> slice:
+    inside = torch.nonzero((frequencies >= low_hz) & (frequencies < high_hz)).flatten()
+    return slice(int(inside[0]), int(inside[-1]) + 1)
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Mean correlation over the last dimension of the mid spectra (index 0 of dimension -2).
+
+    Frames count by their square root of energy: silence has no structure to keep.
+    """
+    first, second = first[..., 0, :], second[..., 0, :]
+    first = first - first.mean(dim=-1, keepdim=True)
+    second = second - second.mean(dim=-1, keepdim=True)
+    product = (first * second).sum(dim=-1)
+    norms = first.square().sum(dim=-1).add(1e-6).sqrt() * second.square().sum(dim=-1).add(1e-6).sqrt()
+    return (product / norms).mean()

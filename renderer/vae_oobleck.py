@@ -1,0 +1,85 @@
+"""The waveform autoencoder of Stable Audio (Oobleck) behind the renderer's interface, by diffusers."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers import AutoencoderOobleck
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..tokenizer.common.checkpoint import load_component, save_component
+from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.errors import ConfigError
+
+KIND = "oobleck_vae"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OobleckVAEConfig:
+    """Settings: by default the paper's rates (48 kHz, 50 Hz, 64 latents; P 3.4), Stable Audio's width."""
+
+    sample_rate_hz: int = 48_000
+    latent_dim: int = 64
+    encoder_width: int = 128
+    decoder_width: int = 128
+    strides: tuple[int, ...] = (2, 4, 4, 5, 6)  # their product is the hop
+    channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
+
+    def __post_init__(self) -> None:
+        if len(self.strides) != len(self.channel_multiples) or not self.strides:
+            raise ConfigError("strides and channel_multiples must have the same number of entries")
+        for name in ("sample_rate_hz", "latent_dim", "encoder_width", "decoder_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class OobleckVAE(nn.Module):
+    """Stereo wave <-> latents by strided convolutions (Evans et al. 2024); the latents are the means."""
+
+    def __init__(self, config: OobleckVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint: str | None = None
+        self.latent_dim = config.latent_dim
+        self.hop_samples = prod(config.strides)
+        self.latent_rate_hz = config.sample_rate_hz / self.hop_samples
+        self.model = AutoencoderOobleck(
+            encoder_hidden_size=config.encoder_width,
+            downsampling_ratios=list(config.strides),
+            channel_multiples=list(config.channel_multiples),
+            decoder_channels=config.decoder_width,
+            decoder_input_channels=config.latent_dim,
+            audio_channels=2,
+            sampling_rate=config.sample_rate_hz,
+        )
+
+    def encode(self, wave: Tensor) -> Tensor:
+        """wave [batch, 2, samples] -> latents [batch, latent_dim, ceil(samples / hop_samples)]."""
+        wave = functional.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
+        return self.model.encode(wave).latent_dist.mode()
+
+    def decode(self, latents: Tensor, samples: int | None = None) -> Tensor:
+        """latents [batch, latent_dim, frames] -> wave [batch, 2, samples]; all frames' samples by default."""
+        # Odd strides make the transposed convolutions a few samples shorter than a whole number of hops.
+        length = latents.shape[-1] * self.hop_samples
+        wave = self.model.decode(latents).sample
+        wave = functional.pad(wave, (0, max(0, length - wave.shape[-1])))[..., :length]
+        return wave if samples is None else wave[..., :samples]
+
+    def save_pretrained(
+        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write the component folder."""
+        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "OobleckVAE":
+        """Read a component folder (CPU, eval)."""
+        model, description = load_component(
+            folder, KIND, lambda config: cls(config_from_dict(OobleckVAEConfig, config, str(folder)))
+        )
+        vae = cast(OobleckVAE, model)
+        vae.fingerprint = description["fingerprint"]
+        return vae

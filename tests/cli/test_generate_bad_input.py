@@ -1,0 +1,127 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from duotok.recipes.generate import main
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run the command, which must fail with exit code 1 and one line on stderr, and return that line."""
+    assert main([str(argument) for argument in arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1 and printed.err.endswith("\n")
+    return printed.err
+
+
+def truncated_header(path: Path, singing: np.ndarray) -> None:
+    soundfile.write(path, singing, 48_000)
+    path.write_bytes(path.read_bytes()[:30])
+
+
+def with_nan(path: Path, singing: np.ndarray) -> None:
+    singing = singing.copy()
+    singing[40_000] = np.nan
+    soundfile.write(path, singing, 48_000, subtype="FLOAT")
+
+
+BAD_VOCALS = {
+    "missing": (lambda path, singing: None, "does not exist"),
+    "folder": (lambda path, singing: path.mkdir(), "is a folder"),
+    "text": (lambda path, singing: path.write_text("la la la\n" * 100), "not readable as audio"),
+    "empty file": (lambda path, singing: path.write_bytes(b""), "not readable as audio"),
+    "no samples": (lambda path, singing: soundfile.write(path, singing[:0], 48_000), "no samples"),
+    "short": (lambda path, singing: soundfile.write(path, singing[:40_000], 48_000), "at least 1 s"),
+    "silent": (lambda path, singing: soundfile.write(path, 0 * singing, 48_000), "silent"),
+    "nan": (with_nan, "NaN"),
+    "truncated header": (truncated_header, "not readable as audio"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VOCALS)
+def test_bad_vocals(kind, tiny_bundle, tmp_path, capsys, make_singing):
+    make, message = BAD_VOCALS[kind]
+    vocal = tmp_path / "in" / "song.wav"
+    vocal.parent.mkdir()
+    make(vocal, make_singing(1.5))
+    line = fail(capsys, "--vocal", vocal, "--out", tmp_path / "out", "--model", tiny_bundle)
+    assert message in line
+    assert "song.wav" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "text", "nan"])
+def test_bad_prefixes(kind, tiny_bundle, vocal_file, tmp_path, capsys, make_singing):
+    make, message = BAD_VOCALS[kind]
+    prefix = tmp_path / "start.wav"
+    make(prefix, make_singing(1.0))
+    before = sorted(tmp_path.iterdir())
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
+    assert message in fail(capsys, *options, "--prefix", prefix)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_prefix_longer_than_the_song(tiny_bundle, vocal_file, tmp_path, capsys, make_singing):
+    soundfile.write(tmp_path / "start.wav", make_singing(3.0), 48_000)
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
+    assert "shorter than the song" in fail(capsys, *options, "--prefix", tmp_path / "start.wav")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(tiny_bundle, vocal_file, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        assert "choose another" in (line := fail(capsys, "--vocal", vocal_file, "--out", out)) or "--out" in line
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write into")
+def test_an_unwritable_output(tiny_bundle, vocal_file, capsys):
+    line = fail(capsys, "--vocal", vocal_file, "--out", "/proc/duotok/out", "--model", tiny_bundle)
+    assert "cannot write into /proc/duotok/out" in line
+
+
+def test_bundles_that_cannot_be_used(tiny_bundle, vocal_file, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", bundle]
+    assert "has no bundle.json" in fail(capsys, *options)
+    shutil.copytree(tiny_bundle, bundle)
+    weights = bundle / "lm" / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    assert "model.safetensors is damaged" in fail(capsys, *options)
+    weights.unlink()
+    assert "model.safetensors is missing" in fail(capsys, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", "0", "steps"),
+        ("--temperature", "-1", "temperature"),
+        ("--top-p", "1.5", "top_p"),
+        ("--cfg", "nan", "guidance"),
+        ("--seed", "-3", "seed"),
+        ("--variations", "0", "variations"),
+    ],
+)
+def test_settings_out_of_range(option, value, message, tiny_bundle, vocal_file, tmp_path, capsys):
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
+    assert message in fail(capsys, *options, f"{option}={value}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):
+    command = [sys.executable, "-m", "duotok.recipes.generate", "--vocal", "nothing.wav", "--model", str(tiny_bundle)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: nothing.wav does not exist; check the path\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,132 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from duotok.recipes.generate import main
+
+OURS = ["accompaniment.wav", "mix.wav", "report.json"]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "duotok.recipes.generate", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+@pytest.fixture
+def base(tiny_bundle) -> list[str]:
+    return ["--model", str(tiny_bundle), "--steps", "1", "--device", "cpu"]
+
+
+def test_help_is_instant():
+    script = "import sys; from duotok.recipes.generate import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "--vocal" in done.stdout
+    assert not {"torch", "numpy", "transformers"} & set(done.stdout.split())
+
+
+def test_usage_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "--vocal" in capsys.readouterr().err
+
+
+def test_the_command_from_a_shell(base, vocal_file, tmp_path):
+    done = run("--vocal", vocal_file, *base, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("song-accompaniment: 2.5 s")
+    out = tmp_path / "song-accompaniment"
+    assert sorted(path.name for path in out.iterdir()) == OURS
+    given = soundfile.info(vocal_file)
+    for name in OURS[:2]:
+        wave, rate = soundfile.read(out / name, always_2d=True)
+        assert (rate, wave.shape) == (48_000, (round(given.frames * 48_000 / 44_100), 2))
+        assert 0 < np.abs(wave).max() < 1
+    report = json.loads((out / "report.json").read_text())
+    assert report["seed"] == 0
+    assert report["vocal"] == "song.wav"
+
+
+def test_same_seed_same_bytes(base, vocal_file, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert main(["--vocal", str(vocal_file), "--out", str(tmp_path / name), "--seed", str(seed), *base]) == 0
+    files = {name: [(tmp_path / name / file).read_bytes() for file in OURS[:2]] for name in "abc"}
+    assert files["a"] == files["b"]
+    assert files["a"][0] != files["c"][0]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
+    for report in reports:
+        report.pop("computing_seconds")
+    assert reports[0] == reports[1]
+
+
+def test_variations_are_ranked(base, vocal_file, tmp_path):
+    out = tmp_path / "out"
+    assert main(["--vocal", str(vocal_file), "--out", str(out), "--seed", "2", "--variations", "3", *base]) == 0
+    numbered = [f"{kind}-{rank}.wav" for kind in ("accompaniment", "mix") for rank in (1, 2, 3)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*OURS, *numbered])
+    assert (out / "accompaniment.wav").read_bytes() == (out / "accompaniment-1.wav").read_bytes()
+    report = json.loads((out / "report.json").read_text())
+    scores = [entry["coherence"]["score"] for entry in report["variations"]]
+    assert scores == sorted(scores, reverse=True)
+    assert report["coherence"]["score"] == scores[0]
+    assert sorted(entry["seed"] for entry in report["variations"]) == [2, 3, 4]
+    # Each can be made again by its seed alone, and then the folder holds that one only.
+    last = report["variations"][-1]
+    expected = (out / last["accompaniment"]).read_bytes()
+    assert main(["--vocal", str(vocal_file), "--out", str(out), "--seed", str(last["seed"]), *base]) == 0
+    assert sorted(path.name for path in out.iterdir()) == OURS
+    assert (out / "accompaniment.wav").read_bytes() == expected
+
+
+def test_prefix_and_level(base, vocal_file, tmp_path, make_singing):
+    soundfile.write(tmp_path / "start.flac", make_singing(1.0), 48_000)
+    options = ["--prefix", str(tmp_path / "start.flac"), "--level", "-6", "--out", str(tmp_path / "out")]
+    assert main(["--vocal", str(vocal_file), *options, *base]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["prefix_seconds"] == 1.0
+    assert report["settings"]["accompaniment_db"] == -6
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "channels", "subtype"),
+    [
+        ("a.wav", 8_000, 1, "PCM_16"),
+        ("a.wav", 96_000, 6, "PCM_24"),
+        ("a.wav", 48_000, 2, "FLOAT"),
+        ("a.flac", 44_100, 2, None),
+        ("a.ogg", 44_100, 1, None),
+        ("a.mp3", 44_100, 2, None),
+    ],
+)
+def test_whatever_soundfile_reads(base, tmp_path, make_singing, name, rate_hz, channels, subtype):
+    wave = make_singing(1.37, rate_hz=rate_hz, channels=channels)
+    soundfile.write(tmp_path / name, wave, rate_hz, subtype=subtype)
+    assert main(["--vocal", str(tmp_path / name), "--out", str(tmp_path / "out"), *base]) == 0
+    info = soundfile.info(tmp_path / "out" / "mix.wav")
+    assert (info.samplerate, info.channels) == (48_000, 2)
+    stored = soundfile.info(tmp_path / name)
+    assert info.frames == round(stored.frames * 48_000 / rate_hz)
+
+
+def test_progress_bar_names_the_stages(base, vocal_file, tmp_path, capsys):
+    assert main(["--vocal", str(vocal_file), "--out", str(tmp_path / "out"), "--progress", *base]) == 0
+    assert "100%" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(base, vocal_file, tmp_path):
+    # A limit on the size of files fails the write in the way a full disk does.
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = run("--vocal", vocal_file, "--out", tmp_path / "out", *base, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

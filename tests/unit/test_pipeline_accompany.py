@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import soundfile
+import torch
+from duotok.recipes.pipeline import STAGES, Accompanist, choose_device
+from duotok.tokenizer.common.audio import read_audio
+from duotok.tokenizer.common.errors import AudioError, ConfigError
+
+HOP = 1_920
+
+
+@pytest.fixture(scope="module")
+def accompanist(tiny_bundle) -> Accompanist:
+    return Accompanist.from_pretrained(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def vocal(make_singing) -> torch.Tensor:
+    return torch.from_numpy(make_singing(2.02).T)
+
+
+@pytest.fixture(scope="module")
+def result(accompanist, vocal):
+    return accompanist.accompany(vocal, seed=3, steps=2)
+
+
+def test_as_long_as_the_vocal_and_below_full_scale(result, vocal):
+    assert result.accompaniment.shape == result.mix.shape == (2, vocal.shape[1])
+    assert 0 < float(result.accompaniment.abs().max()) < 1
+    assert 0 < float(result.mix.abs().max()) < 1
+    assert len(result.codes) == -(-vocal.shape[1] // HOP)
+
+
+def test_the_mix_is_the_sum_of_both(result, vocal):
+    gain = 10 ** (result.report["levels"]["mix_gain_db"] / 20)
+    both = gain * (vocal.repeat(2, 1) + result.accompaniment)
+    assert torch.allclose(result.mix, both, atol=2e-3)
+
+
+def test_the_report_is_json_and_says_what_was_done(result, vocal):
+    report = json.loads(json.dumps(result.report, allow_nan=False))
+    assert report["samples"] == vocal.shape[1]
+    assert report["seed"] == 3
+    assert report["settings"]["steps"] == 2
+    assert report["model"]["name"] == "tiny"
+    assert list(report["computing_seconds"]) == list(STAGES)
+    assert report["chords"][-1][1] == pytest.approx(2.04)
+    levels = report["levels"]
+    assert levels["accompaniment_lufs"] - levels["vocal_lufs"] == pytest.approx(
+        report["settings"]["accompaniment_db"], abs=0.02
+    )
+
+
+def test_seeds(accompanist, vocal, result):
+    again = accompanist.accompany(vocal, seed=3, steps=2)
+    other = accompanist.accompany(vocal, seed=4, steps=2)
+    assert torch.equal(again.mix, result.mix)
+    assert not torch.equal(other.codes, result.codes)
+    assert not torch.equal(other.accompaniment, result.accompaniment)
+
+
+def test_settings_reach_the_models(accompanist, vocal, result):
+    assert not torch.equal(accompanist.accompany(vocal, seed=3, steps=3).accompaniment, result.accompaniment)
+    quiet = accompanist.accompany(vocal, seed=3, steps=2, accompaniment_db=-9)
+    assert quiet.report["levels"]["accompaniment_lufs"] == pytest.approx(
+        result.report["levels"]["accompaniment_lufs"] - 8, abs=0.05
+    )
+    likeliest = [accompanist.accompany(vocal, seed=seed, steps=1, temperature=0).codes for seed in (1, 2)]
+    assert torch.equal(*likeliest)
+
+
+def test_a_prefix_is_kept_and_continued(accompanist, vocal, result):
+    prefix = result.accompaniment[:, : 10 * HOP + 100]
+    given = accompanist.bundle.tokenizer.encode(prefix[None, :, : 10 * HOP], "accompaniment")[0]
+    continued = accompanist.accompany(vocal, seed=8, steps=1, prefix=prefix)
+    assert torch.equal(continued.codes[:10], given)
+    assert continued.report["prefix_seconds"] == pytest.approx(0.4)
+    assert len(continued.codes) == len(result.codes)
+
+
+def test_prefixes_that_cannot_be_continued(accompanist, vocal):
+    with pytest.raises(AudioError, match="shorter than the song"):
+        accompanist.accompany(vocal, prefix=vocal)
+    with pytest.raises(AudioError, match="at least 1920"):
+        accompanist.accompany(vocal, prefix=vocal[:, :1000])
+
+
+def test_progress_runs_through_the_stages(accompanist, vocal):
+    heard: list[tuple[str, float]] = []
+    accompanist.accompany(vocal, steps=1, progress=lambda stage, share: heard.append((stage, share)))
+    assert list(dict.fromkeys(stage for stage, _ in heard)) == list(STAGES)
+    for stage in STAGES:
+        shares = [share for name, share in heard if name == stage]
+        assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+    assert len([1 for stage, _ in heard if stage == "compose"]) > 10
+
+
+def test_several_windows(accompanist, make_singing):
+    vocal = torch.from_numpy(make_singing(32.5).T)
+    result = accompanist.accompany(vocal, steps=1)
+    assert result.accompaniment.shape == (2, vocal.shape[1])
+    seconds = result.accompaniment.unfold(1, 48_000, 48_000).square().mean(dim=(0, 2))
+    assert float(seconds.min()) > 0.05 * float(seconds.max())
+
+
+def test_save_leaves_three_files(result, tmp_path):
+    folder = result.save(tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
+    info = soundfile.info(folder / "mix.wav")
+    assert (info.samplerate, info.channels, info.frames) == (48_000, 2, result.mix.shape[1])
+    assert torch.allclose(read_audio(folder / "accompaniment.wav"), result.accompaniment, atol=1e-4)
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="--device cpu"):
+            choose_device("cuda")
+    with pytest.raises(ConfigError, match="one of"):
+        choose_device("abacus")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_out_of_range(accompanist, vocal, seed):
+    with pytest.raises(ConfigError, match="seed"):
+        accompanist.accompany(vocal, seed=seed)
