@@ -64,7 +64,7 @@ class Band:
         beats = np.array([*excerpt.beats, excerpt.seconds])
         tempo = 60 / excerpt.beat_seconds
         low, high = style.beats_per_minute
-        # The felt tempo may be half or twice the counted one: a bar of the pattern is then two bars or half a bar.
+        # The felt tempo may be half or twice the counted one: the pattern then lasts two bars or half a bar.
         feel = 0.5 if tempo > high else 2.0 if tempo * 2 <= high and self.rng.random() < 0.7 else 1.0
         per_beat = int(4 * feel)
         swing = self.rng.uniform(*style.swing)
@@ -190,7 +190,7 @@ class Band:
         low = int(rng.integers(50, 60))
         guitar = 24 <= part.program <= 31
         loudness = rng.uniform(58, 80)
-        for index, step in enumerate(self.steps):
+        for step in self.steps:
             mark = pattern[step.position]
             if mark == "." or (self._level(step) == 0 and style.name not in ("ballad", "folk", "bossa")):
                 continue

@@ -47,7 +47,8 @@ def choose_bars(song: Song, stretch: float, rng: np.random.Generator) -> tuple[f
         end = later[0] if later else min(start + wanted, song.beats[-1])
         if end - start < min(SHORTEST_SECONDS / stretch, (times[-1] - times[0]) * 0.8):
             continue
-        sung = float(np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None).sum()) / (end - start)
+        overlaps = np.minimum(ends, end) - np.maximum(starts, start)
+        sung = float(np.clip(overlaps, 0, None).sum()) / (end - start)
         inside = starts[starts >= start - 0.03]
         entry = (inside[0] - start) * stretch if len(inside) else np.inf
         choices.append((sung >= SUNG_SHARE and entry <= LATEST_ENTRY_SECONDS, sung, start, end, entry))

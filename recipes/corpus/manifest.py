@@ -66,9 +66,7 @@ class Item:
             )
         # Stems may differ in their number of channels on disk; stereo is what they sum in by default.
         waves = [
-            read_audio(
-                self.path(stem), channels=channels or 2, start_seconds=start_seconds, seconds=seconds
-            )
+            read_audio(self.path(stem), channels=channels or 2, start_seconds=start_seconds, seconds=seconds)
             for stem in ACCOMPANIMENT_STEMS
         ]
         return waves[0] + waves[1] + waves[2]

@@ -110,7 +110,12 @@ def compress(wave: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def color(
-    wave: np.ndarray, room_seconds: float, wet_db: float | None, rng: np.random.Generator, *, low_cut_hz: float
+    wave: np.ndarray,
+    room_seconds: float,
+    wet_db: float | None,
+    rng: np.random.Generator,
+    *,
+    low_cut_hz: float,
 ) -> np.ndarray:
     """Equalizer (low cut, tilt, one broad bell) and room, in one pass over the spectrum."""
     from scipy import fft, signal

@@ -84,7 +84,9 @@ def draw_item(item: Item, out: Path, *, start_seconds: float = 0.0, seconds: flo
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m duotok.recipes.corpus.picture", description="Draw an item.")
+    parser = argparse.ArgumentParser(
+        prog="python -m duotok.recipes.corpus.picture", description="Draw an item."
+    )
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--id", required=True)
     parser.add_argument("--out", type=Path, required=True, help="PNG file")
@@ -94,8 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         items = {item.id: item for item in read_manifest(arguments.manifest)}
         if arguments.id not in items:
-            raise DataError(f"{arguments.manifest} has no item {arguments.id}; the first is {next(iter(items), '-')}")
-        draw_item(items[arguments.id], arguments.out, start_seconds=arguments.start, seconds=arguments.seconds)
+            raise DataError(
+                f"{arguments.manifest} has no item {arguments.id}; its first is {next(iter(items), '-')}"
+            )
+        draw_item(
+            items[arguments.id], arguments.out, start_seconds=arguments.start, seconds=arguments.seconds
+        )
     except DuoTokError as error:
         print(f"picture: {error}", file=sys.stderr)
         return 1

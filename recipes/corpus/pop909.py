@@ -63,7 +63,8 @@ class Songs:
             self.files = _read_archive(self.path)
         else:
             raise DataError(
-                f"{self.path} does not exist; give the POP909 folder or tar.gz (github.com/music-x-lab/POP909-Dataset)"
+                f"{self.path} does not exist; give the POP909 folder or tar.gz "
+                "(github.com/music-x-lab/POP909-Dataset)"
             )
         if not self.names:
             raise DataError(f"{self.path} holds no POP909 song (a folder such as 001 with 001.mid in it)")
@@ -73,9 +74,7 @@ class Songs:
         """The numbers of the complete songs, in order."""
         songs = {song for song, _ in self.files}
         return sorted(
-            song
-            for song in songs
-            if all((song, name) in self.files for name in (*SONG_FILES, f"{song}.mid"))
+            song for song in songs if all((song, name) in self.files for name in (*SONG_FILES, f"{song}.mid"))
         )
 
     def of_split(self, split: str) -> list[str]:
@@ -103,7 +102,7 @@ def _read_folder(path: Path) -> dict[tuple[str, str], bytes]:
 
 
 def _read_archive(path: Path) -> dict[tuple[str, str], bytes]:
-    # Members are only read into memory under names that match MEMBER: no path of the archive reaches the disk.
+    # Members are only read into memory, under names that match MEMBER: no path of theirs reaches the disk.
     files = {}
     try:
         with tarfile.open(path, "r:*") as archive:

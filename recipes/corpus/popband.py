@@ -121,8 +121,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes, each single-threaded")
-    parser.add_argument("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
-    parser.add_argument("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
+    parser.add_argument(
+        "--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)"
+    )
+    parser.add_argument(
+        "--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)"
+    )
     parser.add_argument("--phrases", type=int, default=60, help="spoken phrases analysed per voice")
     arguments = parser.parse_args(argv)
     if arguments.hours <= 0 or arguments.workers < 1 or arguments.phrases < 1 or arguments.seed < 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from duotok.recipes.corpus.pop909 import Note
+from duotok.recipes.corpus.vocoder import synthesize
 from duotok.recipes.corpus.voicebank import (
     FRAME_SECONDS,
     NOISE_BANDS,
@@ -15,7 +16,6 @@ from duotok.recipes.corpus.voicebank import (
     expand_envelope,
     expand_noise,
 )
-from duotok.recipes.corpus.vocoder import synthesize
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 RATE = 1 / FRAME_SECONDS  # frames per second

@@ -46,9 +46,7 @@ class SoundFont:
         try:
             import tinysoundfont
         except ImportError as error:
-            raise DataError(
-                "tinysoundfont is missing; run: pip install --no-deps tinysoundfont"
-            ) from error
+            raise DataError("tinysoundfont is missing; run: pip install --no-deps tinysoundfont") from error
         self.synth = tinysoundfont.Synth(samplerate=SAMPLE_RATE_HZ, gain=-6)
         try:
             self.font = self.synth.sfload(str(path), max_voices=MOST_VOICES)
@@ -95,9 +93,7 @@ class SoundFont:
     def _fill(self, view: memoryview, start: int, end: int) -> None:
         width = BLOCK_SAMPLES * 2 * 4  # stereo float32
         if end > start:
-            self.synth.generate_simple(
-                (end - start) * BLOCK_SAMPLES, view[start * width : end * width]
-            )
+            self.synth.generate_simple((end - start) * BLOCK_SAMPLES, view[start * width : end * width])
 
     def _select(self, channel: int, part: Part) -> None:
         bank = DRUM_BANK if part.is_drums else 0
@@ -109,4 +105,6 @@ class SoundFont:
             try:
                 self.synth.program_select(channel, self.font, bank, family, part.is_drums)
             except RuntimeError as error:
-                raise DataError(f"the sound font has no program {part.program}; use a General MIDI one") from error
+                raise DataError(
+                    f"the sound font has no program {part.program}; use a General MIDI one"
+                ) from error

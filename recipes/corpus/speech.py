@@ -151,7 +151,9 @@ class _Espeak:
         try:
             self.library = ctypes.CDLL(name)
         except OSError as error:
-            raise DataError(f"no espeak-ng library ({error}); install it: apt-get install espeak-ng") from error
+            raise DataError(
+                f"no espeak-ng library ({error}); install it: apt-get install espeak-ng"
+            ) from error
         options = ESPEAK_PHONEME_EVENTS | ESPEAK_IPA
         self.rate_hz = self.library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, None, options)
         if self.rate_hz <= 0:

@@ -32,7 +32,10 @@ def make_pulses(pitch_hz: np.ndarray, voiced: np.ndarray, samples: int) -> np.nd
     shapes = np.sinc(offset) * np.square(np.cos(np.pi * offset / (PULSE_TAPS + 2))) * heights[:, None]
     places = at[:, None] + taps[None]
     inside = (places >= 0) & (places < samples)
-    return np.bincount(places[inside], weights=shapes[inside], minlength=samples).astype(np.float32)
+    train = np.bincount(places[inside], weights=shapes[inside], minlength=samples)
+    # A train of pulses has a mean value; no voice has.
+    train -= np.sqrt(frequency / SAMPLE_RATE_HZ) * np.repeat(voiced, HOP_SAMPLES)[:samples]
+    return train.astype(np.float32)
 
 
 def synthesize(
@@ -65,9 +68,6 @@ def synthesize(
     fold = np.zeros(FFT_SIZE, dtype=np.float32)
     fold[0] = fold[FFT_SIZE // 2] = 0.5
     fold[1 : FFT_SIZE // 2] = 1.0
-    # A train of pulses has a mean value; no voice has.
-    frequency = np.arange(BINS) * SAMPLE_RATE_HZ / FFT_SIZE
-    high_pass = np.clip((frequency - 25) / 45, 0, 1).astype(np.float32)
     span = np.arange(WINDOW_SAMPLES)
     chosen = np.flatnonzero(active)
     for first in range(0, len(chosen), BATCH_FRAMES):
@@ -81,7 +81,6 @@ def synthesize(
         cepstrum = fft.irfft(log_spectrum, FFT_SIZE)
         transfer = np.exp(fft.rfft(cepstrum * fold, FFT_SIZE))  # exp(log power / 2) and its phase
         transfer *= np.sqrt(1 - np.square(share)) * periodic + share * random
-        transfer *= high_pass
         sound = fft.irfft(transfer, FFT_SIZE)
         for start, piece in zip(starts, sound, strict=True):
             output[start : start + FFT_SIZE] += piece

@@ -1,0 +1,111 @@
+"""Excerpts and the band: everything stays inside the excerpt and on its chords."""
+
+import numpy as np
+import pytest
+
+from duotok.recipes.corpus.band import Band
+from duotok.recipes.corpus.excerpt import Excerpt, cut_excerpt, label_chords
+from duotok.recipes.corpus.harmony import parse_chord
+from duotok.recipes.corpus.pop909 import Note, Song, Span
+from duotok.recipes.corpus.styles import DRUM_KEYS, STYLES, Style
+
+
+def make_song(beats: int = 240, beat_seconds: float = 0.5) -> Song:
+    seconds = beats * beat_seconds
+    labels = ("C:maj", "A:min7", "F:maj/3", "G:7", "N")
+    chords = tuple(
+        Span(start=start, end=start + 2.0, label=labels[int(start / 2) % 5])
+        for start in np.arange(0.0, seconds, 2.0)
+    )
+    notes = tuple(
+        Note(start=start, end=start + 0.4, pitch=60 + index % 12, velocity=80)
+        for index, start in enumerate(np.arange(8.0, seconds, 0.5))
+    )
+    return Song(
+        name="001",
+        melody=notes,
+        piano=notes,
+        beats=tuple(np.arange(beats) * beat_seconds),
+        downbeats=tuple(range(0, beats, 4)),
+        chords=chords,
+        keys=(
+            Span(start=0.0, end=seconds / 2, label="C:maj"),
+            Span(start=seconds / 2, end=seconds, label="D:maj"),
+        ),
+    )
+
+
+def make_excerpt(seed: int = 0, stretch: float = 1.1, semitones: int = 3) -> Excerpt:
+    return cut_excerpt(make_song(), np.random.default_rng(seed), stretch=stretch, semitones=semitones)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_excerpt_is_a_moved_stretch_of_the_song(seed: int):
+    excerpt = make_excerpt(seed)
+    assert 30 <= excerpt.seconds <= 60
+    assert excerpt.beats[0] == pytest.approx(0.0) and excerpt.downbeats[0] == 0
+    assert np.diff(excerpt.beats) == pytest.approx(0.55)
+    assert excerpt.melody[0].start <= 8.0
+    assert all(0 <= note.start < note.end <= excerpt.seconds + 1e-9 for note in excerpt.melody)
+    assert excerpt.key in ("Eb:maj", "F:maj")
+    sung = sum(note.end - note.start for note in excerpt.melody)
+    assert sung >= 0.4 * excerpt.seconds
+
+
+def test_chords_cover_the_excerpt_without_gaps():
+    excerpt = make_excerpt()
+    assert excerpt.chords[0].start == 0 and excerpt.chords[-1].end == pytest.approx(excerpt.seconds)
+    for left, right in zip(excerpt.chords, excerpt.chords[1:], strict=False):
+        assert left.end == right.start and left.label != right.label
+    assert all("/" not in label for _, _, label in label_chords(excerpt))
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_every_style_plays_inside_the_excerpt(style: Style):
+    for seed in range(3):
+        excerpt = make_excerpt(seed)
+        stems = Band(excerpt, style, np.random.default_rng(seed)).arrange()
+        assert sorted(stems) == ["bass", "drums", "other"]
+        for part in [part for parts in stems.values() for part in parts]:
+            for start, end, pitch, velocity in part.notes:
+                assert 0 <= start < end and start < excerpt.seconds
+                assert 0 <= pitch <= 127 and 1 <= velocity <= 127
+        assert stems["bass"][0].notes and stems["other"][0].notes
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_the_bass_plays_chord_tones_and_rests_without_a_chord(style: Style):
+    excerpt = make_excerpt(1)
+    for start, _, pitch, _ in Band(excerpt, style, np.random.default_rng(1))._bass().notes:
+        spans = [span for span in excerpt.chords if span.start - 0.03 <= start < span.end + 0.03]
+        chords = [parse_chord(span.label) for span in spans]
+        tones = {(chord[0] + tone) % 12 for chord in chords if chord for tone in chord[1]}
+        assert pitch % 12 in tones
+
+
+def test_the_same_seed_gives_the_same_arrangement():
+    first, second, other = (
+        Band(make_excerpt(), STYLES[1], np.random.default_rng(seed)).arrange()["drums"] for seed in (5, 5, 6)
+    )
+    assert first == second != other
+
+
+def test_drums_fall_on_the_beats():
+    excerpt = make_excerpt(2)
+    style = next(style for style in STYLES if style.name == "disco")
+    part = Band(excerpt, style, np.random.default_rng(3))._drums()
+    kicks = [
+        start for start, _, pitch, velocity in part.notes if pitch == DRUM_KEYS["kick"] and velocity > 90
+    ]
+    assert kicks
+    beats = np.array(excerpt.beats)
+    assert max(np.abs(beats - kick).min() for kick in kicks) < 0.03
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_patterns_are_written_in_their_alphabets(style: Style):
+    for variant in style.drums:
+        assert set(variant) <= set(DRUM_KEYS)
+        assert all(len(strokes) == 16 and set(strokes) <= set("Xxo.") for strokes in variant.values())
+    assert all(len(pattern) == 16 and set(pattern) <= set("R538A.") for pattern in style.bass)
+    assert all(len(pattern) == 16 and set(pattern) <= set("Ddm.012345") for pattern in style.comping)

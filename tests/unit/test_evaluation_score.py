@@ -1,0 +1,123 @@
+"""Every part of the evaluation on real components of tiny size: names, ranges, repeatability."""
+
+import json
+
+import pytest
+import torch
+
+from duotok.lm.model import DualTrackLM
+from duotok.recipes.evaluation import lm_part, results, score, speed, table
+
+# DESIGN: the names that others rely on.
+PROMISED = (
+    "generate.in_key",
+    "generate.in_key_mismatched",
+    "generate.harmony",
+    "generate.harmony_mismatched",
+    "generate.beat_f",
+    "generate.beat_f_mismatched",
+    "generate.token_chroma_correlation",
+    "lm.cnbpt_unconditional_accompaniment",
+    "lm.cnbpt_vocal_to_accompaniment",
+    "lm.mismatch_cost_percent",
+    "lm.mismatch_cost_first_5s_percent",
+    "renderer.vae_chroma_correlation",
+    "renderer.vae_fine_structure_300_1000_hz",
+    "renderer.vae_log10_mel_l1",
+    "tokenizer.vocal_utilization",
+    "tokenizer.accompaniment_normalized_entropy",
+)
+SPEED = ("generate.rtf_30s", "generate.rtf_180s", "generate.peak_memory_gb")
+
+
+def run(part, corpus, bundle, out) -> int:
+    options = ["--corpus", str(corpus), "--bundle", str(bundle), "--out", str(out)]
+    return score.main([part, *options, "--items", "3", "--seconds", "4", "--no-speed"])
+
+
+@pytest.fixture(scope="module")
+def figures(tiny_corpus, tiny_bundle, tmp_path_factory):
+    path = tmp_path_factory.mktemp("scores") / "results.json"
+    assert run("all", tiny_corpus, tiny_bundle, path) == 0
+    return json.loads(path.read_text())
+
+
+def test_all_promised_figures_are_there(figures):
+    assert not [name for name in PROMISED if name not in figures]
+    assert {name.split(".")[0] for name in figures} == set(score.PARTS)
+
+
+def test_figures_are_in_their_ranges(figures):
+    for name, value in figures.items():
+        if (
+            "utilization" in name
+            or "entropy" in name
+            or "in_key" in name
+            or "beat_f" in name
+            or "acc_at" in name
+        ):
+            assert 0 <= value <= 1, name
+        if "correlation" in name:
+            assert -1 <= value <= 1, name
+        if "harmony" in name:
+            assert 0 <= value <= 12, name
+    assert figures["generate.wrong_lengths"] == 0
+    assert 0 < figures["generate.peak"] < 1
+    assert figures["generate.loudness_difference_largest_lu"] < 12
+    silent = ("harmony_silence", "in_key_silence", "beat_f_silence")
+    assert [figures[f"generate.{name}"] for name in silent] == [0, 0, 0]
+    assert 0.8 < figures["lm.cnbpt_unconditional_accompaniment"] < 1.5  # untrained: about a uniform guess
+
+
+def test_the_real_pair_beats_the_mismatched_one(figures):
+    # The synthetic songs move up a semitone from one to the next; their beats are the same.
+    assert figures["generate.in_key_real"] > figures["generate.in_key_real_mismatched"] + 0.2
+    assert figures["generate.harmony_real"] > figures["generate.harmony_real_mismatched"]
+
+
+def test_every_row_of_the_table_has_its_figures(figures):
+    known = {**figures, **dict.fromkeys((*SPEED,), 1.0)}
+    rows = [row for rows in table.ROWS.values() for row in rows]
+    assert [row.label for row in rows if not set(row.keys) <= set(known)] == []
+    assert len(table.render_table(known).splitlines()) == 2 + len(rows) + len(table.ROWS)
+
+
+def test_the_same_seed_gives_the_same_figures(figures, tiny_corpus, tiny_bundle, tmp_path):
+    out = tmp_path / "results.json"
+    results.merge_results(out, "tokenizer", {"kept": 1.0})
+    assert run("lm", tiny_corpus, tiny_bundle, out) == 0
+    assert json.loads(out.read_text()) == {
+        "tokenizer.kept": 1.0,
+        **{name: value for name, value in figures.items() if name.startswith("lm.")},
+    }
+
+
+def test_costs_see_a_model_that_needs_its_vocal(tiny_bundle):
+    lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
+    generator = torch.Generator().manual_seed(5)
+    vocal = torch.randint(0, 64, (4, 100), generator=generator)
+    codes = {"vocal": vocal, "accompaniment": vocal.clone()}  # the vocal tells everything
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
+    lm.train()
+    before = lm_part.measure_codes(lm, codes, [1, 0, 3, 2], 25.0, seed=0)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(
+            lm(lm.lay_out(codes, "vocal_to_accompaniment"))["accompaniment"].transpose(1, 2), vocal
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = lm_part.measure_codes(lm, codes, [1, 0, 3, 2], 25.0, seed=0)
+    assert abs(before["mismatch_cost_percent"]) < 5
+    assert after["cnbpt_vocal_to_accompaniment"] < before["cnbpt_vocal_to_accompaniment"] / 2
+    for name in ("mismatch", "shift_1s", "no_vocal"):
+        assert after[f"{name}_cost_percent"] > 50
+        assert after[f"{name}_cost_first_5s_percent"] > 50
+    assert after["mask_half_cost_percent"] > 10
+
+
+def test_speed_is_measured_in_a_process_of_its_own(vocal_file, tiny_bundle):
+    timing = speed.time_in_subprocess(vocal_file, tiny_bundle)
+    assert timing["audio_seconds"] == pytest.approx(2.5, abs=0.01)
+    assert timing["compute_seconds"] > 0 and timing["load_seconds"] > 0
+    assert 0.1 < timing["peak_memory_gb"] < 4
