@@ -83,7 +83,9 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
     """The checked bundle.json of a folder."""
     path = folder / _DESCRIPTION
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a model: it has no {_DESCRIPTION}; give a bundle folder by --model")
+        raise CheckpointError(
+            f"{folder} is not a model: it has no {_DESCRIPTION}; give a bundle folder by --model"
+        )
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -140,8 +142,13 @@ def assemble_bundle(
         for component, model in models.items():
             if half:
                 _require_half_range(component, model)
-            extra = json.loads((Path(sources[component]) / "config.json").read_text(encoding="utf-8"))["extra"]
-            for recorded, source in (("tokenizer_fingerprint", "tokenizer"), ("vae_fingerprint", "renderer/vae")):
+            extra = json.loads((Path(sources[component]) / "config.json").read_text(encoding="utf-8"))[
+                "extra"
+            ]
+            for recorded, source in (
+                ("tokenizer_fingerprint", "tokenizer"),
+                ("vae_fingerprint", "renderer/vae"),
+            ):
                 if recorded in extra:
                     extra[recorded] = fingerprints[source]
             model.save_pretrained(temporary / component, half=half, extra=extra)
@@ -169,7 +176,9 @@ def _describe(
     return {
         "format": FORMAT,
         "name": name,
-        "fingerprint": hashlib.sha256(" ".join(fingerprints[c] for c in COMPONENTS).encode()).hexdigest()[:16],
+        "fingerprint": hashlib.sha256(" ".join(fingerprints[c] for c in COMPONENTS).encode()).hexdigest()[
+            :16
+        ],
         "tokenizer_fingerprint": fingerprints["tokenizer"],
         "components": dict(fingerprints),
         "defaults": defaults,
@@ -187,7 +196,9 @@ def _check_files(folder: Path, listed: Mapping[str, str]) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; get the bundle again")
         if _sha256(path) != digest:
-            raise CheckpointError(f"{path} is damaged (its SHA-256 is not the listed one); get the bundle again")
+            raise CheckpointError(
+                f"{path} is damaged (its SHA-256 is not the listed one); get the bundle again"
+            )
 
 
 def _sha256(path: Path) -> str:
@@ -215,7 +226,8 @@ def _require_half_range(component: str, model: "nn.Module") -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Assemble a bundle; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m duotok.recipes.bundle", description="Put trained components together to a model folder."
+        prog="python -m duotok.recipes.bundle",
+        description="Put trained components together to a model folder.",
     )
     for option, text in (
         ("--tokenizer", "tokenizer folder (stage 3)"),

@@ -36,19 +36,48 @@ def build_parser() -> argparse.ArgumentParser:
         "48 kHz stereo, as long as the vocal.",
     )
     add = parser.add_argument
-    add("--vocal", type=Path, required=True, metavar="FILE", help="the singer alone (WAV, FLAC, OGG, MP3; any rate)")
-    add("--out", type=Path, metavar="DIR", help="folder for the result (default: <vocal>-accompaniment, here)")
+    add(
+        "--vocal",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the singer alone (WAV, FLAC, OGG, MP3; any rate)",
+    )
+    add(
+        "--out", type=Path, metavar="DIR", help="folder for the result (default: <vocal>-accompaniment, here)"
+    )
     add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
-    add("--variations", type=int, default=1, metavar="N", help="make N, ranked by fit, best first (default: 1)")
+    add(
+        "--variations",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make N, ranked by fit, best first (default: 1)",
+    )
     add("--cfg", type=float, metavar="X", help="how strictly the band follows the singer; 1 = no guidance")
     add("--temperature", type=float, metavar="X", help="boldness of the composition; 0 = no chance at all")
     add("--top-k", type=int, metavar="K", help="draw from the K most likely codes; 0 = all")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest codes of total probability P; 1 = all")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest codes of total probability P; 1 = all",
+    )
     add("--steps", type=int, metavar="N", help="steps of the renderer: more are slower and finer")
     add("--level", type=float, metavar="DB", help="loudness of the accompaniment over the vocal's, in dB")
-    add("--prefix", type=Path, metavar="FILE", help="a given start of the accompaniment that the band goes on from")
+    add(
+        "--prefix",
+        type=Path,
+        metavar="FILE",
+        help="a given start of the accompaniment that the band goes on from",
+    )
     add("--model", type=Path, metavar="DIR", help="bundle folder (default: the model of this package)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)")
+    add(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where to compute (default: auto)",
+    )
     add("--progress", action="store_true", help="show the progress bar even when this is no terminal")
     return parser
 
@@ -92,7 +121,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         reports: list[dict[str, Any]] = []
         with _Bar(arguments.progress or sys.stderr.isatty(), len(seeds)) as bar:
             try:
-                for result in accompanist.vary(vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell):
+                for result in accompanist.vary(
+                    vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell
+                ):
                     name = "" if len(seeds) == 1 else f"-made-{len(reports)}"
                     write_result(output.work, result.accompaniment, result.mix, result.report, suffix=name)
                     reports.append(result.report)
@@ -131,7 +162,9 @@ def _rank(folder: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summarize(out: Path, report: dict[str, Any]) -> str:
     tempo = f"{report['tempo_bpm']:.0f} BPM" if report["tempo_bpm"] else "free tempo"
     computing = sum(report["computing_seconds"].values())
-    return f"{out}: {report['seconds']:.1f} s, {report['accompaniment_key']}, {tempo}, made in {computing:.1f} s"
+    return (
+        f"{out}: {report['seconds']:.1f} s, {report['accompaniment_key']}, {tempo}, made in {computing:.1f} s"
+    )
 
 
 class _Bar:

@@ -1,8 +1,8 @@
 """A vocal goes in, an accompaniment comes out: wave -> codes -> codes -> latents -> wave.
 
-    accompanist = Accompanist.from_pretrained()
-    accompaniment = accompanist.accompany("song.wav", seed=1)
-    accompaniment.save("song-accompaniment")
+accompanist = Accompanist.from_pretrained()
+accompaniment = accompanist.accompany("song.wav", seed=1)
+accompaniment.save("song-accompaniment")
 """
 
 import time
@@ -144,7 +144,13 @@ class Accompanist:
 
     def _read_chroma(self, codes: Tensor, track: str) -> np.ndarray:
         """Chroma [2 * frames, 12] at 50 Hz that the codes [frames] stand for."""
-        return self.bundle.tokenizer.read_out(codes[None].to(self.device), track).chroma[0].cpu().double().numpy()
+        return (
+            self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
+            .chroma[0]
+            .cpu()
+            .double()
+            .numpy()
+        )
 
     def _compose(
         self,

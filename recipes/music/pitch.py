@@ -34,7 +34,9 @@ def sung_pitch(wave: Tensor) -> np.ndarray:
     frames = -(-wave.shape[-1] // (_HOP_SAMPLES * _DECIMATION))
     padded = torch.nn.functional.pad(low, (span // 2, span + _HOP_SAMPLES))
     pieces = [
-        _yin(padded[start * _HOP_SAMPLES :].unfold(0, span, _HOP_SAMPLES)[: min(_CHUNK_FRAMES, frames - start)])
+        _yin(
+            padded[start * _HOP_SAMPLES :].unfold(0, span, _HOP_SAMPLES)[: min(_CHUNK_FRAMES, frames - start)]
+        )
         for start in range(0, frames, _CHUNK_FRAMES)
     ]
     pitch_hz = torch.cat([pitch for pitch, _ in pieces])

@@ -41,7 +41,9 @@ def onset_envelope(wave: Tensor) -> np.ndarray:
         previous = torch.cat([bands[:, :1] if before is None else before, bands[:, :-1]], dim=1)
         flux[start : start + count] = (bands - previous).clamp(min=0).sum(dim=0).numpy()
         before = bands[:, -1:]
-    local = np.convolve(flux, np.ones(100) / 100, mode="same")[: len(flux)] if len(flux) >= 100 else flux.mean()
+    local = (
+        np.convolve(flux, np.ones(100) / 100, mode="same")[: len(flux)] if len(flux) >= 100 else flux.mean()
+    )
     flux = np.maximum(flux - local, 0.0)
     return flux / (flux.std() + 1e-9)
 
@@ -123,6 +125,8 @@ def _band_pooling() -> Tensor:
     """Rectangular log-spaced bands from 30 Hz to 12 kHz: [bands, bins]."""
     edges = np.geomspace(30.0, 12_000.0, _BANDS + 1)
     frequencies = np.fft.rfftfreq(_WINDOW_SAMPLES, 1 / SAMPLE_RATE_HZ)
-    rows = [(frequencies >= low) & (frequencies < high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    rows = [
+        (frequencies >= low) & (frequencies < high) for low, high in zip(edges[:-1], edges[1:], strict=True)
+    ]
     used = np.array([row for row in rows if row.any()], dtype=np.float32)
     return torch.from_numpy(used / used.sum(axis=1, keepdims=True))

@@ -77,7 +77,9 @@ def test_a_prefix_longer_than_the_song(tiny_bundle, vocal_file, tmp_path, capsys
 def test_an_output_that_is_a_file(tiny_bundle, vocal_file, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
-        assert "choose another" in (line := fail(capsys, "--vocal", vocal_file, "--out", out)) or "--out" in line
+        assert (
+            "choose another" in (line := fail(capsys, "--vocal", vocal_file, "--out", out)) or "--out" in line
+        )
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -119,7 +121,15 @@ def test_settings_out_of_range(option, value, message, tiny_bundle, vocal_file, 
 
 
 def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):
-    command = [sys.executable, "-m", "duotok.recipes.generate", "--vocal", "nothing.wav", "--model", str(tiny_bundle)]
+    command = [
+        sys.executable,
+        "-m",
+        "duotok.recipes.generate",
+        "--vocal",
+        "nothing.wav",
+        "--model",
+        str(tiny_bundle),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")

@@ -57,7 +57,9 @@ def test_the_command_from_a_shell(base, vocal_file, tmp_path):
 
 def test_same_seed_same_bytes(base, vocal_file, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        assert main(["--vocal", str(vocal_file), "--out", str(tmp_path / name), "--seed", str(seed), *base]) == 0
+        assert (
+            main(["--vocal", str(vocal_file), "--out", str(tmp_path / name), "--seed", str(seed), *base]) == 0
+        )
     files = {name: [(tmp_path / name / file).read_bytes() for file in OURS[:2]] for name in "abc"}
     assert files["a"] == files["b"]
     assert files["a"][0] != files["c"][0]
@@ -69,7 +71,9 @@ def test_same_seed_same_bytes(base, vocal_file, tmp_path):
 
 def test_variations_are_ranked(base, vocal_file, tmp_path):
     out = tmp_path / "out"
-    assert main(["--vocal", str(vocal_file), "--out", str(out), "--seed", "2", "--variations", "3", *base]) == 0
+    assert (
+        main(["--vocal", str(vocal_file), "--out", str(out), "--seed", "2", "--variations", "3", *base]) == 0
+    )
     numbered = [f"{kind}-{rank}.wav" for kind in ("accompaniment", "mix") for rank in (1, 2, 3)]
     assert sorted(path.name for path in out.iterdir()) == sorted([*OURS, *numbered])
     assert (out / "accompaniment.wav").read_bytes() == (out / "accompaniment-1.wav").read_bytes()

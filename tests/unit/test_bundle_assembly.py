@@ -28,7 +28,9 @@ def test_the_parts_fit_each_other_as_stored(tiny_bundle, tiny_components):
 
 def test_nothing_in_a_bundle_is_large_or_unlisted(tiny_bundle):
     listed = json.loads((tiny_bundle / "bundle.json").read_text())["files"]
-    found = {path.relative_to(tiny_bundle).as_posix(): path for path in tiny_bundle.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(tiny_bundle).as_posix(): path for path in tiny_bundle.rglob("*") if path.is_file()
+    }
     assert set(found) == {*listed, "bundle.json"}
     assert {f"{component}/config.json" for component in COMPONENTS} <= set(listed)
     assert all(path.stat().st_size <= SHARD_BYTES + 100_000 for path in found.values())
@@ -52,7 +54,9 @@ def test_every_missing_file_is_named(copy):
     load_bundle(copy)
 
 
-@pytest.mark.parametrize("name", ["lm/model.safetensors", "tokenizer/config.json", "renderer/vae/config.json"])
+@pytest.mark.parametrize(
+    "name", ["lm/model.safetensors", "tokenizer/config.json", "renderer/vae/config.json"]
+)
 def test_one_changed_byte_is_noticed(copy, name):
     data = bytearray((copy / name).read_bytes())
     data[-2] ^= 1
@@ -63,7 +67,12 @@ def test_one_changed_byte_is_noticed(copy, name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "damaged"), ("[]", "damaged"), ('{"format": 1}', "lists no files"), ('{"files": {}, "format": 99}', "99")],
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format": 1}', "lists no files"),
+        ('{"files": {}, "format": 99}', "99"),
+    ],
 )
 def test_a_strange_description_is_one_line(copy, text, message):
     (copy / "bundle.json").write_text(text)
@@ -83,7 +92,9 @@ def test_parts_of_another_tokenizer_are_refused(copy, component):
         load_bundle(copy)
 
 
-def test_assembling_refuses_parts_that_do_not_belong_together(tiny_components, tmp_path, make_tiny_components):
+def test_assembling_refuses_parts_that_do_not_belong_together(
+    tiny_components, tmp_path, make_tiny_components
+):
     others = make_tiny_components(tmp_path / "others", seed=1)
     for part in ("tokenizer", "lm", "vae", "accompaniment"):
         with pytest.raises(CheckpointError, match="one training run"):

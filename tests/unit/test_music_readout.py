@@ -25,7 +25,9 @@ def triad(root: int, mode: str) -> np.ndarray:
     return chroma
 
 
-@pytest.mark.parametrize(("tonic", "mode", "name"), [(0, "maj", "C:maj"), (9, "min", "A:min"), (6, "maj", "F#:maj")])
+@pytest.mark.parametrize(
+    ("tonic", "mode", "name"), [(0, "maj", "C:maj"), (9, "min", "A:min"), (6, "maj", "F#:maj")]
+)
 def test_key_of_its_own_scale_and_tonic_triad(tonic, mode, name):
     key = Key(tonic=tonic, mode=mode)
     chroma = np.array([float(pitch in key.scale) for pitch in range(12)]) + triad(tonic, mode)

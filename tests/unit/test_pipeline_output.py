@@ -31,7 +31,12 @@ def test_an_existing_folder_loses_only_our_old_files(tmp_path):
     with OutputFolder(tmp_path) as output:
         fill(output.work, ("report.json", "mix.wav"))
         output.publish()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mix.wav", "my-mix.wav", "notes.txt", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mix.wav",
+        "my-mix.wav",
+        "notes.txt",
+        "report.json",
+    ]
 
 
 def test_an_existing_folder_is_untouched_after_an_error(tmp_path):
