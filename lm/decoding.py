@@ -4,6 +4,8 @@ The same mathematics as `DualTrackLM.hidden_states`, written for one new step at
 layer are fused into four matrices, the norms' gains folded in, and keys and values live in buffers made once.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,7 +16,7 @@ from .model import DualTrackLM
 class _Layer:
     """Fused weights of one Qwen2 layer."""
 
-    def __init__(self, layer: torch.nn.Module, heads: int, key_value_heads: int) -> None:
+    def __init__(self, layer: Any, heads: int, key_value_heads: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         gain = layer.input_layernorm.weight
         # The query heads of a group attend one key head as if they were steps of it; 1/sqrt(d) is SDPA's.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2Model
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ..tokenizer.common.checkpoint import load_component, save_component
 from ..tokenizer.common.config import config_from_dict
@@ -176,8 +176,7 @@ def _build_backbone(config: DualTrackLMConfig) -> Qwen2Model:
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             attention_dropout=config.attention_dropout,
             use_cache=False,
-            attn_implementation="sdpa",
         )
     )
-    backbone.embed_tokens = nn.Identity()  # the input is embedded here, from two tables
+    backbone.set_input_embeddings(nn.Identity())  # the input comes embedded, from two tables
     return backbone

@@ -65,8 +65,8 @@ def load_bundle(folder: str | Path | None = None) -> Bundle:
     renderer = Renderer.from_pretrained(folder / "renderer")
     if lm.tokenizer_fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
-            f"the language model in {folder} was trained on the tokenizer {lm.tokenizer_fingerprint}, but the "
-            f"tokenizer there is {tokenizer.fingerprint}; use the parts of one training run"
+            f"the language model in {folder} was trained on the tokenizer {lm.tokenizer_fingerprint}, but "
+            f"the tokenizer there is {tokenizer.fingerprint}; use the parts of one training run"
         )
     renderer.require_tokenizer(tokenizer.fingerprint)
     return Bundle(

@@ -140,7 +140,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _rank(folder: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name the variations by rank, best first; the best is also accompaniment.wav, mix.wav and report.json."""
+    """Name the variations by rank, best first; the best is also accompaniment.wav and mix.wav."""
     order = sorted(range(len(reports)), key=lambda made: -reports[made]["coherence"]["score"])
     for rank, made in enumerate(order, start=1):
         for kind in ("accompaniment", "mix"):

@@ -65,7 +65,7 @@ class Accompanist:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
-        """Load a bundle folder (None: the model that ships with the package); device: auto, cpu, cuda, mps."""
+        """Load a bundle folder (None: the one that ships with the package); device: auto, cpu, cuda, mps."""
         return cls(load_bundle(folder), device)
 
     def accompany(
@@ -86,8 +86,8 @@ class Accompanist:
         """Make one accompaniment of a vocal (a file, or a wave [channels, samples] at 48 kHz).
 
         Settings that are None come from the bundle; see GenerationSettings. prefix: a given start of the
-        accompaniment, shorter than the song; the model plays it and goes on. The same seed on the same machine
-        gives the same samples. Raises AudioError and ConfigError for input that cannot be used.
+        accompaniment, shorter than the song; the model plays it and goes on. The same seed on the same
+        machine gives the same samples. Raises AudioError and ConfigError for input that cannot be used.
         """
         settings = self.resolve_settings(
             guidance=guidance,

@@ -44,12 +44,11 @@ def load_vocal(source: str | Path | Tensor) -> Vocal:
 
 
 def check_vocal(wave: Tensor, name: str) -> Vocal:
-    """wave [2, samples] at 48 kHz -> a vocal with a peak of at most 1; raises AudioError if it is unusable."""
+    """wave [2, samples] at 48 kHz -> a vocal with a peak of at most 1; AudioError if it is unusable."""
     what = name or "the vocal"
+    seconds = wave.shape[-1] / SAMPLE_RATE_HZ
     if wave.shape[-1] < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
-        raise AudioError(
-            f"{what} has {wave.shape[-1] / SAMPLE_RATE_HZ:.3f} s; give a vocal of at least {SHORTEST_SECONDS:g} s"
-        )
+        raise AudioError(f"{what} has {seconds:.3f} s; give a vocal of at least {SHORTEST_SECONDS:g} s")
     peak = max(float(wave.max()), -float(wave.min()))
     if not math.isfinite(peak) or not bool(torch.isfinite(wave).all()):
         raise AudioError(f"{what} holds NaN or infinite samples; export it again from your audio editor")
@@ -72,11 +71,10 @@ def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
     wave = _to_stereo(source) if isinstance(source, Tensor) else read_audio(source)
     if not bool(torch.isfinite(wave).all()):
         raise AudioError("the prefix holds NaN or infinite samples; export it again from your audio editor")
-    song = vocal.wave.shape[-1]
-    if wave.shape[-1] >= song:
+    if wave.shape[-1] >= vocal.wave.shape[-1]:
+        seconds, song = (part.shape[-1] / SAMPLE_RATE_HZ for part in (wave, vocal.wave))
         raise AudioError(
-            f"the prefix has {wave.shape[-1] / SAMPLE_RATE_HZ:.2f} s, the vocal {song / SAMPLE_RATE_HZ:.2f} s; "
-            f"give a prefix shorter than the song"
+            f"the prefix has {seconds:.2f} s, the vocal {song:.2f} s; give a prefix shorter than the song"
         )
     return wave[None]
 

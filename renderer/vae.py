@@ -36,7 +36,7 @@ class SpectralVAEConfig:
     decoder_blocks: int = 4  # the same of the decoder
     dim: int = 256  # width of the corrections
     kernel_frames: int = 7
-    phase_iterations: int = 12  # Griffin-Lim, after the phase-vocoder start
+    phase_iterations: int = 8  # Griffin-Lim, after the phase-vocoder start
 
     def __post_init__(self) -> None:
         for name in ("mid_latents", "side_latents", "fft_size", "hop_samples", "low_bins", "group", "dim"):

@@ -22,7 +22,6 @@ class OobleckVAEConfig:
 
     sample_rate_hz: int = 48_000
     latent_dim: int = 64
-    encoder_width: int = 128
     decoder_width: int = 128
     strides: tuple[int, ...] = (2, 4, 4, 5, 6)  # their product is the hop
     channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -30,7 +29,7 @@ class OobleckVAEConfig:
     def __post_init__(self) -> None:
         if len(self.strides) != len(self.channel_multiples) or not self.strides:
             raise ConfigError("strides and channel_multiples must have the same number of entries")
-        for name in ("sample_rate_hz", "latent_dim", "encoder_width", "decoder_width"):
+        for name in ("sample_rate_hz", "latent_dim", "decoder_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -46,7 +45,7 @@ class OobleckVAE(nn.Module):
         self.hop_samples = prod(config.strides)
         self.latent_rate_hz = config.sample_rate_hz / self.hop_samples
         self.model = AutoencoderOobleck(
-            encoder_hidden_size=config.encoder_width,
+            encoder_hidden_size=2 * config.latent_dim,  # means and deviations
             downsampling_ratios=list(config.strides),
             channel_multiples=list(config.channel_multiples),
             decoder_channels=config.decoder_width,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
 from duotok.recipes.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio

@@ -14,7 +14,7 @@ _NO_CHORD_CORRELATION = 0.25  # "N" wins where no triad reaches this
 
 
 def chord_templates() -> np.ndarray:
-    """Mean-free unit-length templates [24, 12] of the major and minor triads; the root counts a little more."""
+    """Mean-free unit-length templates [24, 12] of the major and minor triads; roots count a little more."""
     templates = np.zeros((24, 12))
     for root in range(12):
         for row, third in ((root, 4), (12 + root, 3)):

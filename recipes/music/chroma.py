@@ -14,7 +14,7 @@ _HALO_FRAMES = 5  # 4,800 samples: more than half of the 8,192-sample window
 
 @torch.no_grad()
 def measure_chroma(wave: Tensor) -> np.ndarray:
-    """Chroma [frames, 12] at 50 Hz, C first, in 0..1 (the tokenizer's), of wave [channels, samples] at 48 kHz."""
+    """Chroma [frames, 12] at 50 Hz, C first, in 0..1, of wave [channels, samples] (the tokenizer's)."""
     mono = wave.float().mean(dim=0).cpu()
     mono = torch.nn.functional.pad(mono, (0, -len(mono) % _HOP_SAMPLES))
     front_end = Chroma(hop_samples=_HOP_SAMPLES)
@@ -29,7 +29,7 @@ def measure_chroma(wave: Tensor) -> np.ndarray:
 
 
 def correlate_chroma(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Mean over frames of the correlation of two mean-free chromas [frames, 12]; None if all frames are flat."""
+    """Mean over frames of the correlation of two mean-free chromas [frames, 12]; None if all are flat."""
     frames = min(len(first), len(second))
     first, second = (c[:frames] - c[:frames].mean(axis=1, keepdims=True) for c in (first, second))
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)

@@ -21,13 +21,13 @@ class Coherence:
 
     @property
     def score(self) -> float:
-        """One number to rank candidates by, higher is better: in-key share plus half the octaves of harmony."""
+        """What to rank candidates by, higher is better: in-key share plus half the octaves of harmony."""
         harmony = 0.5 * math.log2(max(self.harmony, 0.05)) if self.harmony is not None else 0.0
         return (self.in_key or 0.0) + harmony
 
 
 def measure_coherence(chroma: np.ndarray, pitches: np.ndarray) -> Coherence:
-    """Compare accompaniment chroma [frames, 12] with sung MIDI pitches [frames] (NaN = not sung), same rate."""
+    """Compare accompaniment chroma [frames, 12] with sung MIDI pitches [frames], NaN = not sung."""
     frames = min(len(chroma), len(pitches))
     sung = np.isfinite(pitches[:frames])
     if not sung.any():

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+
 from duotok.recipes.generate import main
 
 OURS = ["accompaniment.wav", "mix.wav", "report.json"]
@@ -24,7 +25,8 @@ def base(tiny_bundle) -> list[str]:
 
 
 def test_help_is_instant():
-    script = "import sys; from duotok.recipes.generate import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    script = "import sys; from duotok.recipes.generate import main\n"
+    script += "try: main(['--help'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "--vocal" in done.stdout

@@ -9,6 +9,7 @@ import mido
 import numpy as np
 import pytest
 import soundfile
+
 from duotok.recipes.corpus import popband
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.corpus.rendering import ItemMaker

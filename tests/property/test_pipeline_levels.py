@@ -1,11 +1,12 @@
 import math
 
 import torch
-from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness, mix_down
-from duotok.recipes.music.chords import CHORD_NAMES, estimate_chords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness, mix_down
+from duotok.recipes.music.chords import CHORD_NAMES, estimate_chords
 
 
 def noise(samples: int, level: float, seed: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from duotok.lm.model import DualTrackLM
 from duotok.recipes import bundle as bundles
 from duotok.recipes.bundle import COMPONENTS, assemble_bundle, load_bundle, main

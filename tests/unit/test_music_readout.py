@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from duotok.recipes.music.chords import estimate_chords
 from duotok.recipes.music.chroma import correlate_chroma, measure_chroma
 from duotok.recipes.music.coherence import Coherence, measure_coherence

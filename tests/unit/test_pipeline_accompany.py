@@ -3,6 +3,7 @@ import json
 import pytest
 import soundfile
 import torch
+
 from duotok.recipes.pipeline import STAGES, Accompanist, choose_device
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError

@@ -4,6 +4,7 @@ import numpy as np
 import pyloudnorm
 import pytest
 import torch
+
 from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness, mix_down
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 

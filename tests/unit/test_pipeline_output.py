@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from duotok.recipes.output import OutputError, OutputFolder, write_result
 
 

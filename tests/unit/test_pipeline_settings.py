@@ -1,4 +1,5 @@
 import pytest
+
 from duotok.lm.sampling import SamplingConfig
 from duotok.recipes.settings import GenerationSettings, parse_defaults, resolve_settings
 from duotok.tokenizer.common.errors import ConfigError

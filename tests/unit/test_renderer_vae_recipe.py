@@ -1,0 +1,75 @@
+"""The VAE recipe on the synthetic corpus: it learns, repeats, exports."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.recipes.renderer import vae as recipe
+from duotok.recipes.renderer.vae_linear import Moments, principal_components
+from duotok.recipes.training import run_training
+from duotok.renderer.vae import SpectralVAE
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+TINY = Path(recipe.__file__).parent / "vae" / "tiny.yaml"
+
+
+def load(corpus: Path, *overrides: str) -> recipe.Config:
+    return load_config(recipe.Config, TINY, [f"data.manifest={corpus / 'train.jsonl'}", *overrides])
+
+
+def test_tiny_recipe_lowers_the_loss_and_exports(tiny_corpus, tmp_path):
+    task = recipe.build(load(tiny_corpus, "train.steps=12", "train.learning_rate=0.003"))
+    batch = task.make_batch(np.random.default_rng(5))
+
+    @torch.no_grad()
+    def loss() -> float:
+        torch.manual_seed(1)
+        return float(task.objective(**batch)["total"])
+
+    before = loss()
+    run_training(task, load(tiny_corpus, "train.steps=12", "train.learning_rate=0.003").train, tmp_path)
+    assert loss() < before
+    vae = SpectralVAE.from_pretrained(tmp_path / "final")
+    with torch.no_grad():
+        assert vae.decode(vae.encode(batch["wave"])).shape == batch["wave"].shape
+
+
+def test_linear_start_is_the_same_each_time(tiny_corpus):
+    first, second = (recipe.build(load(tiny_corpus)).objective.state_dict() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_excerpts_depend_on_the_generator_alone(tiny_corpus):
+    make_batch = recipe.build(load(tiny_corpus)).make_batch
+    one, two, other = (make_batch(np.random.default_rng(seed))["wave"] for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert one.shape == (2, 2, 48_000)
+
+
+def test_moments_and_components_are_those_of_all_vectors():
+    values = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(6, 6) + 3
+    moments = Moments(6)
+    for piece in values.split(70):
+        moments.add(piece)
+    torch.testing.assert_close(
+        moments.covariance().float(), torch.cov(values.T, correction=0), rtol=1e-3, atol=1e-3
+    )
+    basis, deviations = principal_components(moments.covariance(), 2)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(((values - values.mean(0)) @ basis).std(0), deviations, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("override", ["data.seconds=0", "data.parts={piano: 1}", "data.lowest_gain_db=9"])
+def test_wrong_data_settings_are_refused(tiny_corpus, override):
+    with pytest.raises(ConfigError, match="data"):
+        load(tiny_corpus, override)
+
+
+def test_an_empty_manifest_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(DataError, match="empty"):
+        recipe.build(load(tmp_path))
