@@ -23,13 +23,20 @@ def recipe_main(
     )
     parser.add_argument("--minutes", type=float, help="train for this long in all instead of train.steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
     arguments = parser.parse_args(argv)
     from duotok.recipes.training import run_training
     from duotok.tokenizer.common.config import load_config
 
     try:
         config = load_config(config_class, arguments.config, arguments.set)
-        losses = run_training(build(config), config.train, arguments.out, minutes=arguments.minutes)
+        losses = run_training(
+            build(config),
+            config.train,
+            arguments.out,
+            minutes=arguments.minutes,
+            deepspeed=arguments.deepspeed,
+        )
     except DuoTokError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

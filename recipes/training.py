@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from duotok.recipes.training_state import TrainingState, load_state, save_state
-from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from duotok.recipes.training_deepspeed import DeepSpeedState, make_accelerator
+from duotok.recipes.training_state import TrainingState
+from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,23 +61,40 @@ class Task:
 
 
 def run_training(
-    task: Task, config: TrainConfig, out: Path, *, minutes: float | None = None, stop_after: int | None = None
+    task: Task,
+    config: TrainConfig,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    stop_after: int | None = None,
+    deepspeed: Path | None = None,
 ) -> dict[str, float]:
     """Train to config.steps, or to the end of a budget of minutes, then export to out/final.
 
     minutes: the cosine then runs over the minutes, those of earlier pieces counted in. stop_after: leave
-    with a checkpoint after that many steps of this call, as an interruption would. Returns the last losses.
+    with a checkpoint after that many steps of this call, as an interruption would. deepspeed: a DeepSpeed
+    config file. Returns the last losses.
     """
     torch.manual_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=choose_precision(config.precision))
+    precision = choose_precision(config.precision)
+    if deepspeed is None:
+        accelerator = Accelerator(mixed_precision=precision)
+    elif config.ema_decay > 0:
+        raise ConfigError("train.ema_decay must be 0 under DeepSpeed, which shards the weights")
+    else:
+        accelerator = make_accelerator(deepspeed, precision, config.gradient_clip)
     parameters = {n: p for n, p in task.objective.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         _decay_groups(parameters, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
     objective, optimizer = accelerator.prepare(task.objective, optimizer)
-    state = TrainingState(parameters, optimizer.optimizer, use_ema=config.ema_decay > 0)
+    if deepspeed is None:
+        state = TrainingState(parameters, optimizer.optimizer, use_ema=config.ema_decay > 0)
+    else:
+        state = DeepSpeedState(accelerator, parameters)
+    is_main = accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
-    load_state(state, out / "checkpoint")
+    state.load(out / "checkpoint")
     objective.train()
     clock = _Clock(state.elapsed_seconds, minutes)
     limit = config.steps if minutes is None else 10**9
@@ -84,7 +104,7 @@ def run_training(
         progress = tqdm(
             initial=state.step, total=limit if minutes is None else None, unit="step", disable=None
         )
-        while state.step < limit and not clock.is_over():
+        while state.step < limit and not _agree(accelerator, clock.is_over()):
             factor = learning_rate_factor(config, state.step, clock.progress(state.step, config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
@@ -98,25 +118,26 @@ def run_training(
             state.update_ema(config.ema_decay)
             progress.update()
             if state.step % config.log_every == 0 or state.step in (1, limit):
-                last = _log(out, state.step, clock.elapsed(), config.learning_rate * factor, norm, losses)
+                last = {name: float(value.detach()) for name, value in losses.items()}
+                if is_main:
+                    _log(out, state.step, clock.elapsed(), config.learning_rate * factor, norm, last)
                 progress.set_postfix({"loss": f"{last['total']:.4f}"})
                 if not math.isfinite(last["total"]):
                     raise DuoTokError(
                         f"the loss is not finite at step {state.step}; the last good checkpoint is in "
                         f"{out / 'checkpoint'}; lower train.learning_rate"
                     )
-            if clock.checkpoint_due(config.checkpoint_minutes):
-                state.elapsed_seconds = clock.elapsed()
-                save_state(state, out / "checkpoint")
+            if _agree(accelerator, clock.checkpoint_due(config.checkpoint_minutes)):
+                _save(state, clock, out, is_main)
             if stop_after is not None and state.step - first_step >= stop_after:
                 break
         progress.close()
-    state.elapsed_seconds = clock.elapsed()
-    save_state(state, out / "checkpoint")
-    finished = state.step >= limit or clock.is_over()
-    if finished and accelerator.is_main_process:
-        with state.ema_weights():
-            task.export(out / "final")
+    _save(state, clock, out, is_main)
+    if state.step >= limit or _agree(accelerator, clock.is_over()):
+        with state.export_weights():
+            if is_main:
+                task.export(out / "final")
+    accelerator.wait_for_everyone()
     return last
 
 
@@ -205,17 +226,29 @@ def _mix_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
+def _agree(accelerator: Accelerator, decision: bool) -> bool:
+    """Take the first process's decision everywhere: the clocks of processes differ."""
+    if accelerator.num_processes == 1:
+        return decision
+    return bool(broadcast_object_list([decision])[0])
+
+
+def _save(state: TrainingState | DeepSpeedState, clock: _Clock, out: Path, is_main: bool) -> None:
+    state.elapsed_seconds = clock.elapsed()
+    # Plain data parallelism holds the same state on every process; DeepSpeed's is sharded over all.
+    if is_main or isinstance(state, DeepSpeedState):
+        state.save(out / "checkpoint")
+
+
 def _log(
-    out: Path, step: int, seconds: float, learning_rate: float, norm: Tensor | None, losses: dict[str, Tensor]
-) -> dict[str, float]:
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    out: Path, step: int, seconds: float, learning_rate: float, norm: object, losses: dict[str, float]
+) -> None:
     row = {
         "step": step,
         "seconds": round(seconds, 2),
         "learning_rate": learning_rate,
-        "gradient_norm": 0.0 if norm is None else float(norm),
-        **{name: round(value, 6) for name, value in values.items()},
+        "gradient_norm": 0.0 if norm is None else float(norm),  # DeepSpeed has none before its first step
+        **{name: round(value, 6) for name, value in losses.items()},
     }
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    return values

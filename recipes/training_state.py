@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from duotok.tokenizer.common.checkpoint import replace_folder
-from duotok.tokenizer.common.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from duotok.tokenizer.common.checkpoint import replace_folder
+from duotok.tokenizer.common.errors import CheckpointError
 
 
 class TrainingState:
@@ -39,8 +40,8 @@ class TrainingState:
         )
 
     @contextlib.contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Put the averaged weights in the model for the length of the block."""
+    def export_weights(self) -> Iterator[None]:
+        """Put the averaged weights, if any, in the model for the length of the block."""
         saved = {name: self.parameters[name].detach().clone() for name in self.ema}
         _copy(self.ema, self.parameters)
         try:
@@ -48,52 +49,50 @@ class TrainingState:
         finally:
             _copy(saved, self.parameters)
 
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint folder; the old one is replaced only by a whole new one."""
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(
+            {n: p.detach().cpu().contiguous() for n, p in self.parameters.items()},
+            temporary / "weights.safetensors",
+        )
+        if self.ema:
+            save_file({n: t.cpu().contiguous() for n, t in self.ema.items()}, temporary / "ema.safetensors")
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
+        save_file(moments, temporary / "optimizer.safetensors")
+        progress = {"step": self.step, "elapsed_seconds": self.elapsed_seconds}
+        (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
+        replace_folder(temporary, folder)
 
-def save_state(state: TrainingState, folder: Path) -> None:
-    """Write a checkpoint folder; the old one is replaced only by a whole new one."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(
-        {n: p.detach().cpu().contiguous() for n, p in state.parameters.items()},
-        temporary / "weights.safetensors",
-    )
-    if state.ema:
-        save_file({n: t.cpu().contiguous() for n, t in state.ema.items()}, temporary / "ema.safetensors")
-    moments: dict[str, Tensor] = {}
-    for name, parameter in state.parameters.items():
-        for key, value in state.optimizer.state.get(parameter, {}).items():
-            moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
-    save_file(moments, temporary / "optimizer.safetensors")
-    progress = {"step": state.step, "elapsed_seconds": state.elapsed_seconds}
-    (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
-    replace_folder(temporary, folder)
-
-
-def load_state(state: TrainingState, folder: Path) -> bool:
-    """Take up a checkpoint if there is one; say whether there was."""
-    if not folder.exists():
-        return False
-    try:
-        weights = load_file(folder / "weights.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-        ema = load_file(folder / "ema.safetensors") if state.ema else {}
-        progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again") from error
-    if set(weights) != set(state.parameters):
-        raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
-    _copy(weights, state.parameters)
-    _copy(ema, state.ema)
-    for key, value in moments.items():
-        name, _, moment = key.rpartition(":")
-        parameter = state.parameters[name]
-        # AdamW keeps its step counter on the CPU, its moments with the parameter.
-        value = value if moment == "step" else value.to(parameter.device)
-        state.optimizer.state[parameter][moment] = value
-    state.step = int(progress["step"])
-    state.elapsed_seconds = float(progress["elapsed_seconds"])
-    return True
+    def load(self, folder: Path) -> bool:
+        """Take up a checkpoint if there is one; say whether there was."""
+        if not folder.exists():
+            return False
+        try:
+            weights = load_file(folder / "weights.safetensors")
+            moments = load_file(folder / "optimizer.safetensors")
+            ema = load_file(folder / "ema.safetensors") if self.ema else {}
+            progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again") from error
+        if set(weights) != set(self.parameters):
+            raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
+        _copy(weights, self.parameters)
+        _copy(ema, self.ema)
+        for key, value in moments.items():
+            name, _, moment = key.rpartition(":")
+            parameter = self.parameters[name]
+            # AdamW keeps its step counter on the CPU, its moments with the parameter.
+            value = value if moment == "step" else value.to(parameter.device)
+            self.optimizer.state[parameter][moment] = value
+        self.step = int(progress["step"])
+        self.elapsed_seconds = float(progress["elapsed_seconds"])
+        return True
 
 
 @torch.no_grad()

@@ -22,20 +22,20 @@ from duotok.recipes.evaluation.coherence import (
     pitches_of_wave,
 )
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
+from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sound import longest_silence_seconds, loudness_difference_lu, measure_peak
 from duotok.recipes.evaluation.speed import time_in_subprocess
 from duotok.recipes.evaluation.tokenizer_part import frame_correlation
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
 if TYPE_CHECKING:
-    from duotok.recipes.evaluation.score import Settings
     from duotok.recipes.pipeline import Accompanist
 
 _ITEMS, _SECONDS = 24, 20.0
 _SPEED_SECONDS = (30, 180)
 
 
-def measure_generate(settings: "Settings") -> dict[str, float]:
+def measure_generate(settings: Settings) -> dict[str, float]:
     """Coherence of generated, real, mismatched and silent accompaniments; then sound, speed and memory."""
     from duotok.recipes.pipeline import Accompanist
 

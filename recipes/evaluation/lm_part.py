@@ -4,8 +4,6 @@ The paper's protocol (P B.1): windows of 30 s; unconditional over both tracks; t
 2 s of the target given and not counted. Without a prefix the vocal matters most, so that is measured as well.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -15,11 +13,9 @@ from duotok.lm.model import DualTrackLM
 from duotok.lm.scoring import Scores, mask_source, score_batch, shift_source
 from duotok.recipes.evaluation.coherence import pair_with_others
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
-
-if TYPE_CHECKING:
-    from duotok.recipes.evaluation.score import Settings
 
 _ITEMS, _SECONDS = 48, 30.0
 _PREFIX_SECONDS = 2.0
@@ -28,7 +24,7 @@ _RANKS = (1, 5, 10, 50)
 _INTO = "vocal_to_accompaniment"
 
 
-def measure_lm(settings: "Settings") -> dict[str, float]:
+def measure_lm(settings: Settings) -> dict[str, float]:
     """cnBPT, enBPT, Acc@k, cnBPS by mode; costs in percent of another song's, a shifted and no vocal."""
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     lm = DualTrackLM.from_pretrained(settings.bundle / "lm")

@@ -1,7 +1,5 @@
 """Figures of the renderer on test accompaniments: the VAE alone, and codes -> latents -> sound."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,18 +8,16 @@ from tqdm import tqdm
 from duotok.recipes.bundle import read_bundle_description
 from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.tokenizer.model import DuoTokenizer
-
-if TYPE_CHECKING:
-    from duotok.recipes.evaluation.score import Settings
 
 _ITEMS, _SECONDS = 12, 8.0
 _BANDS = ("50_300", "300_1000", "1000_3000")  # Hz
 
 
-def measure_renderer(settings: "Settings") -> dict[str, float]:
+def measure_renderer(settings: Settings) -> dict[str, float]:
     """Chroma correlation, fine structure and log10-mel L1 of vae_… and round_trip_… (true codes to sound)."""
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     renderer = Renderer.from_pretrained(settings.bundle / "renderer")

@@ -8,30 +8,12 @@ PART are replaced in results.json, those of other parts stay; table.py makes a M
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from duotok.recipes.evaluation.settings import Settings
+from duotok.tokenizer.common.errors import DuoTokError
 
 PARTS = ("tokenizer", "lm", "renderer", "generate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is measured, on what."""
-
-    corpus: Path  # folder with test.jsonl
-    bundle: Path
-    items: int | None = None  # test items that are measured; None = each part's own default
-    seconds: float | None = None  # length of each excerpt; None = each part's own default
-    seed: int = 0
-    speed: bool = True  # whether `generate` is also timed on 30 s and 180 s
-
-    def __post_init__(self) -> None:
-        if self.items is not None and self.items < 2:
-            raise ConfigError(f"--items must be at least 2, for mismatched pairs, got {self.items}")
-        if self.seconds is not None and self.seconds < 4:
-            raise ConfigError(f"--seconds must be at least 4, got {self.seconds:g}")
 
 
 def measure(part: str, settings: Settings) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Figures of the tokenizer: what its codes keep of mel and chroma, and how they use the codebooks."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,15 +7,13 @@ from tqdm import tqdm
 
 from duotok.lm.metrics import code_counts, normalized_entropy, utilization
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
-
-if TYPE_CHECKING:
-    from duotok.recipes.evaluation.score import Settings
 
 _ITEMS, _SECONDS = 24, 20.0
 
 
-def measure_tokenizer(settings: "Settings") -> dict[str, float]:
+def measure_tokenizer(settings: Settings) -> dict[str, float]:
     """Mel L1, chroma correlation, utilization, normalized entropy and number of tokens per track.
 
     Mel and chroma on excerpts; the use of the codebooks on everything that the test items hold.

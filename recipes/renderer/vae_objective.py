@@ -11,6 +11,8 @@ from duotok.tokenizer.common.errors import ConfigError
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
 _PITCH_BAND_HZ = (50, 5000)
 _LOG_FLOOR = 1e-3
+_STEREO_BANDS = 32
+_STEREO_FLOOR = 1e-2  # power of a silent band
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +23,12 @@ class VAELossConfig:
     level: float = 0.3  # absolute error of log10 magnitudes
     fine: float = 0.3  # 1 - correlation of log10 magnitudes within a band and frame
     pitch: float = 0.3  # 1 - correlation of magnitudes: the loud partials
+    stereo: float = 1.0  # absolute error of the side against the mid in bands: place and width
     latent: float = 0.01  # keeps latents at mean 0, deviation 1 when the encoder is corrected
     noise: float = 0.05  # deviation of Gaussian noise on the latents, which a diffusion model will produce
 
     def __post_init__(self) -> None:
-        for name in ("feature", "level", "fine", "pitch", "latent", "noise"):
+        for name in ("feature", "level", "fine", "pitch", "stereo", "latent", "noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loss.{name} must not be negative, got {getattr(self, name)}")
 
@@ -35,6 +38,7 @@ class VAEObjective(nn.Module):
 
     feature_deviation: Tensor
     level_weight: Tensor
+    stereo_bands: Tensor
 
     def __init__(self, vae: SpectralVAE, config: VAELossConfig) -> None:
         super().__init__()
@@ -44,6 +48,7 @@ class VAEObjective(nn.Module):
         self.pitch_band = _band(frequencies, *_PITCH_BAND_HZ)
         weight = vae.feature_weight[: len(frequencies)].square()
         self.register_buffer("level_weight", weight / weight.mean(), persistent=False)
+        self.register_buffer("stereo_bands", _triangles(frequencies, _STEREO_BANDS), persistent=False)
         # Mean variance of a weighted feature, so that the loss is a share of what there is to explain.
         variance = vae.latent_scale.square().sum() / vae.features.dim
         self.register_buffer("feature_deviation", variance.sqrt(), persistent=False)
@@ -64,6 +69,7 @@ class VAEObjective(nn.Module):
             [1 - _correlation(wanted_level[..., band], given_level[..., band]) for band in self.fine_bands]
         ).mean()
         pitch = 1 - _correlation(wanted[..., self.pitch_band], given[..., self.pitch_band])
+        stereo = (self._side_gains(found, given) - self._side_gains(target, wanted)).abs().mean()
         statistics = latents.float().transpose(0, 1).flatten(1)  # [latent_dim, batch * frames]
         latent = statistics.mean(dim=1).square().mean() + (statistics.var(dim=1) - 1).square().mean()
         losses = {
@@ -71,10 +77,28 @@ class VAEObjective(nn.Module):
             "level": level,
             "fine": fine,
             "pitch": pitch,
+            "stereo": stereo,
             "latent": latent,
         }
         total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
         return {"total": total, **losses}
+
+    def _side_gains(self, features: Tensor, magnitudes: Tensor) -> Tensor:
+        """Return what the side is of the mid, per band: [batch, frames, 2, bands] (in phase, all), about -1..1."""
+        mid, side = magnitudes.unbind(dim=2)
+        _, compressed, signed = features.chunk(3, dim=-1)
+        coherence = (signed / compressed.clamp_min(0.1)).clamp(-1, 1)
+        power = mid.square() @ self.stereo_bands + _STEREO_FLOOR
+        in_phase = ((coherence * side * mid) @ self.stereo_bands) / power
+        width = ((side.square() @ self.stereo_bands) / power + 1e-4).sqrt()
+        return torch.stack([in_phase.clamp(-1.5, 1.5), width.clamp_max(2.0)], dim=2)
+
+
+def _triangles(frequencies: Tensor, bands: int) -> Tensor:
+    """Return overlapping bands [bins, bands], equally wide in ERB rate (Glasberg and Moore 1990)."""
+    rate = (1 + 0.00437 * frequencies).log10()
+    place = rate / rate.max() * (bands - 1)
+    return (1 - (place[:, None] - torch.arange(bands)).abs()).clamp_min(0)
 
 
 def _band(frequencies: Tensor, low_hz: float, high_hz: float) -> slice:

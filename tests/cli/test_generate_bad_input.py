@@ -132,7 +132,7 @@ def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):
         str(tiny_bundle),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: nothing.wav does not exist; check the path\n"
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation import excerpts, results, score, sound, speed, table, tokenizer_part
+from duotok.recipes.evaluation import excerpts, results, score, settings, sound, speed, table, tokenizer_part
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
@@ -146,7 +146,7 @@ def test_a_missing_corpus_is_one_line_and_exit_code_1(tmp_path, capsys):
 
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match="--items"):
-        score.Settings(corpus=Path("."), bundle=Path("."), items=1)
+        settings.Settings(corpus=Path("."), bundle=Path("."), items=1)
 
 
 def test_peak_memory_is_the_process_own_and_not_its_parents():

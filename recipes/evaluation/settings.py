@@ -1,0 +1,24 @@
+"""What one run of the evaluation measures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from duotok.tokenizer.common.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, on what."""
+
+    corpus: Path  # folder with test.jsonl
+    bundle: Path
+    items: int | None = None  # test items that are measured; None = each part's own default
+    seconds: float | None = None  # length of each excerpt; None = each part's own default
+    seed: int = 0
+    speed: bool = True  # whether `generate` is also timed on 30 s and 180 s
+
+    def __post_init__(self) -> None:
+        if self.items is not None and self.items < 2:
+            raise ConfigError(f"--items must be at least 2, for mismatched pairs, got {self.items}")
+        if self.seconds is not None and self.seconds < 4:
+            raise ConfigError(f"--seconds must be at least 4, got {self.seconds:g}")
