@@ -84,7 +84,7 @@ class VAEObjective(nn.Module):
         return {"total": total, **losses}
 
     def _side_gains(self, features: Tensor, magnitudes: Tensor) -> Tensor:
-        """Return what the side is of the mid, per band: [batch, frames, 2, bands] (in phase, all), about -1..1."""
+        """Return what the side is of the mid, in phase and in all: [batch, frames, 2, bands], about -1..1."""
         mid, side = magnitudes.unbind(dim=2)
         _, compressed, signed = features.chunk(3, dim=-1)
         coherence = (signed / compressed.clamp_min(0.1)).clamp(-1, 1)

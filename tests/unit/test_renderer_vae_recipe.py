@@ -1,5 +1,6 @@
 """The VAE recipe on the synthetic corpus: it learns, repeats, exports."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ def load(corpus: Path, *overrides: str) -> recipe.Config:
 
 
 def test_tiny_recipe_lowers_the_loss_and_exports(tiny_corpus, tmp_path):
-    task = recipe.build(load(tiny_corpus, "train.steps=12", "train.learning_rate=0.003"))
+    config = load(tiny_corpus, "train.steps=25", "train.learning_rate=0.001")
+    task = recipe.build(config)
     batch = task.make_batch(np.random.default_rng(5))
 
     @torch.no_grad()
@@ -30,8 +32,9 @@ def test_tiny_recipe_lowers_the_loss_and_exports(tiny_corpus, tmp_path):
         return float(task.objective(**batch)["total"])
 
     before = loss()
-    run_training(task, load(tiny_corpus, "train.steps=12", "train.learning_rate=0.003").train, tmp_path)
-    assert loss() < before
+    same_batch = dataclasses.replace(task, make_batch=lambda rng: dict(batch))
+    run_training(same_batch, config.train, tmp_path)
+    assert loss() < 0.97 * before
     vae = SpectralVAE.from_pretrained(tmp_path / "final")
     with torch.no_grad():
         assert vae.decode(vae.encode(batch["wave"])).shape == batch["wave"].shape
