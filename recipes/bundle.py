@@ -134,7 +134,7 @@ def assemble_bundle(
     decoder = models["renderer/accompaniment"]
     _require_same("renderer", accompaniment, "tokenizer", decoder.tokenizer_fingerprint, models["tokenizer"])
     _require_same("renderer", accompaniment, "VAE", decoder.vae_fingerprint, models["renderer/vae"])
-    sources = dict(zip(COMPONENTS, (tokenizer, lm, vae, accompaniment), strict=True))
+    sources: dict[str, str | Path] = dict(zip(COMPONENTS, (tokenizer, lm, vae, accompaniment), strict=True))
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

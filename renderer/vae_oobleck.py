@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import AutoencoderOobleck
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,13 +57,14 @@ class OobleckVAE(nn.Module):
     def encode(self, wave: Tensor) -> Tensor:
         """wave [batch, 2, samples] -> latents [batch, latent_dim, ceil(samples / hop_samples)]."""
         wave = functional.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
-        return self.model.encode(wave).latent_dist.mode()
+        mean, _ = self.model.encoder(wave).chunk(2, dim=1)
+        return mean
 
     def decode(self, latents: Tensor, samples: int | None = None) -> Tensor:
         """latents [batch, latent_dim, frames] -> wave [batch, 2, samples]; all frames' samples by default."""
         # Odd strides make the transposed convolutions a few samples shorter than a whole number of hops.
         length = latents.shape[-1] * self.hop_samples
-        wave = self.model.decode(latents).sample
+        wave = self.model.decoder(latents)
         wave = functional.pad(wave, (0, max(0, length - wave.shape[-1])))[..., :length]
         return wave if samples is None else wave[..., :samples]
 
