@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000
 
 make_corpus() { # split hours
     python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$1" --hours "$2" --seed 0 \
-        --workers "$(nproc)"
+        --phrases "${PHRASES:-8}" --workers "$(nproc)"
 }
 train() { # module config run minutes [settings]
     local module=$1 config=$2 run=$3 minutes=$4
@@ -23,8 +23,8 @@ train() { # module config run minutes [settings]
         --minutes "$minutes" "$@"
 }
 
-make_corpus train "${CORPUS_HOURS:-8}"
-make_corpus validation "${VALIDATION_HOURS:-0.5}"
+make_corpus train "${CORPUS_HOURS:-6}"
+make_corpus validation "${VALIDATION_HOURS:-0.12}"
 make_corpus test "${TEST_HOURS:-0.6}"
 
 from=(--set "data.manifest=$data/train.jsonl")
