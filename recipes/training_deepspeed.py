@@ -30,9 +30,7 @@ def make_accelerator(config_file: Path, precision: str, gradient_clip: float) ->
     # Without this, accelerate on a CPU takes every process for a world of its own.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
-    return Accelerator(
-        mixed_precision=precision, deepspeed_plugin=plugin, cpu=not torch.cuda.is_available()
-    )
+    return Accelerator(mixed_precision=precision, deepspeed_plugin=plugin, cpu=not torch.cuda.is_available())
 
 
 class DeepSpeedState:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.model import HOP_SAMPLES
-from torch import Tensor
-from torch.nn import functional
 
 KINDS = ("mix", "vocal", "accompaniment", "instrumental")
 START_CANDIDATES = 4

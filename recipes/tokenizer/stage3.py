@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from duotok.recipes.command import recipe_main
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training import Task, TrainConfig

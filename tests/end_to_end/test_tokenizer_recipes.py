@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from duotok.recipes.tokenizer import stage1, stage2, stage3
 from duotok.recipes.training import run_training
 from duotok.tokenizer.common.config import load_config

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
 from duotok.tokenizer.common.audio import read_audio, write_audio
 from duotok.tokenizer.common.errors import AudioError
 

@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError
 

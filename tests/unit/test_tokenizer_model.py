@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 

@@ -1,6 +1,9 @@
 import math
 
+import pytest
 import torch
+
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.simvq import SimVQ
 
 

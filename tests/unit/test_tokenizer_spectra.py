@@ -1,4 +1,5 @@
 import torch
+
 from duotok.tokenizer.level import TARGET_RMS, level_gain
 from duotok.tokenizer.spectra import Chroma, LogMel, mel_filterbank
 

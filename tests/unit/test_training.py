@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from duotok.recipes.training import Task, TrainConfig, learning_rate_factor, run_training
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
-from torch import nn
 
 
 class Regression(nn.Module):
