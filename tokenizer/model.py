@@ -102,13 +102,21 @@ class DuoTokenizer(nn.Module):
         """Width of the features."""
         return self.config.dim
 
+    def route(self, track: str) -> TrackQuantizer:
+        """Return a track's own way through the bottleneck; ConfigError for an unknown track."""
+        if track not in self.tracks:
+            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {track!r}")
+        route = self.tracks[track]
+        assert isinstance(route, TrackQuantizer)
+        return route
+
     def codebook_size(self, track: str) -> int:
         """Return the number of codes of a track."""
-        return len(self._track(track).quantizer.basis)
+        return len(self.route(track).quantizer.basis)
 
     def code_vectors(self, track: str) -> Tensor:
         """Return the code vectors [codebook_size, code_dim] of a track."""
-        return self._track(track).quantizer.entries().detach()
+        return self.route(track).quantizer.entries().detach()
 
     @torch.no_grad()
     def encode(self, wave: Tensor, track: str) -> Tensor:
@@ -119,7 +127,7 @@ class DuoTokenizer(nn.Module):
         """
         mono = self._mono(wave)
         mono = mono * level_gain(mono)
-        route = self._track(track)
+        route = self.route(track)
         margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
 
         def encode_chunk(low: int, high: int) -> Tensor:
@@ -193,15 +201,8 @@ class DuoTokenizer(nn.Module):
         model.fingerprint = description["fingerprint"]
         return model
 
-    def _track(self, track: str) -> TrackQuantizer:
-        if track not in self.tracks:
-            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {track!r}")
-        route = self.tracks[track]
-        assert isinstance(route, TrackQuantizer)
-        return route
-
     def _embed(self, codes: Tensor, track: str) -> Tensor:
-        route = self._track(track)
+        route = self.route(track)
         return route.project_out(nn.functional.embedding(codes, route.quantizer.entries()))
 
     def _mono(self, wave: Tensor) -> Tensor:

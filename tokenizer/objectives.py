@@ -61,7 +61,7 @@ class DualCodebookObjective(nn.Module):
             encoded = tokenizer.encoder(mel)
         parts, losses = [], {}
         for track, features in zip(TRACKS, encoded.split([len(vocal), len(accompaniment)]), strict=True):
-            route = tokenizer._track(track)
+            route = tokenizer.route(track)
             quantized = route.quantizer(route.project_in(features))
             parts.append(route.project_out(quantized.vectors))
             losses[f"{track}_commitment"] = quantized.commitment

@@ -45,6 +45,10 @@ class CutSampler:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""
         return torch.cat([self._draw_one(rng, kind) for kind in kinds])
 
+    def draw_mixture(self, rng: np.random.Generator, count: int, mixture: dict[str, float]) -> Tensor:
+        """Return `count` cuts as `draw` does, of kinds in the proportions of a mixture."""
+        return self.draw(rng, self.draw_kinds(rng, count, mixture))
+
     def draw_kinds(self, rng: np.random.Generator, count: int, mixture: dict[str, float]) -> list[str]:
         """Draw kinds in the proportions of a mixture."""
         unknown = set(mixture) - set(KINDS)
@@ -78,6 +82,6 @@ class CutSampler:
 def mel_statistics(sampler: CutSampler, log_mel: torch.nn.Module, cuts: int = 96) -> tuple[Tensor, Tensor]:
     """Return mean and deviation per mel band over cuts of all kinds, the same for the same corpus."""
     rng = np.random.default_rng(0)
-    waves = sampler.draw(rng, sampler.draw_kinds(rng, cuts, {"mix": 1, "vocal": 1, "accompaniment": 1}))
+    waves = sampler.draw_mixture(rng, cuts, {"mix": 1, "vocal": 1, "accompaniment": 1})
     mel = torch.cat([log_mel(wave[None]).flatten(0, 1) for wave in waves])
     return mel.mean(dim=0), mel.std(dim=0).clamp_min(0.1)

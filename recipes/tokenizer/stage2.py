@@ -35,7 +35,7 @@ def build(config: Config) -> Task:
     objective = MultiTaskObjective(tokenizer, config.weights, config.noise_probability)
 
     def make_batch(rng):
-        return {"wave": sampler.draw(rng, sampler.draw_kinds(rng, config.train.batch_size, config.mixture))}
+        return {"wave": sampler.draw_mixture(rng, config.train.batch_size, config.mixture)}
 
     return Task(objective, make_batch, tokenizer.save_pretrained)
 

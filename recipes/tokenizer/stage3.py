@@ -57,7 +57,7 @@ def build(config: Config) -> Task:
 def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 192) -> None:
     """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features."""
     for track in TRACKS:
-        route = tokenizer.tracks[track]
+        route = tokenizer.route(track)
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
         route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
         rng = np.random.default_rng(1)
