@@ -120,7 +120,10 @@ class DualTrackLM(nn.Module):
 
     def forward(self, layout: Layout) -> dict[str, Tensor]:
         """Return {track: logits [batch, frames, codes]} of the frames of the target segment."""
-        hidden = self.hidden_states(layout)[:, -layout.frames :]
+        return self.predict(self.hidden_states(layout)[:, -layout.frames :])
+
+    def predict(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Return {track: logits [batch, steps, codes]} of states [batch, steps, hidden_dim]."""
         return {track: self.codes_of(track).logits(hidden) for track in TRACKS}
 
     def hidden_states(self, layout: Layout) -> Tensor:

@@ -26,6 +26,7 @@ class Config:
     tokenizer: str  # folder of the tokenizer that made the tokens
     data: DataConfig
     start_from: str | None = None  # a trained language model to go on from, instead of a new one
+    prompt_weight: float = 0.0  # weight of predicting the target from the prompt alone; see LMObjective
     model: DualTrackLMConfig = field(default_factory=DualTrackLMConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -42,7 +43,8 @@ def build(config: Config) -> Task:
     torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
     source = WindowSource(shards, config.data, lm, config.train.batch_size)
-    return Task(objective=LMObjective(lm), make_batch=source.make_batch, export=lm.save_pretrained)
+    objective = LMObjective(lm, config.prompt_weight)
+    return Task(objective=objective, make_batch=source.make_batch, export=lm.save_pretrained)
 
 
 def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:

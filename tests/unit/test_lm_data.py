@@ -222,3 +222,27 @@ def test_a_model_of_another_tokenizer_is_refused(
     command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tmp_path / 'tokens'}"]
     assert train.main(command) == 1
     assert "make the tokens again" in capsys.readouterr().err
+
+
+def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
+    lm = make_lm()
+    codes = {track: torch.randint(0, 8, (2, 6)) for track in ("vocal", "accompaniment")}
+    weights = {"weight_vocal": torch.zeros(2, 6), "weight_accompaniment": torch.ones(2, 6)}
+    targets = {f"target_{track}": value for track, value in codes.items()}
+    losses = {}
+    for mode in ("vocal_to_accompaniment", "unconditional"):
+        layout = lm.lay_out(codes, mode)
+        steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+        losses[mode] = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
+        plain = LMObjective(lm)(**steps, **targets, **weights)["total"]
+        added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
+        assert torch.allclose(losses[mode]["total"], plain + 0.5 * added)
+    assert "accompaniment_prompt_nats" not in losses["unconditional"]
+    # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
+    moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
+    layout = lm.lay_out(moved, "vocal_to_accompaniment")
+    steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+    other = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
+    first = losses["vocal_to_accompaniment"]
+    assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])
+    assert not torch.allclose(other["accompaniment_nats"], first["accompaniment_nats"])
