@@ -1,6 +1,7 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
-Run: python -m duotok.recipes.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR --out DIR --half
+Run: python -m duotok.recipes.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
+         [--separator DIR] --out DIR --half
 """
 
 import argparse
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 LARGEST_BYTES = 100_000_000
 COMPONENTS = ("tokenizer", "lm", "renderer/vae", "renderer/accompaniment")
+OPTIONAL_COMPONENTS = ("separator",)
 _DESCRIPTION = "bundle.json"
 
 
@@ -107,11 +109,12 @@ def assemble_bundle(
     lm: str | Path,
     vae: str | Path,
     accompaniment: str | Path,
+    separator: str | Path | None = None,
     half: bool = True,
     name: str = "small",
     defaults: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Copy four component folders into the bundle folder `out`, which appears only when it is whole.
+    """Copy the component folders into the bundle folder `out`, which appears only when it is whole.
 
     half: store the weights as float16. The components keep belonging together: each records the fingerprints
     of the others as they are stored here. Raises CheckpointError when they do not fit each other or when the
@@ -122,9 +125,10 @@ def assemble_bundle(
     from duotok.renderer.vae import SpectralVAE
     from duotok.tokenizer.common.checkpoint import replace_folder
     from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.separator import MaskSeparator
 
     out = Path(out)
-    models = {
+    models: dict[str, Any] = {
         "tokenizer": DuoTokenizer.from_pretrained(tokenizer),
         "lm": DualTrackLM.from_pretrained(lm),
         "renderer/vae": SpectralVAE.from_pretrained(vae),
@@ -135,6 +139,9 @@ def assemble_bundle(
     _require_same("renderer", accompaniment, "tokenizer", decoder.tokenizer_fingerprint, models["tokenizer"])
     _require_same("renderer", accompaniment, "VAE", decoder.vae_fingerprint, models["renderer/vae"])
     sources: dict[str, str | Path] = dict(zip(COMPONENTS, (tokenizer, lm, vae, accompaniment), strict=True))
+    if separator is not None:
+        models["separator"] = MaskSeparator.from_pretrained(separator)
+        sources["separator"] = separator
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -176,9 +183,7 @@ def _describe(
     return {
         "format": FORMAT,
         "name": name,
-        "fingerprint": hashlib.sha256(" ".join(fingerprints[c] for c in COMPONENTS).encode()).hexdigest()[
-            :16
-        ],
+        "fingerprint": hashlib.sha256(" ".join(fingerprints.values()).encode()).hexdigest()[:16],
         "tokenizer_fingerprint": fingerprints["tokenizer"],
         "components": dict(fingerprints),
         "defaults": defaults,
@@ -237,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--out", "bundle folder to write; replaced when it exists"),
     ):
         parser.add_argument(option, type=Path, required=True, metavar="DIR", help=text)
+    parser.add_argument("--separator", type=Path, metavar="DIR", help="separator folder, if there is one")
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
     parser.add_argument(
@@ -256,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lm=arguments.lm,
             vae=arguments.vae,
             accompaniment=arguments.accompaniment,
+            separator=arguments.separator,
             half=arguments.half,
             name=arguments.name,
             defaults=parse_defaults(arguments.default),

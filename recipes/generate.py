@@ -8,6 +8,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
 if TYPE_CHECKING:
     from duotok.recipes.pipeline import Progress
+    from duotok.recipes.vocal import Vocal
 
 # Share of the computing time of each stage, for one bar over all of them.
 _STAGES = {
@@ -36,12 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
         "48 kHz stereo, as long as the vocal.",
     )
     add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--vocal", type=Path, metavar="FILE", help="the singer alone (WAV, FLAC, OGG, MP3; any rate)"
+    )
+    source.add_argument(
+        "--mix", type=Path, metavar="FILE", help="a whole song; its vocal is separated from it first"
+    )
     add(
-        "--vocal",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the singer alone (WAV, FLAC, OGG, MP3; any rate)",
+        "--separator",
+        default="mask-head",
+        metavar="NAME",
+        help="what separates --mix: mask-head (default), demucs or bs-roformer, when installed",
     )
     add(
         "--out", type=Path, metavar="DIR", help="folder for the result (default: <vocal>-accompaniment, here)"
@@ -101,8 +109,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     from duotok.recipes.vocal import load_vocal
 
     # Cheap checks first: the recording, then the folder, then the model.
-    vocal = load_vocal(arguments.vocal)
-    out = arguments.out or Path(f"{arguments.vocal.stem}-accompaniment")
+    given = arguments.vocal or arguments.mix
+    vocal = load_vocal(given, what="vocal" if arguments.vocal else "song")
+    out = arguments.out or Path(f"{given.stem}-accompaniment")
     with OutputFolder(out) as output:
         import torch
 
@@ -117,6 +126,8 @@ def _generate(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             accompaniment_db=arguments.level,
         )
+        if arguments.mix:
+            vocal = _separate_vocal(vocal, arguments, str(accompanist.device), output.work)
         seeds = [arguments.seed + number for number in range(arguments.variations)]
         reports: list[dict[str, Any]] = []
         with _Bar(arguments.progress or sys.stderr.isatty(), len(seeds)) as bar:
@@ -137,6 +148,21 @@ def _generate(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print(_summarize(out, reports[0]))
     return 0
+
+
+def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, folder: Path) -> "Vocal":
+    """Write the song's vocal as separated-vocal.wav and return it, with a warning that says so."""
+    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.vocal import check_vocal
+    from duotok.tokenizer.common.audio import write_audio
+
+    # The mask head is part of the model; the other separators bring their own weights.
+    own = arguments.separator == "mask-head" and arguments.model is not None
+    separator = open_separator(arguments.separator, str(arguments.model) if own else None, device)
+    vocal = check_vocal(separator.separate(song.wave)["vocal"], song.name, what="separated vocal")
+    write_audio(folder / "separated-vocal.wav", vocal.wave)
+    told = f"the vocal was separated from {song.name} by {separator.name}; a clean vocal fits better"
+    return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
 
 
 def _rank(folder: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:

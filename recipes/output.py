@@ -14,7 +14,7 @@ from duotok.tokenizer.common.errors import DuoTokError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OUR_FILES = re.compile(r"(accompaniment|mix)(-\d+)?\.wav|report\.json")
+_RESULT_FILES = r"(accompaniment|mix)(-\d+)?\.wav|separated-vocal\.wav|report\.json"
 
 
 class OutputError(DuoTokError):
@@ -25,11 +25,13 @@ class OutputFolder:
     """A context that offers `work`, a folder to write into, and puts its files into `folder` on publish().
 
     Made before the long work begins, so that a folder that cannot be written is found out at once. Leaving
-    without publish() leaves nothing behind. In an existing folder only our own files are replaced.
+    without publish() leaves nothing behind. In an existing folder only files of the names in the regular
+    expression `replaces`, left by earlier runs, are removed or replaced.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, replaces: str = _RESULT_FILES) -> None:
         self.folder = Path(folder)
+        self._replaces = re.compile(replaces)
         self._made: list[Path] = []  # parents made for this output, outermost first
         self._published = False
 
@@ -76,7 +78,7 @@ class OutputFolder:
         for name in new:
             os.replace(self.work / name, self.folder / name)
         for path in self.folder.iterdir():
-            if _OUR_FILES.fullmatch(path.name) and path.name not in new:
+            if self._replaces.fullmatch(path.name) and path.name not in new:
                 path.unlink()
 
     def _make_parents(self, folder: Path) -> None:

@@ -32,34 +32,34 @@ class Vocal:
         return (left if cancels else middle)[None]
 
 
-def load_vocal(source: str | Path | Tensor) -> Vocal:
+def load_vocal(source: str | Path | Tensor, *, what: str = "vocal") -> Vocal:
     """Read and check a vocal: a file of any rate and channel count, or a wave at 48 kHz.
 
-    source: a path, or a tensor [samples] or [channels, samples]. Raises AudioError when it cannot be read, is
-    shorter than SHORTEST_SECONDS, silent, or holds NaN.
+    source: a path, or a tensor [samples] or [channels, samples]; what: what messages call it. Raises
+    AudioError when it cannot be read, is shorter than SHORTEST_SECONDS, silent, or holds NaN.
     """
     if isinstance(source, Tensor):
-        return check_vocal(_to_stereo(source), name="")
-    return check_vocal(read_audio(source), name=Path(source).name)
+        return check_vocal(_to_stereo(source), name="", what=what)
+    return check_vocal(read_audio(source), name=Path(source).name, what=what)
 
 
-def check_vocal(wave: Tensor, name: str) -> Vocal:
+def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
     """wave [2, samples] at 48 kHz -> a vocal with a peak of at most 1; AudioError if it is unusable."""
-    what = name or "the vocal"
+    subject = name or f"the {what}"
     seconds = wave.shape[-1] / SAMPLE_RATE_HZ
     if wave.shape[-1] < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
-        raise AudioError(f"{what} has {seconds:.3f} s; give a vocal of at least {SHORTEST_SECONDS:g} s")
+        raise AudioError(f"{subject} has {seconds:.3f} s; give a {what} of at least {SHORTEST_SECONDS:g} s")
     peak = max(float(wave.max()), -float(wave.min()))
     if not math.isfinite(peak) or not bool(torch.isfinite(wave).all()):
-        raise AudioError(f"{what} holds NaN or infinite samples; export it again from your audio editor")
+        raise AudioError(f"{subject} holds NaN or infinite samples; export it again from your audio editor")
     if peak < _SILENT_PEAK:
-        raise AudioError(f"{what} is silent; give the recording of a singer")
+        raise AudioError(f"{subject} is silent; give a recording in which somebody sings")
     warnings = []
     if peak > 1:
         wave = wave / peak
-        warnings.append(f"the vocal's peak was {peak:.4g}, above full scale; it was turned down to 1")
+        warnings.append(f"the {what}'s peak was {peak:.4g}, above full scale; it was turned down to 1")
     if peak < _QUIET_PEAK:
-        warnings.append("the vocal is very quiet, and the accompaniment with it; turn the recording up")
+        warnings.append(f"the {what} is very quiet, and so is what is made of it; turn the recording up")
     return Vocal(wave=wave, name=name, warnings=tuple(warnings))
 
 

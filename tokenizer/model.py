@@ -1,7 +1,7 @@
 """DuoTok: a wave becomes one code per 40 ms and track; codes become features, mel and chroma (P 3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ from .common.audio import SAMPLE_RATE_HZ
 from .common.checkpoint import load_component, save_component
 from .common.config import config_from_dict
 from .common.errors import AudioError, ConfigError
+from .heads import HeadOutputs, MaskHead, ideal_ratio_masks
 from .level import level_gain
 from .modules import Encoder, NoisyBottleneck, UpsamplingHead
 from .simvq import SimVQ
 from .spectra import Chroma, LogMel
+from .text import TextVocabulary, collapse_alignment, open_vocabulary
 
 TRACKS = ("vocal", "accompaniment")
 HOP_SAMPLES = 1920
@@ -38,6 +40,8 @@ class DuoTokenizerConfig:
     vocal_codes: int = 32_768
     accompaniment_codes: int = 32_768
     head_dim: int = 512  # width inside the read-out heads
+    text_tokens: int = 0  # of the lyric head, its blank included; 0 = no such head
+    mask_head: bool = False  # soft masks of four stems, as stage 2 needs (P eq. 3)
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -90,6 +94,9 @@ class DuoTokenizer(nn.Module):
         self.upper = self._transformer()
         self.mel_head = UpsamplingHead(dim, config.head_dim, config.mel_bands, doublings=2)
         self.chroma_head = UpsamplingHead(dim, config.head_dim, 12, doublings=1)
+        self.text_head = nn.Linear(dim, config.text_tokens) if config.text_tokens else None
+        self.mask_head = MaskHead(dim, config.head_dim, config.mel_bands) if config.mask_head else None
+        self.text: TextVocabulary | None = None
 
     def _transformer(self) -> LocalTransformer:
         c = self.config
@@ -172,10 +179,39 @@ class DuoTokenizer(nn.Module):
         mono = mono * level_gain(mono)
         return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
 
-    def decode_features(self, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalized mel and chroma logits of features after the bottleneck [batch, frames, dim]."""
-        hidden = self.upper(upper)
-        return self.mel_head(hidden), self.chroma_head(hidden)
+    @torch.no_grad()
+    def read_text(self, codes: Tensor, track: str) -> list[str]:
+        """Return the lyrics that codes [batch, frames] stand for, by the best path of the lyric head."""
+        if self.text_head is None or self.text is None:
+            raise ConfigError("this tokenizer has no lyric head; train it with a text model")
+        best = self.text_head(self.features(codes, track)).argmax(dim=-1).tolist()
+        return [self.text.decode(collapse_alignment(row, self.text.size)) for row in best]
+
+    def read_heads(self, features: Tensor) -> HeadOutputs:
+        """Return what the heads say of features after the bottleneck [batch, frames, dim]."""
+        hidden = self.upper(features)
+        return HeadOutputs(
+            mel=self.mel_head(hidden),
+            chroma_logits=self.chroma_head(hidden),
+            text_logits=None if self.text_head is None else self.text_head(hidden),
+            mask_logits=None if self.mask_head is None else self.mask_head(hidden),
+        )
+
+    @torch.no_grad()
+    def mask_targets(self, stems: Tensor) -> Tensor:
+        """Return ideal ratio masks [batch, frames, 4, mel_bands] at 50 Hz of stems [batch, 4, samples]."""
+        power = self.log_mel.power(stems.flatten(0, 1), 2 * self.log_mel.hop_samples)
+        return ideal_ratio_masks(power.unflatten(0, stems.shape[:2]).transpose(1, 2))
+
+    def with_heads(self, *, text: TextVocabulary | None, masks: bool) -> "DuoTokenizer":
+        """Return a tokenizer with these heads and the weights of this one; heads it had not are new."""
+        tokens = 0 if text is None else text.size + 1
+        model = DuoTokenizer(replace(self.config, text_tokens=tokens, mask_head=masks))
+        wanted, mine = model.state_dict(), self.state_dict()
+        kept = {n: t for n, t in mine.items() if n in wanted and t.shape == wanted[n].shape}
+        model.load_state_dict(wanted | kept)
+        model.text = text
+        return model.train(self.training)
 
     def normalize(self, mel: Tensor) -> Tensor:
         """Bring log-mel to zero mean and unit deviation per band of the training corpus."""
@@ -188,7 +224,9 @@ class DuoTokenizer(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
     ) -> None:
-        """Write the tokenizer folder."""
+        """Write the tokenizer folder; the text vocabulary goes along."""
+        if self.text is not None:
+            extra = {"text": self.text.describe(), **(extra or {})}
         self.fingerprint = save_component(folder, self, self.config, kind="tokenizer", extra=extra, half=half)
 
     @classmethod
@@ -199,6 +237,8 @@ class DuoTokenizer(nn.Module):
         )
         assert isinstance(model, cls)
         model.fingerprint = description["fingerprint"]
+        if "text" in description["extra"]:
+            model.text = open_vocabulary(description["extra"]["text"])
         return model
 
     def _embed(self, codes: Tensor, track: str) -> Tensor:

@@ -25,8 +25,11 @@ class LogMel(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """wave [batch, samples] -> [batch, samples // hop, bands]; samples must be a multiple of the hop."""
-        power = stft_power(wave, self.window, self.hop_samples, len(self.mel_filters)) @ self.mel_filters
-        return 0.5 * power.clamp_min(LOG_FLOOR**2).log10()
+        return 0.5 * self.power(wave, self.hop_samples).clamp_min(LOG_FLOOR**2).log10()
+
+    def power(self, wave: Tensor, hop_samples: int) -> Tensor:
+        """Return the power per mel band [batch, samples // hop_samples, bands]."""
+        return stft_power(wave, self.window, hop_samples, len(self.mel_filters)) @ self.mel_filters
 
 
 class Chroma(nn.Module):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from torch import Tensor
@@ -28,14 +28,16 @@ class Item:
     sample_rate_hz: int
     stems: dict[str, str]  # vocal, drums, bass, other -> path relative to root
     mix: str  # path relative to root
-    tempo_bpm: float
+    tempo_bpm: float | None  # None where nobody has measured it, as in recordings found elsewhere
     beats_seconds: list[float]
     downbeats_seconds: list[float]
     chords: list[tuple[float, float, str]]  # start, end, Harte label: "C:maj", "A:min7", "N"
-    key: str  # "C:maj" or "A:min"
+    key: str | None  # "C:maj" or "A:min"; None = unknown
     notes: list[tuple[float, float, int, str]]  # start, end, MIDI pitch, syllable (IPA; "-" = melisma)
     voice: str
     style: str
+    # start, end, text: the sung sentences of a recording without a score; "" = sung, the words are unknown
+    lyrics: list[tuple[float, float, str]] = field(default_factory=list)
     root: Path  # folder of the manifest; not stored
 
     def __post_init__(self) -> None:
@@ -45,6 +47,28 @@ class Item:
             raise DataError(f"stems must be {', '.join(STEMS)}, got {', '.join(sorted(self.stems))}")
         if self.seconds <= 0 or self.sample_rate_hz <= 0:
             raise DataError(f"seconds and sample_rate_hz must be positive in item {self.id!r}")
+
+    def sung_between(self, start: float, end: float) -> float:
+        """Seconds of singing inside a stretch, by the notes or, without notes, by the lyrics."""
+        spans = [(note[0], note[1]) for note in self.notes] or [(line[0], line[1]) for line in self.lyrics]
+        return sum(max(0.0, min(end, stop) - max(start, begin)) for begin, stop in spans)
+
+    def text_between(self, start: float, end: float) -> str:
+        """What is sung inside a stretch: its whole sentences if there are any, else its whole syllables.
+
+        Syllables are joined by spaces, for notes do not tell where words begin; "-" (melisma) is left out.
+        """
+        slack = 1e-3  # seconds; times in a manifest are rounded
+        sentences = [
+            text for begin, stop, text in self.lyrics if text and start - slack <= begin and stop <= end + slack
+        ]
+        if sentences:
+            return " ".join(sentences)
+        return " ".join(
+            syllable
+            for begin, stop, _, syllable in self.notes
+            if start - slack <= begin and stop <= end + slack and syllable not in ("", "-")
+        )
 
     def path(self, part: str) -> Path:
         """The file of a stem or of the mix."""
@@ -72,13 +96,14 @@ class Item:
         return waves[0] + waves[1] + waves[2]
 
 
-STORED_FIELDS = tuple(field.name for field in fields(Item) if field.name != "root")
+STORED_FIELDS = tuple(each.name for each in fields(Item) if each.name != "root")
+OPTIONAL_FIELDS = tuple(each.name for each in fields(Item) if each.default_factory is not MISSING)
 
 
 def item_to_line(item: Item) -> str:
     """The item as one line of JSON without the line end."""
     values = asdict(item)
-    del values["root"]
+    values = {name: values[name] for name in STORED_FIELDS if name not in OPTIONAL_FIELDS or values[name]}
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -90,7 +115,7 @@ def item_from_line(line: str, root: Path) -> Item:
         raise DataError(f"not JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError("not a JSON object")
-    missing = [name for name in STORED_FIELDS if name not in values]
+    missing = [name for name in STORED_FIELDS if name not in values and name not in OPTIONAL_FIELDS]
     unknown = [name for name in values if name not in STORED_FIELDS]
     if missing or unknown:
         raise DataError(f"missing fields: {missing}; unknown fields: {unknown}")
@@ -99,6 +124,9 @@ def item_from_line(line: str, root: Path) -> Item:
         values["notes"] = [
             (float(start), float(end), int(pitch), str(syllable))
             for start, end, pitch, syllable in values["notes"]
+        ]
+        values["lyrics"] = [
+            (float(start), float(end), str(text)) for start, end, text in values.get("lyrics", [])
         ]
         return Item(root=root, **values)
     except (TypeError, ValueError) as error:

@@ -74,8 +74,8 @@ def draw_item(item: Item, out: Path, *, start_seconds: float = 0.0, seconds: flo
         axes[-1].text(start, hz_to_mel(12_000), label, color="cyan", fontsize=8, clip_on=True)
     axes[0].set_xlim(start_seconds, start_seconds + seconds)
     axes[0].set_title(
-        f"{item.id}: song {item.song}, voice {item.voice}, style {item.style}, key {item.key}, "
-        f"{item.tempo_bpm:.0f} beats per minute"
+        f"{item.id}: song {item.song}, voice {item.voice}, style {item.style}, "
+        f"key {item.key or 'unknown'}, tempo {f'{item.tempo_bpm:.0f}' if item.tempo_bpm else 'unknown'}"
     )
     axes[-1].set_xlabel("seconds")
     out.parent.mkdir(parents=True, exist_ok=True)

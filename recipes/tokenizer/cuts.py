@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +12,19 @@ from torch.nn import functional
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.level import level_gain
+from duotok.tokenizer.losses import KINDS
 from duotok.tokenizer.model import HOP_SAMPLES
 
-KINDS = ("mix", "vocal", "accompaniment", "instrumental")
 START_CANDIDATES = 4
+# Stems that a kind of cut is made of.
+STEMS_OF_KIND = {
+    "mix": STEMS,
+    "vocal": ("vocal",),
+    "accompaniment": ("drums", "bass", "other"),
+    "instrumental": ("drums", "bass", "other"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,14 @@ class CutConfig:
             raise ConfigError(f"data.seconds must be at least 0.04, got {self.seconds}")
 
 
+class Cut(NamedTuple):
+    """One cut near the standard level; the sound is the sum of its stems."""
+
+    stems: Tensor  # [4, samples] mono: vocal, drums, bass, other; those that the kind leaves out are zero
+    kind: str
+    text: str  # lyrics sung wholly inside the cut
+
+
 class CutSampler:
     """Draws cuts of one length from a manifest."""
 
@@ -43,7 +60,7 @@ class CutSampler:
 
     def draw(self, rng: np.random.Generator, kinds: list[str]) -> Tensor:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""
-        return torch.cat([self._draw_one(rng, kind) for kind in kinds])
+        return torch.stack([self.cut(rng, kind).stems.sum(dim=0) for kind in kinds])
 
     def draw_mixture(self, rng: np.random.Generator, count: int, mixture: dict[str, float]) -> Tensor:
         """Return `count` cuts as `draw` does, of kinds in the proportions of a mixture."""
@@ -59,24 +76,24 @@ class CutSampler:
         shares = np.array(list(mixture.values()), dtype=float)
         return [str(kind) for kind in rng.choice(list(mixture), size=count, p=shares / shares.sum())]
 
-    def _draw_one(self, rng: np.random.Generator, kind: str) -> Tensor:
-        samples = self.frames * HOP_SAMPLES
+    def cut(self, rng: np.random.Generator, kind: str) -> Cut:
+        """Return a random cut of a kind: a vocal where much is sung, an instrumental where little is."""
+        seconds = self.config.seconds
         item = self.items[rng.integers(len(self.items))]
-        starts = rng.uniform(0, max(0.0, item.seconds - self.config.seconds), size=START_CANDIDATES)
+        starts = rng.uniform(0, max(0.0, item.seconds - seconds), size=START_CANDIDATES)
         if kind in ("vocal", "instrumental"):
-            sung = [self._sung_seconds(item, start) for start in starts]
-            start = starts[int(np.argmax(sung) if kind == "vocal" else np.argmin(sung))]
+            sung = [item.sung_between(start, start + seconds) for start in starts]
+            start = float(starts[int(np.argmax(sung) if kind == "vocal" else np.argmin(sung))])
         else:
-            start = starts[0]
-        part = "accompaniment" if kind == "instrumental" else kind
-        wave = item.read(part, start_seconds=float(start), seconds=self.config.seconds, channels=1)
-        wave = functional.pad(wave, (0, max(0, samples - wave.shape[-1])))[:, :samples]
+            start = float(starts[0])
+        stems = torch.zeros(len(STEMS), self.frames * HOP_SAMPLES)
+        for stem in STEMS_OF_KIND[kind]:
+            wave = item.read(stem, start_seconds=start, seconds=seconds, channels=1)[0, : stems.shape[1]]
+            stems[STEMS.index(stem), : len(wave)] = wave
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
-        return wave * level_gain(wave) * 10 ** (gain_db / 20)
-
-    def _sung_seconds(self, item: Item, start: float) -> float:
-        stop = start + self.config.seconds
-        return sum(max(0.0, min(stop, end) - max(start, begin)) for begin, end, *_ in item.notes)
+        level = level_gain(stems.sum(dim=0, keepdim=True)) * 10 ** (gain_db / 20)
+        text = item.text_between(start, start + seconds) if kind in ("mix", "vocal") else ""
+        return Cut(stems=stems * level, kind=kind, text=text)
 
 
 def mel_statistics(sampler: CutSampler, log_mel: torch.nn.Module, cuts: int = 96) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""Stage 2: mel and chroma through a bottleneck with Gaussian replacement noise (P 3.2).
+"""Stage 2: mel, chroma, lyrics and stem masks through a bottleneck with replacement noise (P 3.2).
 
-Run: python -m duotok.recipes.tokenizer.stage2 recipes/tokenizer/stage2/small.yaml --out runs/small/stage2
+Run: python -m duotok.recipes.tokenizer.text --manifest data/popband/train.jsonl --out runs/small/text.model
+     python -m duotok.recipes.tokenizer.stage2 recipes/tokenizer/stage2/small.yaml --out runs/small/stage2
 """
 
 import sys
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field
 
 from duotok.recipes.command import recipe_main
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.recipes.tokenizer.supervision import collate_cuts
 from duotok.recipes.training import Task, TrainConfig
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.objectives import LossWeights, MultiTaskObjective
+from duotok.tokenizer.text import read_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +24,37 @@ class Config:
 
     start_from: str  # tokenizer folder of stage 1
     data: CutConfig
+    # Batches by kind of cut, 4:1:1:1 in the paper (P C.3).
     mixture: dict[str, float] = field(
         default_factory=lambda: {"mix": 4, "vocal": 1, "accompaniment": 1, "instrumental": 1}
     )
     noise_probability: float = 0.2  # of a frame to be replaced
+    # A sentencepiece .model, or a Hugging Face tokenizer (the paper: bert-base-multilingual-cased); none: no
+    # lyric head.
+    text: str | None = None
+    text_kinds: tuple[str, ...] = ("vocal",)  # cuts whose lyrics are supervised (P C.3)
+    text_coverage: float = 1.0  # share of those cuts
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("noise_probability", "text_coverage"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in 0..1, got {getattr(self, name)}")
 
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
     sampler = CutSampler(config.data)
+    text = None if config.text is None else read_vocabulary(config.text)
     tokenizer = DuoTokenizer.from_pretrained(config.start_from)
+    tokenizer = tokenizer.with_heads(text=text, masks=config.weights.masks > 0)
     objective = MultiTaskObjective(tokenizer, config.weights, config.noise_probability)
 
     def make_batch(rng):
-        return {"wave": sampler.draw_mixture(rng, config.train.batch_size, config.mixture)}
+        kinds = sampler.draw_kinds(rng, config.train.batch_size, config.mixture)
+        cuts = [sampler.cut(rng, kind) for kind in kinds]
+        return collate_cuts(cuts, text, config.text_kinds, config.text_coverage, rng)
 
     return Task(objective, make_batch, tokenizer.save_pretrained)
 

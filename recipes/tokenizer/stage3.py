@@ -12,6 +12,7 @@ import torch
 
 from duotok.recipes.command import recipe_main
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.recipes.tokenizer.supervision import collate_cuts
 from duotok.recipes.training import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
@@ -27,6 +28,8 @@ class Config:
     mixture: dict[str, float] = field(
         default_factory=lambda: {"vocal": 5, "accompaniment": 4, "instrumental": 1}
     )
+    freeze_encoder: bool = True  # of the lower half; the paper's ablation unfreezes it (P D)
+    text_coverage: float = 1.0  # share of the sung cuts whose lyrics are supervised
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -39,16 +42,21 @@ def build(config: Config) -> Task:
     """Make the objective and its batches."""
     sampler = CutSampler(config.data)
     tokenizer = DuoTokenizer.from_pretrained(config.start_from)
+    # The inputs are stems now: there is nothing for the mask head to tell apart (P 3.3).
+    tokenizer = tokenizer.with_heads(text=tokenizer.text, masks=False)
     start_codebooks(tokenizer, sampler)
-    objective = DualCodebookObjective(tokenizer, config.weights)
+    objective = DualCodebookObjective(tokenizer, config.weights, config.freeze_encoder)
     total = sum(config.mixture.values())
     vocals = round(config.train.batch_size * config.mixture.get("vocal", 0) / total)
     vocals = min(max(vocals, 1), config.train.batch_size - 1)
     others = {kind: share for kind, share in config.mixture.items() if kind != "vocal"}
 
     def make_batch(rng):
-        kinds = sampler.draw_kinds(rng, config.train.batch_size - vocals, others)
-        return {"vocal": sampler.draw(rng, ["vocal"] * vocals), "accompaniment": sampler.draw(rng, kinds)}
+        kinds = ["vocal"] * vocals + sampler.draw_kinds(rng, config.train.batch_size - vocals, others)
+        cuts = [sampler.cut(rng, kind) for kind in kinds]
+        batch = collate_cuts(cuts, tokenizer.text, ("vocal",), config.text_coverage, rng)
+        waves = batch.pop("stems").sum(dim=1)
+        return {"vocal": waves[:vocals], "accompaniment": waves[vocals:], **batch}
 
     return Task(objective, make_batch, tokenizer.save_pretrained)
 

@@ -1,0 +1,89 @@
+"""`separate`, and `generate --mix`: a whole song instead of a clean vocal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from duotok.recipes import generate, separate
+from duotok.recipes.bundle import assemble_bundle
+from duotok.tokenizer.model import DuoTokenizer
+from duotok.tokenizer.separator import MaskSeparator, SeparatorConfig
+
+STEMS = ("vocal", "drums", "bass", "other")
+
+
+@pytest.fixture(scope="module")
+def separator_folder(tmp_path_factory, tiny_components) -> Path:
+    torch.manual_seed(0)
+    tokenizer = DuoTokenizer.from_pretrained(tiny_components["tokenizer"]).with_heads(text=None, masks=True)
+    folder = tmp_path_factory.mktemp("separator") / "separator"
+    config = SeparatorConfig(tokenizer=tokenizer.config, dim=16, blocks=1, coarse_bands=16)
+    MaskSeparator(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory, make_singing) -> Path:
+    path = tmp_path_factory.mktemp("song") / "song.flac"
+    noise = 0.02 * np.random.default_rng(0).standard_normal((2 * 44_100, 2))
+    soundfile.write(path, make_singing(2.0, rate_hz=44_100, channels=2) + noise, 44_100)
+    return path
+
+
+def test_four_stems_sum_to_the_song(song, separator_folder, tmp_path):
+    out = tmp_path / "stems"
+    command = ["--mix", str(song), "--out", str(out), "--checkpoint", str(separator_folder)]
+    assert separate.main([*command, "--device", "cpu"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{stem}.wav" for stem in STEMS)
+    stems = [soundfile.read(out / f"{stem}.wav", always_2d=True)[0] for stem in STEMS]
+    assert all(stem.shape == (96_000, 2) for stem in stems)
+    from duotok.tokenizer.common.audio import read_audio
+
+    np.testing.assert_allclose(sum(stems), read_audio(song).T.numpy(), atol=1e-5)
+
+
+def test_stems_leave_other_files_alone(song, separator_folder, tmp_path):
+    keep = [tmp_path / name for name in ("accompaniment.wav", "notes.txt")]
+    for path in keep:
+        path.write_text("mine")
+    command = ["--mix", str(song), "--out", str(tmp_path), "--checkpoint", str(separator_folder)]
+    assert separate.main([*command, "--device", "cpu"]) == 0
+    assert all(path.read_text() == "mine" for path in keep)
+
+
+def test_generate_from_a_whole_song_says_so(song, separator_folder, tiny_components, tmp_path, capsys):
+    bundle = assemble_bundle(tmp_path / "bundle", separator=separator_folder, **tiny_components)
+    command = ["--mix", str(song), "--out", str(tmp_path / "out"), "--model", str(bundle)]
+    assert generate.main([*command, "--steps", "1", "--device", "cpu"]) == 0
+    assert "separated from song.flac by mask-head" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert any("separated" in warning for warning in report["warnings"])
+    vocal, rate = soundfile.read(tmp_path / "out" / "separated-vocal.wav", always_2d=True)
+    assert rate == 48_000 and vocal.shape == (96_000, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--separator", "magic"], "choose one of"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--mix", "nothing.wav"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, told, song, tmp_path, capsys):
+    command = ["--mix", str(song), "--out", str(tmp_path / "out"), "--device", "cpu", *arguments]
+    assert separate.main(command) == 1
+    message = capsys.readouterr().err.strip()
+    assert told in message and "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_separator_is_told(song, tiny_bundle, tmp_path, capsys):
+    command = ["--mix", str(song), "--out", str(tmp_path / "out"), "--model", str(tiny_bundle)]
+    assert generate.main([*command, "--device", "cpu"]) == 1
+    assert "has no separator" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+"""The loss table: CTC by hand, masks, means by kind; and the text vocabulary behind the lyric head."""
+
+import math
+
+import pytest
+import torch
+
+from duotok.recipes.tokenizer.text import train_text_model
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
+from duotok.tokenizer.losses import chroma_distances, mask_distances, summarize_by_kind, text_losses
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.objectives import LossWeights
+from duotok.tokenizer.text import (
+    SentencePieceVocabulary,
+    collapse_alignment,
+    open_vocabulary,
+    read_vocabulary,
+)
+
+LINES = ["la na ti", "ti ta la", "na na ma ti ta"] * 4
+
+
+def test_ctc_of_one_token_in_two_frames_by_hand():
+    # Two frames, tokens {a, blank}, uniform: the paths aa, a-, -a spell "a": probability 3/4.
+    loss = text_losses(torch.zeros(1, 2, 2), torch.tensor([[0, -1]]))
+    assert float(loss[0]) == pytest.approx(-math.log(0.75), abs=1e-5)
+
+
+def test_cuts_without_text_take_no_part():
+    logits = torch.zeros(3, 4, 3, requires_grad=True)
+    text = torch.tensor([[0, 1], [-1, -1], [1, -1]])
+    losses = text_losses(logits, text)
+    assert losses.isnan().tolist() == [False, True, False]
+    summary = summarize_by_kind({"text": losses}, torch.tensor([1, 2, 0]))
+    assert set(summary) == {"text", "text/vocal", "text/mix"}
+    summary["text"].backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    assert not logits.grad[1].any() and logits.grad[0].any() and logits.grad[2].any()
+
+
+def test_a_text_longer_than_its_frames_counts_as_none():
+    assert text_losses(torch.zeros(1, 2, 3), torch.tensor([[0, 1, 0]])).isnan().all()
+
+
+def test_a_batch_without_text_still_has_a_loss_of_zero():
+    logits = torch.zeros(2, 4, 3, requires_grad=True)
+    summary = summarize_by_kind({"text": text_losses(logits, torch.full((2, 1), -1))}, torch.tensor([0, 3]))
+    assert float(summary["text"]) == 0
+    summary["text"].backward()
+    assert logits.grad is not None and not logits.grad.any()
+
+
+def test_perfect_chroma_and_masks_cost_nothing():
+    chroma = torch.rand(2, 5, 12) * 0.98 + 0.01
+    assert chroma_distances(torch.logit(chroma), chroma).abs().max() < 1e-5
+    masks = torch.rand(2, 5, 4, 3).softmax(dim=2)
+    assert mask_distances(masks.log(), masks).abs().max() < 1e-6
+    assert (mask_distances(torch.zeros(2, 5, 4, 3), masks) > 0).all()
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ConfigError, match="masks"):
+        LossWeights(masks=-1)
+
+
+def test_vocabulary_travels_with_the_tokenizer(tmp_path):
+    text = SentencePieceVocabulary(train_text_model(LINES, 16))
+    assert text.decode(text.encode("la ti ma")) == "la ti ma"
+    config = DuoTokenizerConfig(
+        mel_bands=16,
+        dim=16,
+        heads=2,
+        feed_forward_dim=16,
+        blocks=1,
+        attention_window=2,
+        code_dim=4,
+        vocal_codes=8,
+        accompaniment_codes=8,
+        head_dim=8,
+    )
+    tokenizer = DuoTokenizer(config).with_heads(text=text, masks=True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    again = DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert again.text is not None and again.text.encode("na ta") == text.encode("na ta")
+    plain = again.with_heads(text=None, masks=False)
+    assert plain.text_head is None and plain.mask_head is None
+    assert torch.equal(plain.state_dict()["mel_head.out.weight"], again.state_dict()["mel_head.out.weight"])
+    with pytest.raises(ConfigError, match="no lyric head"):
+        plain.read_text(torch.zeros(1, 3, dtype=torch.int64), "vocal")
+
+
+def test_best_paths_collapse():
+    assert collapse_alignment([9, 1, 1, 9, 1, 2, 2, 9, 9, 3], blank=9) == [1, 1, 2, 3]
+
+
+def test_bad_text_models_are_told(tmp_path):
+    (tmp_path / "bad.model").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_vocabulary(str(tmp_path / "bad.model"))
+    with pytest.raises(ConfigError, match="duotok.recipes.tokenizer.text"):
+        read_vocabulary(str(tmp_path / "none.model"))
+    with pytest.raises(ConfigError, match="folder or hub name"):
+        read_vocabulary(str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="unknown kind"):
+        open_vocabulary({"kind": "magic"})
+    with pytest.raises(DataError, match="no lyrics"):
+        train_text_model(["", " "], 16)

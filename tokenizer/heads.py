@@ -1,0 +1,51 @@
+"""The read-outs of stages 2 and 3: mel, chroma, lyrics and soft masks of four stems (P 3.2, 3.3)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .modules import UpsamplingHead
+
+STEMS = ("vocal", "drums", "bass", "other")
+MASKS_PER_FRAME = 2
+
+
+class HeadOutputs(NamedTuple):
+    """What the heads say of frames after the bottleneck; None where the tokenizer has no such head."""
+
+    mel: Tensor  # [batch, 4 * frames, mel_bands], normalized
+    chroma_logits: Tensor  # [batch, 2 * frames, 12]
+    text_logits: Tensor | None  # [batch, frames, text_tokens], the last one is the blank
+    mask_logits: Tensor | None  # [batch, 2 * frames, 4, mel_bands], softmax over the stems
+
+
+class MaskHead(nn.Module):
+    """Soft masks of four stems per mel band at 50 Hz; they sum to 1 over the stems (P eq. 3)."""
+
+    def __init__(self, dim: int, hidden: int, bands: int) -> None:
+        super().__init__()
+        self.upsample = UpsamplingHead(dim, hidden, len(STEMS) * bands, doublings=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [batch, frames, dim] -> logits [batch, 2 * frames, 4, bands]."""
+        return self.upsample(features).unflatten(-1, (len(STEMS), -1))
+
+
+def ideal_ratio_masks(stem_power: Tensor) -> Tensor:
+    """Return the share of each stem in the power: [..., 4, bands], equal shares where all is silent."""
+    power = stem_power + 1e-10
+    return power / power.sum(dim=-2, keepdim=True)
+
+
+def masks_on_bins(masks: Tensor, mel_filters: Tensor) -> Tensor:
+    """Spread masks [..., mel_bands] over FFT bins [..., bins]; mel_filters [bins, mel_bands].
+
+    A bin takes the mean of the bands it belongs to; one outside of all bands takes the nearest band's.
+    """
+    weights = mel_filters / mel_filters.sum(dim=1, keepdim=True).clamp_min(1e-9)
+    inside = mel_filters.sum(dim=1) > 0
+    positions = torch.arange(len(mel_filters), device=mel_filters.device)
+    first, last = int(positions[inside][0]), int(positions[inside][-1])
+    weights[:first], weights[last + 1 :] = weights[first], weights[last]
+    return masks @ weights.T
