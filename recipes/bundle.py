@@ -16,7 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.tokenizer.common.errors import CheckpointError, DuoTokError
+from duotok.recipes.command import guard
+from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="generation setting this model works best with, e.g. guidance=2.0; may be repeated",
     )
     arguments = parser.parse_args(argv)
-    try:
+
+    def assemble() -> None:
         from duotok.recipes.settings import parse_defaults
 
         out = assemble_bundle(
@@ -267,11 +269,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             name=arguments.name,
             defaults=parse_defaults(arguments.default),
         )
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB")
-    return 0
+        size_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        print(f"{out}: {size_bytes / 1e6:.1f} MB")
+
+    return guard(assemble)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line that every training recipe has."""
+"""What the command lines share: errors in one line, and the options of every training recipe."""
 
 import argparse
 import sys
@@ -10,6 +10,19 @@ from duotok.tokenizer.common.errors import DuoTokError
 
 if TYPE_CHECKING:
     from duotok.recipes.training import Task
+
+
+def guard(run: Callable[[], None], *, interrupted: str = "run the same command again to go on") -> int:
+    """Run a command's work; return its exit code: 0, 1 (one line on stderr), 130 (interrupted)."""
+    try:
+        run()
+    except DuoTokError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def recipe_main(
@@ -25,10 +38,11 @@ def recipe_main(
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
     arguments = parser.parse_args(argv)
-    from duotok.recipes.training import run_training
-    from duotok.tokenizer.common.config import load_config
 
-    try:
+    def train() -> None:
+        from duotok.recipes.training import run_training
+        from duotok.tokenizer.common.config import load_config
+
         config = load_config(config_class, arguments.config, arguments.set)
         losses = run_training(
             build(config),
@@ -37,11 +51,7 @@ def recipe_main(
             minutes=arguments.minutes,
             deepspeed=arguments.deepspeed,
         )
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
-        return 130
-    print(" ".join(f"{name}={value:.4f}" for name, value in losses.items()), f"-> {arguments.out / 'final'}")
-    return 0
+        told = " ".join(f"{name}={value:.4f}" for name, value in losses.items())
+        print(f"{told} -> {arguments.out / 'final'}")
+
+    return guard(train, interrupted="run the same command again to go on from the last checkpoint")

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duotok.recipes.command import guard
 from duotok.recipes.output import OutputFolder, write_report, write_result
-from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from duotok.recipes.pipeline import Progress
@@ -93,17 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
     arguments = build_parser().parse_args(argv)
-    try:
-        return _generate(arguments)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+    return guard(lambda: _generate(arguments), interrupted="nothing was written")
 
 
-def _generate(arguments: argparse.Namespace) -> int:
+def _generate(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.variations <= _MOST_VARIATIONS:
         raise ConfigError(f"--variations must be from 1 to {_MOST_VARIATIONS}, got {arguments.variations}")
     from duotok.recipes.vocal import load_vocal
@@ -147,7 +141,6 @@ def _generate(arguments: argparse.Namespace) -> int:
     for warning in reports[0]["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(_summarize(out, reports[0]))
-    return 0
 
 
 def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, folder: Path) -> "Vocal":

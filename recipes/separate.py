@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from duotok.recipes.command import guard
 from duotok.recipes.output import OutputFolder
-from duotok.tokenizer.common.errors import DuoTokError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,19 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
     arguments = build_parser().parse_args(argv)
-    try:
-        out = _separate(arguments)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    print(f"{out}: vocal.wav, drums.wav, bass.wav, other.wav by {arguments.separator}")
-    return 0
+    return guard(lambda: _separate(arguments), interrupted="nothing was written")
 
 
-def _separate(arguments: argparse.Namespace) -> Path:
+def _separate(arguments: argparse.Namespace) -> None:
     from duotok.recipes.pipeline import choose_device
     from duotok.recipes.separation.separator import open_separator
     from duotok.recipes.vocal import load_vocal
@@ -67,7 +58,7 @@ def _separate(arguments: argparse.Namespace) -> Path:
         output.publish()
     for warning in mix.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return out
+    print(f"{out}: vocal.wav, drums.wav, bass.wav, other.wav by {separator.name}")
 
 
 if __name__ == "__main__":

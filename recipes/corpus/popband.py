@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from duotok.recipes.command import guard
 from duotok.recipes.corpus.manifest import SPLITS, Item, append_items, read_manifest
 from duotok.tokenizer.common.errors import DuoTokError
 
@@ -131,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.hours <= 0 or arguments.workers < 1 or arguments.phrases < 1 or arguments.seed < 0:
         parser.error("--hours, --workers and --phrases must be positive, --seed not negative")
-    try:
+
+    def make() -> None:
         from duotok.recipes.corpus.rendering import prepare_voices
         from duotok.recipes.corpus.soundfont import find_sound_font
 
@@ -148,14 +150,9 @@ def main(argv: list[str] | None = None) -> int:
             raise DuoTokError(f"{order.songs} does not exist; give the POP909 folder or tar.gz")
         prepare_voices(order.voice_cache, order.phrases, arguments.workers)
         new = render_split(order, arguments.hours * 3600, arguments.workers)
-    except DuoTokError as error:
-        print(f"popband: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("popband: stopped; the same command goes on from here", file=sys.stderr)
-        return 1
-    print(f"{new} new items in {arguments.out / (arguments.split + '.jsonl')}")
-    return 0
+        print(f"{new} new items in {arguments.out / (arguments.split + '.jsonl')}")
+
+    return guard(make)
 
 
 if __name__ == "__main__":

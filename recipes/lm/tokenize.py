@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.command import guard
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -120,18 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.batch < 1 or arguments.items_per_shard < 1:
         parser.error("--batch and --items-per-shard must be at least 1")
-    from duotok.tokenizer.common.errors import DuoTokError
-
-    try:
-        count = tokenize(arguments)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
-    print(f"{count} items -> {arguments.out}")
-    return 0
+    return guard(lambda: print(f"{tokenize(arguments)} items -> {arguments.out}"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.command import guard
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -94,17 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.items_per_shard < 1:
         parser.error("--items-per-shard must be at least 1")
-    from duotok.tokenizer.common.errors import DuoTokError
-
-    try:
-        encode_corpus(arguments)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return guard(lambda: encode_corpus(arguments))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from duotok.recipes.command import guard
+
 
 def train_text_model(lines: Sequence[str], pieces: int) -> bytes:
     """Return a serialized unigram sentencepiece model; it has fewer pieces where the lyrics hold no more."""
@@ -47,26 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.pieces < 8:
         parser.error("--pieces must be at least 8")
+    return guard(lambda: write_text_model(arguments.manifest, arguments.out, arguments.pieces))
+
+
+def write_text_model(manifest: Path, out: Path, pieces: int) -> None:
+    """Train a text model on the lyrics of a manifest and put it in the file `out`."""
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.tokenizer.common.errors import DuoTokError
+    from duotok.tokenizer.common.errors import DataError
     from duotok.tokenizer.text import SentencePieceVocabulary
 
+    lines = [item.text_between(0.0, item.seconds) for item in read_manifest(manifest)]
+    model = train_text_model(lines, pieces)
     try:
-        items = read_manifest(arguments.manifest)
-        lines = [item.text_between(0.0, item.seconds) for item in items]
-        model = train_text_model(lines, arguments.pieces)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = arguments.out.with_name(arguments.out.name + ".part")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(out.name + ".part")
         temporary.write_bytes(model)
-        temporary.replace(arguments.out)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        temporary.replace(out)
     except OSError as error:
-        print(f"error: cannot write {arguments.out}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(f"{SentencePieceVocabulary(model).size} pieces -> {arguments.out}")
-    return 0
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+    print(f"{SentencePieceVocabulary(model).size} pieces -> {out}")
 
 
 if __name__ == "__main__":
