@@ -23,29 +23,32 @@ train() { # module config run minutes [settings]
         --minutes "$minutes" "$@"
 }
 
-make_corpus train "${CORPUS_HOURS:-6}"
+make_corpus train "${CORPUS_HOURS:-11}"
 make_corpus validation "${VALIDATION_HOURS:-0.12}"
 make_corpus test "${TEST_HOURS:-0.6}"
 
 from=(--set "data.manifest=$data/train.jsonl")
 train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
-train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-10}" "${from[@]}" \
-    --set "start_from=$runs/stage1/final"
-train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-8}" "${from[@]}" \
+[ -f "$runs/text.model" ] || python -m duotok.recipes.tokenizer.text --manifest "$data/train.jsonl" --out "$runs/text.model"
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-20}" "${from[@]}" \
+    --set "start_from=$runs/stage1/final" --set "text=$runs/text.model"
+train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-15}" "${from[@]}" \
+    --set "start_from=$runs/stage2/final"
+train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-15}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
 
 train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
 
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
     --out "$runs/tokens/train"
-train lm.train lm/small.yaml lm "${LM_MINUTES:-30}" --set "data.tokens=$runs/tokens/train" \
+train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final"
 
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
-train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-30}" \
+train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
 
 python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
-    --accompaniment "$runs/accompaniment/final" --out "$runs/bundle" --half
+    --accompaniment "$runs/accompaniment/final" --separator "$runs/separator/final" --out "$runs/bundle" --half
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
