@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from duotok.recipes.report import describe_music
 from duotok.recipes.settings import GenerationSettings, resolve_settings
 from duotok.recipes.vocal import Vocal, load_prefix, load_vocal
 from duotok.tokenizer.common.errors import AudioError, ConfigError
+from duotok.tokenizer.model import ReadOut
 
 STAGES = ("listen", "compose", "paint", "sound", "mix")
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
@@ -121,7 +121,7 @@ class Accompanist:
         given = None if prefix is None else self._encode_prefix(prefix, vocal)
         with clock.stage("listen"):
             vocal_codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
-            vocal_chroma = self._read_chroma(vocal_codes, "vocal")
+            told = self._read_out(vocal_codes, "vocal")
         heard = clock.seconds
         for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
             together = seeds[start : start + _CANDIDATES_AT_ONCE]
@@ -131,7 +131,7 @@ class Accompanist:
             composed = clock.seconds
             for seed, codes in zip(together, candidates, strict=True):
                 clock.seconds = dict(composed)
-                yield self._perform(vocal, vocal_chroma, codes, seed, settings, clock, given)
+                yield self._perform(vocal, told, codes, seed, settings, clock, given)
 
     def _encode_prefix(self, prefix: str | Path | Tensor, vocal: Vocal) -> Tensor:
         """Codes [k] of the given start; only whole frames count."""
@@ -142,15 +142,10 @@ class Accompanist:
             raise AudioError(f"the prefix has only {wave.shape[-1]} samples; give at least {hop} (0.04 s)")
         return self.bundle.tokenizer.encode(wave[:, :, :whole].to(self.device), "accompaniment")[0].cpu()
 
-    def _read_chroma(self, codes: Tensor, track: str) -> np.ndarray:
-        """Chroma [2 * frames, 12] at 50 Hz that the codes [frames] stand for."""
-        return (
-            self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
-            .chroma[0]
-            .cpu()
-            .double()
-            .numpy()
-        )
+    def _read_out(self, codes: Tensor, track: str) -> ReadOut:
+        """What codes [frames] stand for, as a batch of one on the CPU."""
+        told = self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
+        return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
 
     def _compose(
         self,
@@ -179,14 +174,14 @@ class Accompanist:
     def _perform(
         self,
         vocal: Vocal,
-        vocal_chroma: np.ndarray,
+        told: ReadOut,
         codes: Tensor,
         seed: int,
         settings: GenerationSettings,
         clock: "_Clock",
         given: Tensor | None,
     ) -> Accompaniment:
-        """Render codes [frames], set the level, listen to the result."""
+        """Render codes [frames], set the level, listen to the result; told: what the vocal's codes say."""
         tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
         samples = vocal.wave.shape[-1]
         with clock.stage("paint"):
@@ -207,8 +202,7 @@ class Accompanist:
             music = describe_music(
                 vocal=vocal.wave,
                 mixdown=mixdown,
-                vocal_chroma=vocal_chroma,
-                accompaniment_chroma=self._read_chroma(codes, "accompaniment"),
+                read_outs={"vocal": told, "accompaniment": self._read_out(codes, "accompaniment")},
             )
         report = {
             "vocal": vocal.name,

@@ -78,9 +78,11 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     """Real components of tiny size with random weights that belong together: {name: folder}."""
     # Imported here: most tests need no models, and these take seconds to import.
     from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+    from duotok.recipes.tokenizer.text import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
     from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
     from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+    from duotok.tokenizer.text import SentencePieceVocabulary
 
     torch.manual_seed(seed)
     folders = {name: root / name for name in ("tokenizer", "lm", "vae", "accompaniment")}
@@ -97,7 +99,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
             accompaniment_codes=64,
             head_dim=16,
         )
-    )
+    ).with_heads(text=SentencePieceVocabulary(train_text_model(["la la", "la"], 8)), masks=False)
     tokenizer.save_pretrained(folders["tokenizer"])
     lm = DualTrackLM.for_tokenizer(
         tokenizer,
@@ -146,6 +148,20 @@ def tiny_components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     """Component folders with random weights, not to be changed."""
     torch.set_num_threads(1)
     return save_tiny_components(tmp_path_factory.mktemp("components"))
+
+
+@pytest.fixture(scope="session")
+def tiny_separator(tmp_path_factory: pytest.TempPathFactory, tiny_components: dict[str, Path]) -> Path:
+    """A separator folder with random weights, not to be changed."""
+    from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.separator import MaskSeparator, SeparatorConfig
+
+    torch.manual_seed(0)
+    tokenizer = DuoTokenizer.from_pretrained(tiny_components["tokenizer"]).with_heads(text=None, masks=True)
+    folder = tmp_path_factory.mktemp("separator") / "separator"
+    config = SeparatorConfig(tokenizer=tokenizer.config, dim=16, blocks=1, coarse_bands=16)
+    MaskSeparator(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ def mel_distances(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def chroma_distances(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy [batch] of chroma in 0..1 [batch, frames, 12], less what nothing could avoid."""
+    """Return the cross-entropy [batch] of chroma in 0..1 [batch, frames, 12], less its entropy."""
     loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
     entropy = functional.binary_cross_entropy(target, target, reduction="none")
     return (loss - entropy).mean(dim=(1, 2))

@@ -16,7 +16,8 @@ from .common.errors import AudioError, ConfigError
 from .heads import HeadOutputs, MaskHead, ideal_ratio_masks
 from .level import level_gain
 from .modules import Encoder, NoisyBottleneck, UpsamplingHead
-from .simvq import SimVQ
+from .plain_vq import PlainVQ
+from .simvq import SimVQ, VectorQuantizer
 from .spectra import Chroma, LogMel
 from .text import TextVocabulary, collapse_alignment, open_vocabulary
 
@@ -24,6 +25,7 @@ TRACKS = ("vocal", "accompaniment")
 HOP_SAMPLES = 1920
 MEL_PER_FRAME = 4
 CHROMA_PER_FRAME = 2
+QUANTIZERS: dict[str, type[VectorQuantizer]] = {"simvq": SimVQ, "plain_vq": PlainVQ}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class DuoTokenizerConfig:
     head_dim: int = 512  # width inside the read-out heads
     text_tokens: int = 0  # of the lyric head, its blank included; 0 = no such head
     mask_head: bool = False  # soft masks of four stems, as stage 2 needs (P eq. 3)
+    quantizer: str = "simvq"  # or plain_vq
+    shared_codebook: bool = False  # one way through the bottleneck for both tracks, instead of routing
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -49,6 +53,13 @@ class DuoTokenizerConfig:
         for name in ("vocal_codes", "accompaniment_codes"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
+        if self.quantizer not in QUANTIZERS:
+            raise ConfigError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
+        if self.shared_codebook and self.vocal_codes != self.accompaniment_codes:
+            raise ConfigError(
+                f"a shared codebook needs equal numbers of codes, got {self.vocal_codes} and "
+                f"{self.accompaniment_codes}"
+            )
 
 
 class ReadOut(NamedTuple):
@@ -59,12 +70,12 @@ class ReadOut(NamedTuple):
 
 
 class TrackQuantizer(nn.Module):
-    """One track's way through the bottleneck: project in, SimVQ, project out (P 3.3)."""
+    """One track's way through the bottleneck: project in, quantize, project out (P 3.3)."""
 
-    def __init__(self, dim: int, code_dim: int, codebook_size: int) -> None:
+    def __init__(self, dim: int, code_dim: int, codebook_size: int, quantizer: str) -> None:
         super().__init__()
         self.project_in = nn.Linear(dim, code_dim)
-        self.quantizer = SimVQ(codebook_size, code_dim)
+        self.quantizer = QUANTIZERS[quantizer](codebook_size, code_dim)
         self.project_out = nn.Linear(code_dim, dim)
 
 
@@ -90,7 +101,11 @@ class DuoTokenizer(nn.Module):
         self.encoder = Encoder(config.mel_bands, self._transformer(), dim)
         self.bottleneck = NoisyBottleneck(dim, config.code_dim)
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
-        self.tracks = nn.ModuleDict({t: TrackQuantizer(dim, config.code_dim, sizes[t]) for t in TRACKS})
+        # A shared codebook is the first track's; the other has no weights of its own.
+        owners = TRACKS[:1] if config.shared_codebook else TRACKS
+        self.tracks = nn.ModuleDict(
+            {t: TrackQuantizer(dim, config.code_dim, sizes[t], config.quantizer) for t in owners}
+        )
         self.upper = self._transformer()
         self.mel_head = UpsamplingHead(dim, config.head_dim, config.mel_bands, doublings=2)
         self.chroma_head = UpsamplingHead(dim, config.head_dim, 12, doublings=1)
@@ -111,9 +126,9 @@ class DuoTokenizer(nn.Module):
 
     def route(self, track: str) -> TrackQuantizer:
         """Return a track's own way through the bottleneck; ConfigError for an unknown track."""
-        if track not in self.tracks:
+        if track not in TRACKS:
             raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {track!r}")
-        route = self.tracks[track]
+        route = self.tracks[TRACKS[0] if self.config.shared_codebook else track]
         assert isinstance(route, TrackQuantizer)
         return route
 

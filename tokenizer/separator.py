@@ -1,6 +1,6 @@
 """A mixture becomes four stems: the mask head of stage 2, sharpened by what the mixture's own spectrum shows.
 
-The mask head (P eq. 3) speaks from features that passed stage 2's narrow bottleneck: it knows who plays where,
+The mask head (P eq. 3) speaks from features that passed stage 2's narrow bottleneck: it knows who plays where
 but not each harmonic. `MaskEstimator` starts from its masks and looks at the mixture bin by bin.
 """
 

@@ -60,7 +60,9 @@ class Item:
         """
         slack = 1e-3  # seconds; times in a manifest are rounded
         sentences = [
-            text for begin, stop, text in self.lyrics if text and start - slack <= begin and stop <= end + slack
+            text
+            for begin, stop, text in self.lyrics
+            if text and start - slack <= begin and stop <= end + slack
         ]
         if sentences:
             return " ".join(sentences)

@@ -1,38 +1,37 @@
 """Measure a bundle on the test songs.
 
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
-PART is tokenizer, lm, renderer, generate or all. DIR/test.jsonl is what is read, nothing else. The figures of
-PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of the file.
+PART is one of PARTS, or all. Only DIR/test.jsonl is read. The figures of PART are replaced in
+results.json, those of other parts stay; table.py makes a Markdown table of the file.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+from duotok.recipes.command import guard
 from duotok.recipes.evaluation.settings import Settings
-from duotok.tokenizer.common.errors import DuoTokError
 
-PARTS = ("tokenizer", "lm", "renderer", "generate")
+# The module and the function that measure a part; imported only when the part is asked for.
+MEASURES = {
+    "tokenizer": ("tokenizer_part", "measure_tokenizer"),
+    "readouts": ("readout_part", "measure_readouts"),
+    "encoding": ("encoding_part", "measure_encoding"),
+    "lyrics": ("lyrics_part", "measure_lyrics"),
+    "separation": ("separation_part", "measure_separation"),
+    "lm": ("lm_part", "measure_lm"),
+    "renderer": ("renderer_part", "measure_renderer"),
+    "generate": ("generate_part", "measure_generate"),
+}
+PARTS = tuple(MEASURES)
 
 
 def measure(part: str, settings: Settings) -> dict[str, float]:
-    """Figures of one part, named without the part."""
-    if part == "tokenizer":
-        from duotok.recipes.evaluation.tokenizer_part import measure_tokenizer
-
-        return measure_tokenizer(settings)
-    if part == "lm":
-        from duotok.recipes.evaluation.lm_part import measure_lm
-
-        return measure_lm(settings)
-    if part == "renderer":
-        from duotok.recipes.evaluation.renderer_part import measure_renderer
-
-        return measure_renderer(settings)
-    from duotok.recipes.evaluation.generate_part import measure_generate
-
-    return measure_generate(settings)
+    """Figures of one part, named without the part; empty where the bundle has nothing to measure."""
+    module, function = MEASURES[part]
+    return getattr(import_module(f"duotok.recipes.evaluation.{module}"), function)(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,18 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, help="number of test items")
     parser.add_argument("--seconds", type=float, help="seconds of each excerpt")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-speed", action="store_true", help="generate: leave out speed and memory")
+    parser.add_argument("--real-stems", type=Path, help="separation: folder with a real song's four stems")
+    parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
     arguments = parser.parse_args(argv)
-    from duotok.recipes.bundle import default_bundle
-    from duotok.recipes.evaluation.results import merge_results
 
-    try:
+    def run() -> None:
+        from duotok.recipes.bundle import default_bundle
+        from duotok.recipes.evaluation.results import merge_results
+
         settings = Settings(
             corpus=arguments.corpus,
             bundle=arguments.bundle or default_bundle(),
             items=arguments.items,
             seconds=arguments.seconds,
             seed=arguments.seed,
+            real_stems=arguments.real_stems,
             speed=not arguments.no_speed,
         )
         for part in PARTS if arguments.part == "all" else (arguments.part,):
@@ -64,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             merge_results(arguments.out, part, figures)
             for name, value in sorted(figures.items()):
                 print(f"{part}.{name} = {value:.4g}")
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return guard(run, interrupted="the figures of finished parts are kept")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Settings:
     items: int | None = None  # test items that are measured; None = each part's own default
     seconds: float | None = None  # length of each excerpt; None = each part's own default
     seed: int = 0
+    real_stems: Path | None = None  # folder with the four stems of a real song, for the separator
     speed: bool = True  # whether `generate` is also timed on 30 s and 180 s
 
     def __post_init__(self) -> None:

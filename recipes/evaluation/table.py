@@ -46,7 +46,9 @@ def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...
     )
 
 
-_G, _L, _T = "generate.", "lm.", "tokenizer."
+STEMS = ("vocal", "drums", "bass", "other")
+TRACKS = ("vocal", "accompaniment")
+_G, _L, _T, _R = "generate.", "lm.", "tokenizer.", "readouts."
 _MARGIN = "+0.15 or more"
 _IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")
 _HARMONY = ("harmony_real", "harmony_real_mismatched", "harmony_silence")
@@ -118,6 +120,58 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ("codebook utilization", "utilization", "0.90 or more"),
             ("normalized entropy", "normalized_entropy", "higher"),
         )
+    ),
+    "Read out of codes, without audio": (
+        Row(
+            "chords of the accompaniment, majmin accuracy / from its audio / a constant guess",
+            tuple(
+                f"{_R}chord_accuracy_{name}" for name in ("accompaniment", "accompaniment_audio", "constant")
+            ),
+            _plain(2),
+            "0.75 or more",
+        ),
+        Row(
+            "key of the vocal, right or relative / from its audio / a constant guess",
+            tuple(f"{_R}key_accuracy_or_relative_{name}" for name in ("vocal", "vocal_audio", "constant")),
+            _plain(2),
+            "0.75 or more",
+        ),
+        Row(
+            "activity of the vocal, F1 / always on",
+            (_R + "activity_f1_vocal", _R + "activity_f1_vocal_constant"),
+            _plain(2),
+            "higher",
+        ),
+    ),
+    "Encoding (vocal / accompaniment)": tuple(
+        Row(label, tuple(f"encoding.{track}_{key}" for track in TRACKS), _plain(digits), should)
+        for label, key, digits, should in (
+            ("tokens of 180 s equal, in chunks and in one pass", "chunked_equal", 4, "0.99 or more"),
+            ("tokens equal at +6 dB", "gain_plus_6_db_equal", 3, "0.90 or more"),
+            ("tokens equal at -6 dB", "gain_minus_6_db_equal", 3, "0.90 or more"),
+            ("tokens equal after 16 bits at 44.1 kHz", "resampled_equal", 3, "0.90 or more"),
+            ("times faster than the audio, two CPU cores", "times_real_time", 0, "20 or more"),
+        )
+    ),
+    "Lyrics and separation": (
+        Row(
+            "lyric tokens read from vocal codes, error rate (worst voice)",
+            ("lyrics.token_error_rate", "lyrics.token_error_rate_worst_voice"),
+            lambda rate, worst: f"{rate:.2f} ({worst:.2f})",
+            "0.40 or less",
+        ),
+        Row(
+            "SI-SDR improvement of vocal / drums / bass / other on test mixes",
+            tuple(f"separation.{stem}_si_sdr_improvement_db" for stem in STEMS),
+            _plain(1, " dB"),
+            "vocal 6 dB or more",
+        ),
+        Row(
+            "SI-SDR improvement of the vocal on a real song",
+            ("separation.real_vocal_si_sdr_improvement_db",),
+            _plain(1, " dB"),
+            "above 0",
+        ),
     ),
 }
 

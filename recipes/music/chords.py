@@ -1,47 +1,47 @@
-"""Chords from chroma: major and minor templates smoothed by Viterbi."""
+"""Chords from chroma: the harmony reader's judgement of every 0.1 s, smoothed by Viterbi."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from duotok.recipes.music.blocks import average_blocks, block_frames
+from duotok.recipes.music.harmony_reader import NO_CHORD, HarmonyReader, default_reader
 from duotok.recipes.music.key import PITCH_CLASSES
 
 CHORD_NAMES = (*(f"{name}:maj" for name in PITCH_CLASSES), *(f"{name}:min" for name in PITCH_CLASSES), "N")
-_BLOCK_RATE_HZ = 10.0  # chords are decided ten times a second
-_SHARPNESS = 3.0  # log-likelihood per unit of correlation and block
-_CHANGE_PENALTY = 3.0  # log-probability lost by a change of chord
-_NO_CHORD_CORRELATION = 0.25  # "N" wins where no triad reaches this
+_CHANGE_PENALTY = 5.0  # log-probability lost by a change of chord
+_IMPOSSIBLE = -100.0
+_SILENT_CHROMA = 1e-6  # a block with no bin above it sounds of nothing
 
 
-def chord_templates() -> np.ndarray:
-    """Mean-free unit-length templates [24, 12] of the major and minor triads; roots count a little more."""
-    templates = np.zeros((24, 12))
-    for root in range(12):
-        for row, third in ((root, 4), (12 + root, 3)):
-            templates[row, [root, (root + third) % 12, (root + 7) % 12]] = (1.2, 1.0, 1.0)
-    templates -= templates.mean(axis=1, keepdims=True)
-    return templates / np.linalg.norm(templates, axis=1, keepdims=True)
-
-
-def estimate_chords(chroma: np.ndarray, rate_hz: float) -> list[tuple[float, float, str]]:
+def estimate_chords(
+    chroma: np.ndarray,
+    rate_hz: float,
+    *,
+    sounding: np.ndarray | None = None,
+    reader: HarmonyReader | None = None,
+) -> list[tuple[float, float, str]]:
     """Chord segments (start seconds, end seconds, "C:maj" | "A:min" | "N") that cover the whole input.
 
-    chroma: [frames, 12], non-negative, C first, at rate_hz frames per second.
+    chroma: [frames, 12] in 0..1, C first, at rate_hz frames per second, as the tokenizer reads it out of
+    codes or measures it. sounding: [frames] at the same rate; where it is false there is no chord.
+    reader: None takes the one that ships.
     """
     chroma = np.asarray(chroma, dtype=np.float64)
     if len(chroma) == 0:
         return []
-    width = max(1, round(rate_hz / _BLOCK_RATE_HZ))
-    starts = np.arange(0, len(chroma), width)
-    blocks = np.add.reduceat(chroma, starts, axis=0)
-    blocks -= blocks.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(blocks, axis=1, keepdims=True)
-    correlations = blocks @ chord_templates().T / np.maximum(norms, 1e-9)  # [blocks, 24]
-    silence = np.full((len(blocks), 1), _NO_CHORD_CORRELATION)
-    path = _viterbi(_SHARPNESS * np.concatenate([correlations, silence], axis=1))
+    blocks = average_blocks(chroma, rate_hz)
+    silent = blocks.max(axis=1) <= _SILENT_CHROMA
+    if sounding is not None:
+        silent |= average_blocks(sounding, rate_hz) < 0.5
+    scores = (reader or default_reader()).judge(torch.from_numpy(blocks).float()).double().numpy()
+    scores[silent] = _IMPOSSIBLE
+    scores[silent, NO_CHORD] = 0.0
+    path = _viterbi(scores)
     changes = np.flatnonzero(np.diff(path)) + 1
     edges = [0, *changes.tolist(), len(path)]
-    total_seconds = len(chroma) / rate_hz
+    width, total_seconds = block_frames(rate_hz), len(chroma) / rate_hz
     return [
         (begin * width / rate_hz, min(end * width / rate_hz, total_seconds), CHORD_NAMES[path[begin]])
         for begin, end in zip(edges[:-1], edges[1:], strict=True)

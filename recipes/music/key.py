@@ -1,10 +1,14 @@
-"""Musical key from chroma (Krumhansl and Kessler's probe-tone profiles)."""
+"""Musical key: by the harmony reader, or by Krumhansl and Kessler's probe-tone profiles."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from duotok.recipes.music.blocks import average_blocks
+from duotok.recipes.music.harmony_reader import HarmonyReader, default_reader
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
@@ -22,7 +26,8 @@ class Key:
 
     tonic: int  # pitch class, 0 = C
     mode: str  # "maj" or "min"
-    correlation: float = 1.0  # of the profile with the chroma, -1 to 1
+    correlation: float = 1.0  # of the profile with the chroma, -1 to 1 (Krumhansl)
+    probability: float | None = None  # among the 24 keys (harmony reader)
 
     def __str__(self) -> str:
         return f"{PITCH_CLASSES[self.tonic]}:{self.mode}"
@@ -33,8 +38,35 @@ class Key:
         return frozenset((self.tonic + step) % 12 for step in _SCALES[self.mode])
 
 
+def read_key(
+    chroma: np.ndarray,
+    rate_hz: float,
+    track: str,
+    *,
+    sounding: np.ndarray | None = None,
+    reader: HarmonyReader | None = None,
+) -> Key | None:
+    """The key that a track is in by what the harmony reader has learned; None where nothing sounds.
+
+    chroma: [frames, 12] in 0..1, C first, at rate_hz, as the tokenizer reads it out of the codes of `track`
+    ("vocal" or "accompaniment") or measures it. sounding: [frames]; the others do not count.
+    """
+    blocks = average_blocks(chroma, rate_hz)
+    heard = np.ptp(blocks, axis=1) > 1e-6 if len(blocks) else np.zeros(0, dtype=bool)
+    if sounding is not None and len(blocks):
+        heard &= average_blocks(sounding, rate_hz) >= 0.5
+    if not heard.any():
+        return None
+    reader = reader or default_reader()
+    evidence = reader.key_evidence(torch.from_numpy(blocks[heard]).float(), track)
+    with torch.no_grad():
+        probabilities = reader.key_logits(evidence[None], track)[0].softmax(dim=0)
+    best = int(probabilities.argmax())
+    return Key(tonic=best % 12, mode=("maj", "min")[best // 12], probability=float(probabilities[best]))
+
+
 def estimate_key(chroma: np.ndarray) -> Key | None:
-    """The key whose profile correlates best with the mean chroma; None where there is no pitch at all.
+    """The key whose Krumhansl profile correlates best with the mean chroma; None where there is no pitch.
 
     chroma: [frames, 12] or [12], non-negative, C first.
     """

@@ -63,7 +63,7 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
 def separate_in_pieces(
     wave: Tensor, separate: Callable[[Tensor], Tensor], *, piece: int, overlap: int
 ) -> Tensor:
-    """Run `separate` [2, n] -> [stems, 2, n] over pieces of a wave [2, samples] and cross-fade their overlaps.
+    """Run `separate` [2, n] -> [stems, 2, n] over pieces of a wave [2, samples], cross-faded.
 
     piece and overlap are in samples, 0 < overlap <= piece / 2. Only one piece is in work at a time.
     """
@@ -85,7 +85,7 @@ def separate_in_pieces(
 
 
 def complete_stems(wave: Tensor, estimates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The four stems that sum to the wave: vocal, drums and bass as estimated (or silent), other = the rest."""
+    """Four stems that sum to the wave: vocal, drums, bass as estimated (or silent), other = the rest."""
     stems = {stem: estimates.get(stem, torch.zeros_like(wave)) for stem in STEMS[:3]}
     stems["other"] = wave - stems["vocal"] - stems["drums"] - stems["bass"]
     return stems

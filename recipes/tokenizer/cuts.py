@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.recipes.corpus.manifest import read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.heads import STEMS

@@ -1,6 +1,7 @@
 """Train the mask estimator that turns stage 2's mask head into a separator; stage 2 stays frozen.
 
-Run: python -m duotok.recipes.tokenizer.separator recipes/tokenizer/separator/small.yaml --out runs/small/separator
+Run: python -m duotok.recipes.tokenizer.separator recipes/tokenizer/separator/small.yaml \\
+         --out runs/small/separator
 """
 
 import sys

@@ -34,6 +34,11 @@ def build(config: Config) -> Task:
     mean, deviation = mel_statistics(sampler, tokenizer.log_mel)
     tokenizer.mel_mean.copy_(mean)
     tokenizer.mel_deviation.copy_(deviation)
+    return make_task(config, sampler, tokenizer)
+
+
+def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
+    """Return what trains this tokenizer on these cuts."""
     objective = BestRQ(
         tokenizer,
         codebook_size=config.target_codes,

@@ -45,9 +45,12 @@ class Config:
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
-    sampler = CutSampler(config.data)
+    return make_task(config, CutSampler(config.data), DuoTokenizer.from_pretrained(config.start_from))
+
+
+def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
+    """Return what trains this tokenizer, given the heads that the config asks for, on these cuts."""
     text = None if config.text is None else read_vocabulary(config.text)
-    tokenizer = DuoTokenizer.from_pretrained(config.start_from)
     tokenizer = tokenizer.with_heads(text=text, masks=config.weights.masks > 0)
     objective = MultiTaskObjective(tokenizer, config.weights, config.noise_probability)
 

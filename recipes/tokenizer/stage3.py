@@ -45,6 +45,11 @@ def build(config: Config) -> Task:
     # The inputs are stems now: there is nothing for the mask head to tell apart (P 3.3).
     tokenizer = tokenizer.with_heads(text=tokenizer.text, masks=False)
     start_codebooks(tokenizer, sampler)
+    return make_task(config, sampler, tokenizer)
+
+
+def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
+    """Return what trains this tokenizer, whose codebooks have their start, on these cuts."""
     objective = DualCodebookObjective(tokenizer, config.weights, config.freeze_encoder)
     total = sum(config.mixture.values())
     vocals = round(config.train.batch_size * config.mixture.get("vocal", 0) / total)
@@ -63,15 +68,22 @@ def build(config: Config) -> Task:
 
 @torch.no_grad()
 def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 192) -> None:
-    """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features."""
+    """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features.
+
+    A codebook that the tracks share starts from the features of both.
+    """
+    tracks_of = {id(tokenizer.route(track)): [] for track in TRACKS}
     for track in TRACKS:
-        route = tokenizer.route(track)
+        tracks_of[id(tokenizer.route(track))].append(track)
+    for tracks in tracks_of.values():
+        route = tokenizer.route(tracks[0])
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
         route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
         rng = np.random.default_rng(1)
         features = []
-        for _ in range(cuts):
-            mel = tokenizer.normalize(tokenizer.log_mel(sampler.draw(rng, [track])))
+        for number in range(cuts):
+            wave = sampler.draw(rng, [tracks[number % len(tracks)]])
+            mel = tokenizer.normalize(tokenizer.log_mel(wave))
             features.append(route.project_in(tokenizer.encoder(mel)[0]))
         route.quantizer.fit_to(torch.cat(features))
 

@@ -6,24 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from duotok.recipes import generate, separate
 from duotok.recipes.bundle import assemble_bundle
-from duotok.tokenizer.model import DuoTokenizer
-from duotok.tokenizer.separator import MaskSeparator, SeparatorConfig
+from duotok.tokenizer.common.audio import read_audio
 
 STEMS = ("vocal", "drums", "bass", "other")
-
-
-@pytest.fixture(scope="module")
-def separator_folder(tmp_path_factory, tiny_components) -> Path:
-    torch.manual_seed(0)
-    tokenizer = DuoTokenizer.from_pretrained(tiny_components["tokenizer"]).with_heads(text=None, masks=True)
-    folder = tmp_path_factory.mktemp("separator") / "separator"
-    config = SeparatorConfig(tokenizer=tokenizer.config, dim=16, blocks=1, coarse_bands=16)
-    MaskSeparator(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +22,27 @@ def song(tmp_path_factory, make_singing) -> Path:
     return path
 
 
-def test_four_stems_sum_to_the_song(song, separator_folder, tmp_path):
+def test_four_stems_sum_to_the_song(song, tiny_separator, tmp_path):
     out = tmp_path / "stems"
-    command = ["--mix", str(song), "--out", str(out), "--checkpoint", str(separator_folder)]
+    command = ["--mix", str(song), "--out", str(out), "--checkpoint", str(tiny_separator)]
     assert separate.main([*command, "--device", "cpu"]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{stem}.wav" for stem in STEMS)
     stems = [soundfile.read(out / f"{stem}.wav", always_2d=True)[0] for stem in STEMS]
     assert all(stem.shape == (96_000, 2) for stem in stems)
-    from duotok.tokenizer.common.audio import read_audio
-
     np.testing.assert_allclose(sum(stems), read_audio(song).T.numpy(), atol=1e-5)
 
 
-def test_stems_leave_other_files_alone(song, separator_folder, tmp_path):
+def test_stems_leave_other_files_alone(song, tiny_separator, tmp_path):
     keep = [tmp_path / name for name in ("accompaniment.wav", "notes.txt")]
     for path in keep:
         path.write_text("mine")
-    command = ["--mix", str(song), "--out", str(tmp_path), "--checkpoint", str(separator_folder)]
+    command = ["--mix", str(song), "--out", str(tmp_path), "--checkpoint", str(tiny_separator)]
     assert separate.main([*command, "--device", "cpu"]) == 0
     assert all(path.read_text() == "mine" for path in keep)
 
 
-def test_generate_from_a_whole_song_says_so(song, separator_folder, tiny_components, tmp_path, capsys):
-    bundle = assemble_bundle(tmp_path / "bundle", separator=separator_folder, **tiny_components)
+def test_generate_from_a_whole_song_says_so(song, tiny_separator, tiny_components, tmp_path, capsys):
+    bundle = assemble_bundle(tmp_path / "bundle", separator=tiny_separator, **tiny_components)
     command = ["--mix", str(song), "--out", str(tmp_path / "out"), "--model", str(bundle)]
     assert generate.main([*command, "--steps", "1", "--device", "cpu"]) == 0
     assert "separated from song.flac by mask-head" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from duotok.lm.model import DualTrackLM
+from duotok.recipes.bundle import assemble_bundle
 from duotok.recipes.evaluation import lm_part, results, score, speed, table
 
 # DESIGN: the names that others rely on.
@@ -27,18 +28,34 @@ PROMISED = (
     "tokenizer.vocal_utilization",
     "tokenizer.accompaniment_normalized_entropy",
 )
-SPEED = ("generate.rtf_30s", "generate.rtf_180s", "generate.peak_memory_gb")
+SPEED = (
+    "generate.rtf_30s",
+    "generate.rtf_180s",
+    "generate.peak_memory_gb",
+    "encoding.vocal_times_real_time",
+    "encoding.accompaniment_times_real_time",
+)
 
 
 def run(part, corpus, bundle, out) -> int:
     options = ["--corpus", str(corpus), "--bundle", str(bundle), "--out", str(out)]
-    return score.main([part, *options, "--items", "3", "--seconds", "4", "--no-speed"])
+    options += ["--items", "3", "--seconds", "4", "--no-speed"]
+    # A synthetic item's stems stand for a real song's.
+    return score.main([part, *options, "--real-stems", str(corpus / "audio" / "test" / "0")])
 
 
 @pytest.fixture(scope="module")
-def figures(tiny_corpus, tiny_bundle, tmp_path_factory):
+def whole_bundle(tiny_components, tiny_separator, tmp_path_factory):
+    """A bundle with everything that can be measured."""
+    return assemble_bundle(
+        tmp_path_factory.mktemp("model") / "whole", separator=tiny_separator, **tiny_components
+    )
+
+
+@pytest.fixture(scope="module")
+def figures(tiny_corpus, whole_bundle, tmp_path_factory):
     path = tmp_path_factory.mktemp("scores") / "results.json"
-    assert run("all", tiny_corpus, tiny_bundle, path) == 0
+    assert run("all", tiny_corpus, whole_bundle, path) == 0
     return json.loads(path.read_text())
 
 
@@ -80,6 +97,12 @@ def test_every_row_of_the_table_has_its_figures(figures):
     rows = [row for rows in table.ROWS.values() for row in rows]
     assert [row.label for row in rows if not set(row.keys) <= set(known)] == []
     assert len(table.render_table(known).splitlines()) == 2 + len(rows) + len(table.ROWS)
+
+
+def test_what_a_bundle_does_not_have_is_left_out(tiny_corpus, tiny_bundle, tmp_path):
+    out = tmp_path / "results.json"
+    assert run("separation", tiny_corpus, tiny_bundle, out) == 0
+    assert json.loads(out.read_text()) == {}
 
 
 def test_the_same_seed_gives_the_same_figures(figures, tiny_corpus, tiny_bundle, tmp_path):

@@ -2,13 +2,24 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.music.chords import estimate_chords
+from duotok.recipes.loudness import mix_down
+from duotok.recipes.music.activity import active_segments, at_chroma_rate, estimate_activity
+from duotok.recipes.music.blocks import average_blocks
+from duotok.recipes.music.chords import CHORD_NAMES, estimate_chords
 from duotok.recipes.music.chroma import correlate_chroma, measure_chroma
 from duotok.recipes.music.coherence import Coherence, measure_coherence
-from duotok.recipes.music.key import Key, estimate_key
+from duotok.recipes.music.harmony_reader import (
+    HarmonyReader,
+    HarmonyReaderConfig,
+    default_reader,
+    surroundings,
+)
+from duotok.recipes.music.key import Key, estimate_key, read_key
 from duotok.recipes.music.pitch import PITCH_RATE_HZ, sung_pitch
 from duotok.recipes.music.tempo import estimate_tempo, onset_envelope, track_beats
+from duotok.recipes.report import describe_music
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.spectra import Chroma
 
 TRIADS = {"maj": (0, 4, 7), "min": (0, 3, 7)}
@@ -54,6 +65,95 @@ def test_chords_follow_the_changes():
 def test_chords_cover_everything_and_silence_has_none():
     assert estimate_chords(np.zeros((123, 12)), 50.0) == [(0.0, 2.46, "N")]
     assert estimate_chords(np.zeros((0, 12)), 50.0) == []
+
+
+def test_there_is_no_chord_where_nothing_sounds():
+    chroma = np.tile(triad(2, "min"), (200, 1))
+    sounding = np.arange(200) < 100
+    assert estimate_chords(chroma, 50.0, sounding=sounding) == [(0.0, 2.0, "D:min"), (2.0, 4.0, "N")]
+
+
+@pytest.mark.parametrize("mode", ["maj", "min"])
+def test_every_triad_is_read(mode):
+    chords = [estimate_chords(np.tile(triad(root, mode), (100, 1)), 50.0) for root in range(12)]
+    names = [name for name in CHORD_NAMES if name.endswith(mode)]
+    assert [[name for _, _, name in segments] for segments in chords] == [[name] for name in names]
+
+
+def test_flat_chroma_has_no_chord():
+    rng = np.random.default_rng(0)
+    chroma = np.clip(0.4 + 0.02 * rng.normal(size=(200, 12)), 0, 1)
+    assert [name for _, _, name in estimate_chords(chroma, 50.0)] == ["N"]
+
+
+def test_the_reader_hears_a_transposed_song_transposed():
+    reader = default_reader()
+    blocks = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    turned = torch.cat([torch.arange(12).roll(3), 12 + torch.arange(12).roll(3), torch.tensor([24])])
+    assert torch.allclose(reader.judge(blocks.roll(3, dims=1)), reader.judge(blocks)[:, turned], atol=1e-5)
+    for track in ("vocal", "accompaniment"):
+        here, there = (
+            reader.key_logits(reader.key_evidence(b, track)[None], track)
+            for b in (blocks, blocks.roll(3, dims=1))
+        )
+        assert torch.allclose(there, here[:, turned[:-1]], atol=1e-4)
+
+
+def test_the_reader_in_chunks_is_the_reader_of_one_pass():
+    reader = HarmonyReader(HarmonyReaderConfig(hidden_dim=4))
+    blocks = torch.rand(5_000, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(reader.judge(blocks), reader(surroundings(blocks)), atol=1e-5)
+    assert reader.judge(blocks[:0]).shape == (0, 25)
+
+
+def test_surroundings_are_means_of_neighbours():
+    blocks = torch.arange(30.0)[:, None].repeat(1, 12)
+    found = surroundings(blocks)[..., 0]
+    assert found[15].tolist() == [5.5, 10, 12.5, 14, 15, 16, 17.5, 20, 24.5]
+    assert found[0].tolist()[:5] == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("track", ["vocal", "accompaniment"])
+@pytest.mark.parametrize(("tonic", "mode"), [(0, "maj"), (4, "maj"), (9, "min"), (1, "min")])
+def test_key_of_a_cadence(track, tonic, mode):
+    fourth, fifth = (tonic + 5) % 12, (tonic + 7) % 12
+    bars = [triad(root, mode) for root in (tonic, fourth, fifth, tonic)]
+    if mode == "min":
+        bars[2] = triad(fifth, "maj")
+    key = read_key(np.repeat(np.stack(bars), 100, axis=0), 50.0, track)
+    assert key is not None and key.probability is not None and 1 / 24 < key.probability <= 1
+    relative = ((tonic + 9) % 12, "min") if mode == "maj" else ((tonic + 3) % 12, "maj")
+    assert (key.tonic, key.mode) in ((tonic, mode), relative)
+
+
+def test_only_what_sounds_has_a_key():
+    chroma = np.concatenate([np.tile(triad(0, "maj"), (300, 1)), np.tile(triad(6, "maj"), (300, 1))])
+    first = np.arange(600) < 300
+    whole = [read_key(chroma, 50.0, "vocal", sounding=part) for part in (first, ~first)]
+    assert whole == [read_key(part, 50.0, "vocal") for part in (chroma[:300], chroma[300:])]
+    assert read_key(chroma, 50.0, "vocal", sounding=np.zeros(600, dtype=bool)) is None
+    assert read_key(np.zeros((50, 12)), 50.0, "vocal") is None
+    assert read_key(np.zeros((0, 12)), 50.0, "vocal") is None
+
+
+def test_blocks_are_means_and_the_last_may_be_short():
+    assert average_blocks(np.arange(12.0), 50.0).tolist() == [2, 7, 10.5]
+    assert average_blocks(np.ones((3, 12)), 7.0).shape == (3, 12)
+
+
+def test_activity_follows_the_level():
+    loud, quiet = torch.full((40, 8), -1.6), torch.full((40, 8), -3.0)
+    active = estimate_activity(torch.cat([quiet, loud, quiet]))
+    assert active.tolist() == [False] * 10 + [True] * 10 + [False] * 10
+    assert at_chroma_rate(active).sum() == 20
+
+
+def test_segments_close_short_gaps_and_keep_long_ones():
+    active = np.ones(100, dtype=bool)
+    active[20:25] = active[50:60] = False  # 0.2 s and 0.4 s
+    assert active_segments(active) == [(0.0, 2.0), (2.4, 4.0)]
+    assert active_segments(np.zeros(10, dtype=bool)) == active_segments(np.zeros(0, dtype=bool)) == []
 
 
 @pytest.mark.parametrize("tempo_bpm", [72.0, 96.5, 120.0, 141.0])
@@ -117,3 +217,21 @@ def test_chroma_correlation():
     chroma = np.random.default_rng(0).uniform(size=(50, 12))
     assert correlate_chroma(chroma, 2 * chroma + 1) == pytest.approx(1.0)
     assert correlate_chroma(chroma, np.ones((50, 12))) is None
+
+
+def test_the_report_tells_what_sounds():
+    vocal, band = tone(440.0, 2.0), tone(220.0, 2.0)
+    chroma = torch.from_numpy(np.tile(triad(9, "min"), (100, 1)))[None]
+    silence, sound = torch.full((1, 200, 16), -4.0), torch.full((1, 200, 16), -1.0)
+    half = torch.cat([sound[:, :100], silence[:, :100]], dim=1)
+    mixdown = mix_down(vocal, band, accompaniment_db=0.0)
+    read_outs = {"vocal": ReadOut(silence, chroma), "accompaniment": ReadOut(half, chroma)}
+    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs)
+    assert told["chords"] == [[0.0, 1.0, "A:min"], [1.0, 2.0, "N"]]
+    assert told["vocal_key"] is None and told["vocal_key_probability"] is None
+    assert told["activity"]["vocal"] == {"share": 0.0, "segments_seconds": []}
+    assert told["activity"]["accompaniment"] == {"share": 0.5, "segments_seconds": [[0.0, 1.0]]}
+    read_outs = dict.fromkeys(read_outs, ReadOut(sound, chroma))
+    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs)
+    assert told["chords"] == [[0.0, 2.0, "A:min"]]
+    assert told["vocal_key"] is not None and 0 < told["vocal_key_probability"] <= 1

@@ -1,0 +1,179 @@
+"""Items as webdataset tars, for training that streams from disk or object storage.
+
+One sample per item: ID.vocal.flac, ID.drums.flac, ID.bass.flac, ID.other.flac, ID.mix.flac (or .wav, as the
+corpus has them) and ID.json with the manifest line. Any URL that webdataset opens can be read: files,
+https://, gs://, and "pipe:" commands such as "pipe:aws s3 cp s3://bucket/train-000000.tar -".
+"""
+
+import importlib.util
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from duotok.recipes.corpus.manifest import (
+    ACCOMPANIMENT_STEMS,
+    PARTS,
+    SPLITS,
+    STEMS,
+    Item,
+    item_from_line,
+    item_to_line,
+)
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+
+FILES = (*STEMS, "mix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedItem(Item):
+    """An item whose sound is in memory; it reads as any other."""
+
+    sound: dict[str, bytes] = field(repr=False)  # vocal, drums, bass, other, mix -> a sound file
+
+    def read(
+        self, part: str, *, start_seconds: float = 0.0, seconds: float | None = None, channels: int | None = 2
+    ) -> Tensor:
+        """Audio of a part at 48 kHz, float32 [channels, samples]; accompaniment = drums + bass + other."""
+        if part not in PARTS:
+            raise DataError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+        names = ACCOMPANIMENT_STEMS if part == "accompaniment" else (part,)
+        if part == "accompaniment":
+            channels = channels or 2
+        waves = [self._decode(name, start_seconds, seconds, channels) for name in names]
+        return torch.stack(waves).sum(dim=0)
+
+    def _decode(self, name: str, start_seconds: float, seconds: float | None, channels: int | None) -> Tensor:
+        start = round(start_seconds * SAMPLE_RATE_HZ)
+        frames = -1 if seconds is None else round(seconds * SAMPLE_RATE_HZ)
+        try:
+            with soundfile.SoundFile(io.BytesIO(self.sound[name])) as file:
+                rate_hz = file.samplerate
+                file.seek(min(start, file.frames))
+                data = file.read(frames, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise AudioError(f"{name} of item {self.id} in {self.root} is damaged; pack it again") from error
+        if rate_hz != SAMPLE_RATE_HZ or not len(data):
+            raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start_seconds:g} s on")
+        if channels is not None and data.shape[1] != channels:
+            data = np.repeat(data.mean(axis=1, keepdims=True), channels, axis=1)
+        return torch.from_numpy(np.ascontiguousarray(data.T))
+
+
+def check_webdataset() -> None:
+    """Raise ConfigError when the package is missing."""
+    if importlib.util.find_spec("webdataset") is None:
+        raise ConfigError("audio shards need the package webdataset: pip install webdataset")
+
+
+def pack_items(
+    items: Iterable[Item], folder: str | Path, *, ending: str = "", megabytes: int = 500
+) -> list[Path]:
+    """Write the items that no tar of the folder holds yet to new tars SPLIT<ending>-NNNNNN.tar.
+
+    A tar appears under its name only when it is whole, so a run that is stopped goes on with the next one.
+    """
+    check_webdataset()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    items = list(items)
+    written = []
+    for split in SPLITS:
+        tars = sorted(folder.glob(f"{split}{ending}-[0-9]*.tar"))
+        packed = {name for tar in tars for name in packed_ids(tar)}
+        number = max((int(tar.stem.rsplit("-", 1)[1]) for tar in tars), default=-1) + 1
+        batch: list[Item] = []
+        size = 0
+        for item in (item for item in items if item.split == split and item.id not in packed):
+            item_bytes = sum(item.path(name).stat().st_size for name in FILES)
+            if batch and size + item_bytes > megabytes * 1_000_000:
+                written.append(_write_tar(batch, folder / f"{split}{ending}-{number:06d}.tar"))
+                batch, size, number = [], 0, number + 1
+            batch.append(item)
+            size += item_bytes
+        if batch:
+            written.append(_write_tar(batch, folder / f"{split}{ending}-{number:06d}.tar"))
+    return written
+
+
+def packed_ids(tar: str | Path) -> set[str]:
+    """Ids of the items in a tar on this machine."""
+    try:
+        with tarfile.open(tar) as file:
+            return {name.removesuffix(".json") for name in file.getnames() if name.endswith(".json")}
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{tar} is damaged; delete it and pack again") from error
+
+
+def read_shards(
+    urls: str | Path | Sequence[str | Path], *, shuffle: int = 0, seed: int = 0, by_node: bool = False
+) -> Iterator[StreamedItem]:
+    """Stream the items of tars: paths or URLs, one or many, "{000000..000041}" for a range.
+
+    shuffle: tars in the shuffle buffer, 0 = in order. Inside a DataLoader every worker reads its own tars;
+    by_node: with torch.distributed also every process. Raises DataError for a missing or damaged tar.
+    """
+    check_webdataset()
+    from webdataset.compat import WebDataset
+    from webdataset.shardlists import expand_urls, single_node_only, split_by_node, split_by_worker
+
+    names = [str(urls)] if isinstance(urls, (str, Path)) else [str(url) for url in urls]
+    dataset = WebDataset(
+        [each for name in names for each in expand_urls(name)],
+        shardshuffle=shuffle or False,
+        seed=seed,
+        nodesplitter=split_by_node if by_node else single_node_only,
+        workersplitter=split_by_worker,
+        empty_check=False,
+    )
+    try:
+        for sample in dataset:
+            yield _item(sample)
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"cannot read the audio shards {', '.join(names)[:200]}: {error!r:.200}") from error
+
+
+def _item(sample: dict[str, Any]) -> StreamedItem:
+    url = str(sample.get("__url__", ""))
+    if "json" not in sample:
+        raise DataError(f"{url}: {sample.get('__key__')} has no .json; it is not a shard of items")
+    item = item_from_line(sample["json"].decode("utf-8"), Path(url).parent)
+    sound = {}
+    for name in FILES:
+        found = [key for key in sample if key.startswith(f"{name}.")]
+        if not found:
+            raise DataError(f"{url}: {item.id} has no {name}; it is not a shard of items")
+        sound[name] = sample[found[0]]
+    values = {name: getattr(item, name) for name in asdict(item)}
+    return StreamedItem(**values, sound=sound)
+
+
+def _write_tar(items: Sequence[Item], path: Path) -> Path:
+    from webdataset.writer import TarWriter
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with TarWriter(str(temporary), encoder=False, mtime=0.0) as tar:
+            for item in items:
+                sample: dict[str, Any] = {"__key__": item.id}
+                for name in FILES:
+                    file = item.path(name)
+                    sample[f"{name}{file.suffix.lower()}"] = file.read_bytes()
+                values = json.loads(item_to_line(item))
+                sample["json"] = json.dumps(values, ensure_ascii=False).encode("utf-8")
+                tar.write(sample)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,219 @@
+"""Make a corpus from recordings: pseudo-stems, voice activity, cuts at sentence boundaries, one manifest.
+
+Run: python -m duotok.recipes.corpus.songs --songs FOLDER_OR_LIST --out data/songs --workers 4
+Writes OUT/audio/SPLIT/ID/{vocal,drums,bass,other,mix}.flac, OUT/SPLIT.jsonl and OUT/left_out.jsonl; run it
+again to go on. On several machines give each its own --shard 1/8, 2/8, ...: they write
+OUT/SPLIT.1-of-8.jsonl and so on, and the same command without --shard then joins them in OUT/SPLIT.jsonl.
+"""
+
+import argparse
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duotok.recipes.command import guard
+from duotok.tokenizer.common.errors import DataError, DuoTokError
+
+if TYPE_CHECKING:
+    from duotok.recipes.corpus.song_files import SongFile
+    from duotok.recipes.corpus.song_maker import SongMaker, SongsConfig
+    from duotok.recipes.corpus.song_records import SongRecord
+
+LEAST_FREE_BYTES = 1_000_000_000
+SHOWN_REASONS = 3
+
+_maker: "SongMaker | None" = None  # one per worker process
+
+
+def _start_worker(config: "SongsConfig", out: Path, device: str, threads: int) -> None:
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: nothing half-made is ever listed
+    import torch
+
+    from duotok.recipes.corpus.song_maker import SongMaker
+
+    torch.set_num_threads(threads)
+    _maker = SongMaker(config, out, device)
+
+
+def _make_song(song: "SongFile") -> "SongRecord":
+    """Make and store the record of a song; a song that gives nothing has its reason in the record."""
+    from duotok.recipes.corpus.song_records import SongRecord, write_record
+
+    assert _maker is not None
+    try:
+        record = _maker.make(song)
+    except DuoTokError as error:
+        record = SongRecord(song=song.name, signature=song.signature, reason=str(error))
+    write_record(_maker.out, song, record)
+    return record
+
+
+def make_corpus(
+    songs: "Sequence[SongFile]",
+    out: Path,
+    config: "SongsConfig",
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> "list[SongRecord]":
+    """Make what is missing and write the manifests; return the records that they hold."""
+    from tqdm import tqdm
+
+    from duotok.recipes.corpus import song_records as records
+    from duotok.recipes.corpus.worker_pool import run_all
+    from duotok.recipes.separation.separator import open_separator
+
+    songs = [song for song in songs if shard is None or records.in_shard(song, shard)]
+    records.check_settings(out, config.stored())
+    pending = [song for song in songs if records.read_record(out, song) is None]
+    if any(not song.stems for song in pending):
+        open_separator(config.separator, config.checkpoint, device)  # a missing one ends the run at once
+    progress = tqdm(total=len(songs), initial=len(songs) - len(pending), unit="song", desc="songs")
+
+    def tasks() -> "Iterator[SongFile]":
+        for song in pending:
+            if shutil.disk_usage(out).free < LEAST_FREE_BYTES:
+                raise DataError(f"less than 1 GB is free in {out}; make room and run the same command again")
+            yield song
+
+    threads = 0 if workers > 1 else _default_threads()
+    arguments = (config, out, device, max(1, threads))
+    try:
+        for song, result in run_all(
+            tasks(), _make_song, workers=workers, start=_start_worker, arguments=arguments
+        ):
+            if isinstance(result, str):
+                result = records.SongRecord(
+                    song=song.name, signature=song.signature, reason=result, is_final=False
+                )
+                records.write_record(out, song, result)
+            for text in (result.reason, *(reason for _, reason in result.notes)):
+                if text:
+                    progress.write(f"{song.name}: left out: {text}", sys.stderr)
+            progress.update()
+    finally:
+        progress.close()
+        keys = None if shard is None else [song.key for song in songs]
+        found = records.read_records(out, keys)
+        ending = "" if shard is None else f".{shard[0]}-of-{shard[1]}"
+        records.write_manifests(out, found, ending)
+    return found
+
+
+def summary(records: "Sequence[SongRecord]", out: Path) -> str:
+    """The closing line: what was made, and what was left out for which reasons."""
+    items = [item for record in records for item in record.items]
+    sung = sum(bool(item.lyrics) for item in items)
+    worded = sum(any(line[2] for line in item.lyrics) for item in items)
+    hours = sum(item.seconds for item in items) / 3600
+    text = (
+        f"{sum(bool(record.items) for record in records)} songs, {len(items)} cuts, {hours:.2f} h in {out}: "
+        f"{sung} sung ({worded} with words), {len(items) - sung} instrumental"
+    )
+    reasons = [record.reason for record in records if record.reason]
+    reasons += [reason for record in records for _, reason in record.notes]
+    if reasons:
+        shown = "; ".join(reasons[:SHOWN_REASONS])
+        more = f"; and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
+        text += f"; {len(reasons)} left out, see left_out.jsonl: {shown}{more}"
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m duotok.recipes.corpus.songs",
+        description="Make a corpus from recordings: stems, voice activity, cuts at sentence boundaries.",
+    )
+    parser.add_argument(
+        "--songs", type=Path, required=True, help="folder of recordings, or a text list of them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument("--separator", default="mask-head", help="mask-head, demucs or bs-roformer")
+    parser.add_argument("--checkpoint", help="of the separator: a file, a folder or a name on the hub")
+    parser.add_argument(
+        "--voice", default="auto", help="detector of singing: auto (= harmonic), harmonic, silero"
+    )
+    parser.add_argument(
+        "--whisper", metavar="FOLDER", help="faster-whisper model for songs without a transcript"
+    )
+    parser.add_argument("--language", help="of the lyrics, for --whisper (default: heard)")
+    parser.add_argument("--shortest", type=float, default=5.0, help="seconds of a cut")
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds of a cut")
+    parser.add_argument("--validation", type=float, default=0.05, help="share of the songs for validation")
+    parser.add_argument("--test", type=float, default=0.05, help="share of the songs for the test")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each single-threaded")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="make only part I of N, I from 1 on")
+    parser.add_argument("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
+    parser.add_argument("--shard-mb", type=int, default=500, help="size of a tar")
+    parser.add_argument("--device", default="cpu", help="of the separator: cpu, cuda")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1 or arguments.shard_mb < 1:
+        parser.error("--workers and --shard-mb must be positive")
+    return guard(lambda: _run(arguments), interrupted="the same command goes on from here")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.corpus.audio_shards import check_webdataset, pack_items
+    from duotok.recipes.corpus.segments import SegmentConfig
+    from duotok.recipes.corpus.song_files import find_songs
+    from duotok.recipes.corpus.song_maker import SongsConfig
+    from duotok.recipes.corpus.voice_activity import open_detector
+
+    config = SongsConfig(
+        separator=arguments.separator,
+        checkpoint=arguments.checkpoint,
+        voice=arguments.voice,
+        whisper=arguments.whisper,
+        language=arguments.language,
+        validation_share=arguments.validation,
+        test_share=arguments.test,
+        segments=SegmentConfig(shortest_seconds=arguments.shortest, longest_seconds=arguments.longest),
+    )
+    # What is missing is found out here, once, and not by every song.
+    print(f"singing is found by the {open_detector(config.voice).name} detector", file=sys.stderr)
+    if arguments.shards is not None:
+        check_webdataset()
+    if config.whisper is not None:
+        from duotok.recipes.corpus.recognition import WhisperRecognizer
+
+        WhisperRecognizer(config.whisper, arguments.device)
+    found = make_corpus(
+        find_songs(arguments.songs),
+        arguments.out,
+        config,
+        device=arguments.device,
+        workers=arguments.workers,
+        shard=arguments.shard,
+    )
+    if arguments.shards is not None:
+        items = [item for record in found for item in record.items]
+        ending = "" if arguments.shard is None else f".{arguments.shard[0]}-of-{arguments.shard[1]}"
+        tars = pack_items(items, arguments.shards, ending=ending, megabytes=arguments.shard_mb)
+        print(f"{len(tars)} new tars in {arguments.shards}")
+    if not any(record.items for record in found):
+        raise DataError(f"no recording gives a cut: {summary(found, arguments.out)}")
+    print(summary(found, arguments.out))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
+    return int(match.group(1)), int(match.group(2))
+
+
+def _default_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The harmony reader's training: labels, batches, and a run of size tiny on a synthetic corpus."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.recipes.lm import tokenize
+from duotok.recipes.music import learn
+from duotok.recipes.music.harmony_reader import NO_CHORD, HarmonyReader, HarmonyReaderConfig
+from duotok.recipes.music.labelled_chroma import (
+    BlockSampler,
+    ChromaSong,
+    LabelledChromaConfig,
+    chords_of_blocks,
+    key_of,
+    make_up_chords,
+    triad_of,
+)
+from duotok.tokenizer.common.errors import ConfigError
+
+TINY = Path(learn.__file__).parent / "learn" / "tiny.yaml"
+SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
+
+
+def make_song(tonic: int, rng: np.random.Generator) -> ChromaSong:
+    """A song of one chord in a major key: its scale, the tonic strongest."""
+    blocks = 0.1 * rng.uniform(size=(50, 12))
+    blocks[:, (SCALE + tonic) % 12] += 0.4
+    blocks[:, tonic] += 0.4
+    chroma = torch.from_numpy(blocks).float()
+    sounding = torch.ones(50, dtype=torch.bool)
+    return ChromaSong(
+        blocks={"vocal": chroma, "accompaniment": chroma},
+        sounding={"vocal": sounding, "accompaniment": sounding},
+        chords=torch.full((50,), tonic),
+        key=tonic,
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "chord"),
+    [
+        ("C:maj", 0),
+        ("Bb:7", 10),
+        ("F#:min7", 18),
+        ("A:min", 21),
+        ("N", NO_CHORD),
+        ("C:sus4", -1),
+        ("B:dim", -1),
+    ],
+)
+def test_chords_count_by_their_triad(label, chord):
+    assert triad_of(label) == chord
+
+
+def test_keys_and_chords_as_classes():
+    assert [key_of(label) for label in ("C:maj", "Eb:min", "B:maj")] == [0, 15, 11]
+    chords = chords_of_blocks([(0.0, 0.3, "C:maj"), (0.3, 0.5, "A:min")], 7)
+    assert chords.tolist() == [0, 0, 0, 21, 21, -1, -1]
+
+
+def test_made_up_chords_are_what_they_say():
+    blocks, chords = make_up_chords(np.random.default_rng(3), 4_000)
+    assert blocks.min() >= 0 and blocks.max() <= 1 and len(blocks) == len(chords) == 4_000
+    assert set(chords.tolist()) == set(range(25))
+    for chord in (2, 16):
+        mean = blocks[chords == chord].mean(dim=0)
+        root, third = chord % 12, 3 if chord >= 12 else 4
+        wanted = {root, (root + third) % 12, (root + 7) % 12}
+        assert set(mean.topk(3).indices.tolist()) == wanted
+
+
+def test_a_batch_is_a_function_of_its_generator():
+    sampler = BlockSampler([make_song(tonic, np.random.default_rng(tonic)) for tonic in (0, 5)])
+    first, second, third = (sampler.draw(np.random.default_rng(seed), 64) for seed in (1, 1, 2))
+    assert first["around"].shape == (64, 9, 12)
+    assert torch.equal(first["around"], second["around"])
+    assert not torch.equal(first["around"], third["around"])
+    assert set(first["chords"][:56].tolist()) == {0, 5}
+
+
+def test_keys_are_learned_in_one_and_known_in_all():
+    rng = np.random.default_rng(0)
+    reader = HarmonyReader(HarmonyReaderConfig(hidden_dim=4))
+    learn.fit_keys(reader, [make_song(tonic, rng) for tonic in (0, 2, 7)], decay=0.01)
+    for track in ("vocal", "accompaniment"):
+        for tonic in range(12):
+            evidence = reader.key_evidence(make_song(tonic, rng).blocks[track], track)
+            assert int(reader.key_logits(evidence[None], track).argmax()) == tonic
+
+
+@pytest.mark.parametrize("broken", [{"items": 0}, {"heard_every": 0}])
+def test_bad_settings_are_refused(broken):
+    with pytest.raises(ConfigError):
+        LabelledChromaConfig(manifest="", tokenizer="", tokens="", **broken)
+
+
+def command(corpus: Path, tokenizer: Path, tokens: Path, out: Path) -> list[str]:
+    data = {"manifest": corpus / "train.jsonl", "tokenizer": tokenizer, "tokens": tokens}
+    settings = [part for name, path in data.items() for part in ("--set", f"data.{name}={path}")]
+    return [str(TINY), "--out", str(out), *settings]
+
+
+def test_the_recipe_learns_and_its_result_loads(tiny_corpus, tiny_components, tmp_path, capsys):
+    tokenizer, tokens = tiny_components["tokenizer"], tmp_path / "tokens"
+    manifest = str(tiny_corpus / "train.jsonl")
+    assert tokenize.main(["--tokenizer", str(tokenizer), "--manifest", manifest, "--out", str(tokens)]) == 0
+    assert learn.main(command(tiny_corpus, tokenizer, tokens, tmp_path / "run")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["total"] < 0.8 * rows[0]["total"]
+    reader = HarmonyReader.from_pretrained(tmp_path / "run" / "final")
+    assert reader.fingerprint is not None
+    capsys.readouterr()
+    assert learn.main(command(tiny_corpus, tokenizer, tmp_path / "nowhere", tmp_path / "other")) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

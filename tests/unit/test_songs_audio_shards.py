@@ -1,0 +1,87 @@
+"""Audio shards: what is packed is what streams back, once, in bounded tars."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from duotok.recipes.corpus.audio_shards import pack_items, packed_ids, read_shards
+from duotok.recipes.corpus.manifest import PARTS, Item, item_to_line, read_manifest
+from duotok.tokenizer.common.errors import DataError, DuoTokError
+
+pytest.importorskip("webdataset")
+
+
+@pytest.fixture(scope="module")
+def items(tiny_corpus: Path) -> list[Item]:
+    """Seven items of two splits."""
+    return [*read_manifest(tiny_corpus / "train.jsonl"), *read_manifest(tiny_corpus / "test.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def tars(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The items in tars of at most two items."""
+    size = sum(items[0].path(part).stat().st_size for part in ("vocal", "drums", "bass", "other", "mix"))
+    return pack_items(items, tmp_path_factory.mktemp("tars"), megabytes=round(2.4 * size / 1e6))
+
+
+def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
+    assert [tar.name for tar in tars] == [
+        "train-000000.tar",
+        "train-000001.tar",
+        "test-000000.tar",
+        "test-000001.tar",
+    ]
+    streamed = list(read_shards(tars))
+    assert [item_to_line(item) for item in streamed] == [item_to_line(item) for item in items]
+    for item, again in zip(items, streamed, strict=True):
+        for part in PARTS:
+            for cut in ({}, {"start_seconds": 1.5, "seconds": 0.7, "channels": 1}):
+                assert torch.equal(again.read(part, **cut), item.read(part, **cut))  # type: ignore[arg-type]
+
+
+def test_a_range_of_tars_is_one_url(items: list[Item], tars: list[Path]):
+    streamed = read_shards(f"{tars[0].parent}/train-{{000000..000001}}.tar")
+    assert [item.id for item in streamed] == [item.id for item in items if item.split == "train"]
+    shuffled = [item.id for item in read_shards(tars, shuffle=10, seed=1)]
+    assert sorted(shuffled) == sorted(item.id for item in items)
+
+
+def test_workers_of_a_loader_share_the_tars(items: list[Item], tars: list[Path]):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (item.id for item in read_shards(tars))
+
+    loader = torch.utils.data.DataLoader(
+        Stream(), batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    assert sorted(loader) == sorted(item.id for item in items)
+
+
+def test_packing_again_adds_only_what_is_new(items: list[Item], tmp_path: Path):
+    first = pack_items(items[:3], tmp_path)
+    assert pack_items(items[:3], tmp_path) == []
+    second = pack_items(items[:4], tmp_path)
+    assert [tar.name for tar in first + second] == ["train-000000.tar", "train-000001.tar"]
+    assert packed_ids(second[0]) == {items[3].id}
+    # Another machine's part of the corpus has its own names in the same folder.
+    other = pack_items(items[:1], tmp_path, ending=".1-of-2")
+    assert [tar.name for tar in other] == ["train.1-of-2-000000.tar"]
+
+
+def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Path], tmp_path: Path):
+    damaged = tmp_path / "train-000000.tar"
+    damaged.write_bytes(tars[0].read_bytes()[:100_000])
+    foreign = tmp_path / "foreign.tar"
+    with tarfile.open(foreign, "w") as file:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = 3
+        file.addfile(entry, io.BytesIO(b"abc"))
+    for path in (damaged, foreign, tmp_path / "gone.tar"):
+        with pytest.raises(DataError, match=path.name) as caught:
+            list(read_shards(path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DuoTokError, match="damaged"):
+        pack_items(items, tmp_path)

@@ -1,0 +1,45 @@
+"""Manifest fields of recordings without a score: lyrics, and no key or tempo."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from duotok.recipes.corpus.manifest import Item, item_from_line, item_to_line, read_manifest
+from duotok.tokenizer.common.errors import DataError
+
+
+@pytest.fixture
+def item(tiny_corpus: Path) -> Item:
+    """An item with a score."""
+    return read_manifest(tiny_corpus / "train.jsonl")[0]
+
+
+def test_lines_of_items_without_lyrics_are_as_before(item: Item):
+    assert "lyrics" not in json.loads(item_to_line(item)) and item.lyrics == []
+
+
+def test_lyrics_and_unknown_key_and_tempo_are_kept(item: Item):
+    real = replace(item, lyrics=[(1.0, 3.0, "hello"), (3.5, 6.0, "")], notes=[], key=None, tempo_bpm=None)
+    assert item_from_line(item_to_line(real), item.root) == real
+    broken = item_to_line(real).replace("[1.0,3.0,", '["x",3.0,')
+    with pytest.raises(DataError, match="bad value"):
+        item_from_line(broken, item.root)
+
+
+def test_text_is_whole_sentences_or_whole_syllables(item: Item):
+    notes = [(0.0, 1.0, 60, "a"), (1.0, 1.5, 62, "-"), (1.5, 2.0, 60, "b"), (2.0, 3.0, 60, "c")]
+    scored = replace(item, notes=notes)
+    assert scored.text_between(0.0, 2.5) == "a b" and scored.text_between(0.5, 3.0) == "b c"
+    worded = replace(scored, lyrics=[(0.0, 2.0, "hello"), (2.5, 3.0, "there"), (4.0, 5.0, "")])
+    assert worded.text_between(0.0, 3.0) == "hello there" and worded.text_between(0.5, 3.5) == "there"
+    assert worded.text_between(3.9, 5.1) == ""
+
+
+def test_singing_is_counted_by_notes_or_else_by_lyrics(item: Item):
+    notes = [(0.0, 1.0, 60, "a"), (2.0, 4.0, 60, "b")]
+    assert replace(item, notes=notes).sung_between(0.5, 3.0) == pytest.approx(1.5)
+    real = replace(item, notes=[], lyrics=[(1.0, 3.0, "x"), (4.0, 6.0, "")])
+    assert real.sung_between(2.0, 5.0) == pytest.approx(2.0)
+    assert replace(real, lyrics=[]).sung_between(0.0, 9.0) == 0.0
