@@ -56,6 +56,8 @@ class CutSampler:
         self.items = [item for item in read_manifest(Path(config.manifest)) if item.seconds >= config.seconds]
         if not self.items:
             raise DataError(f"{config.manifest} has no item of at least {config.seconds:g} s")
+        # Cuts of real songs include instrumental ones; a vocal cannot be drawn from those.
+        self._sung = [item for item in self.items if item.notes or item.lyrics] or self.items
 
     def draw(self, rng: np.random.Generator, kinds: list[str]) -> Tensor:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""
@@ -78,8 +80,13 @@ class CutSampler:
     def cut(self, rng: np.random.Generator, kind: str) -> Cut:
         """Return a random cut of a kind: a vocal where much is sung, an instrumental where little is."""
         seconds = self.config.seconds
-        item = self.items[rng.integers(len(self.items))]
+        items = self._sung if kind == "vocal" else self.items
+        item = items[rng.integers(len(items))]
         starts = rng.uniform(0, max(0.0, item.seconds - seconds), size=START_CANDIDATES)
+        if item.lyrics and kind != "instrumental":
+            # Whole sentences can be supervised only where a cut does not begin inside of one.
+            begins = np.array([begin for begin, *_ in item.lyrics])
+            starts = np.minimum(rng.choice(begins, size=START_CANDIDATES), max(0.0, item.seconds - seconds))
         if kind in ("vocal", "instrumental"):
             sung = [item.sung_between(start, start + seconds) for start in starts]
             start = float(starts[int(np.argmax(sung) if kind == "vocal" else np.argmin(sung))])

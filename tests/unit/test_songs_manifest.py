@@ -4,9 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from duotok.recipes.corpus.manifest import Item, item_from_line, item_to_line, read_manifest
+from duotok.recipes.corpus.manifest import (
+    Item,
+    item_from_line,
+    item_to_line,
+    read_manifest,
+    write_manifest,
+)
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.tokenizer.common.errors import DataError
 
 
@@ -43,3 +51,19 @@ def test_singing_is_counted_by_notes_or_else_by_lyrics(item: Item):
     real = replace(item, notes=[], lyrics=[(1.0, 3.0, "x"), (4.0, 6.0, "")])
     assert real.sung_between(2.0, 5.0) == pytest.approx(2.0)
     assert replace(real, lyrics=[]).sung_between(0.0, 9.0) == 0.0
+
+
+def test_cuts_of_real_songs_begin_with_a_sentence_and_vocals_come_from_sung_items(tiny_corpus, tmp_path):
+    first, second = (
+        replace(item, stems={stem: str(item.path(stem)) for stem in item.stems}, mix=str(item.path("mix")))
+        for item in read_manifest(tiny_corpus / "train.jsonl")[:2]
+    )
+    sung = replace(first, notes=[], lyrics=[(1.0, 2.5, "one two"), (4.5, 6.0, "three")])
+    instrumental = replace(second, notes=[], lyrics=[])
+    write_manifest(tmp_path / "songs.jsonl", [sung, instrumental])
+    sampler = CutSampler(CutConfig(manifest=str(tmp_path / "songs.jsonl"), seconds=2.0))
+    cuts = [sampler.cut(np.random.default_rng(seed), "vocal") for seed in range(12)]
+    assert {cut.text for cut in cuts} == {"one two", "three"}
+    assert all(cut.stems[0].any() and not cut.stems[1:].any() for cut in cuts)
+    others = [sampler.cut(np.random.default_rng(seed), "instrumental") for seed in range(12)]
+    assert not any(cut.text or cut.stems[0].any() for cut in others)
