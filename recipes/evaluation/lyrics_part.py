@@ -17,12 +17,13 @@ def measure_lyrics(settings: Settings) -> dict[str, float]:
 
     Returns nothing for a tokenizer without lyric head. Saying nothing costs 1.
     """
+    items = read_test_items(settings.corpus)
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     vocabulary = tokenizer.text
     if vocabulary is None:
         return {}
     excerpts = choose_excerpts(
-        read_test_items(settings.corpus),
+        items,
         count=settings.items or _ITEMS,
         seconds=settings.seconds or _SECONDS,
         seed=settings.seed,

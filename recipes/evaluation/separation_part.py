@@ -24,11 +24,12 @@ def measure_separation(settings: Settings) -> dict[str, float]:
     The real song is `settings.real_stems`, a folder with mix.wav and the four stems; without it its figures
     are left out. Returns nothing at all for a bundle without separator.
     """
+    items = read_test_items(settings.corpus)
     if not (settings.bundle / "separator").is_dir():
         return {}
     separator = MaskHeadSeparator(settings.bundle)
     excerpts = choose_excerpts(
-        read_test_items(settings.corpus),
+        items,
         count=settings.items or _ITEMS,
         seconds=settings.seconds or _SECONDS,
         seed=settings.seed,
