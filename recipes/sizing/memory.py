@@ -95,15 +95,18 @@ def state_bytes(
     """Bytes per device under AdamW (ZeRO, arXiv 1910.02054, section 3.1).
 
     bf16: weights and gradients of 2 bytes, in the optimizer the fp32 weights and two moments, 12 bytes; fp32:
-    4, 4 and 8. ZeRO 1 shards the optimizer over the devices, 2 the gradients too, 3 the weights too, frozen
-    ones among them. Recipes that run without DeepSpeed (ZeRO 0) keep fp32 weights under bf16 autocast: 4, 4
-    and 8, the same sum. A moving average of the weights is 4 bytes more; recipes turn it off under DeepSpeed.
+    4, 4 and 8, under ZeRO 1 to 3 12 there as well, because DeepSpeed keeps its own fp32 weights in any case.
+    ZeRO 1 shards the optimizer over the devices, 2 the gradients too, 3 the weights too, frozen ones among
+    them. Recipes that run without DeepSpeed (ZeRO 0) keep fp32 weights under bf16 autocast: 4, 4 and 8, the
+    same sum. The tensors of DeepSpeed 0.19 with two processes are exactly these. A moving average of the
+    weights is 4 bytes more; recipes turn it off under DeepSpeed.
     """
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision must be fp32 or bf16, got {precision!r}")
     if zero not in ZERO_STAGES or devices < 1:
         raise ConfigError(f"zero must be 0 to 3 and devices at least 1, got {zero} and {devices}")
-    width, optimizer = (2, 12) if precision == "bf16" else (4, 8)
+    width = 2 if precision == "bf16" else 4
+    optimizer = 8 if precision == "fp32" and zero == 0 else 12
     return StateBytes(
         weights=width * (size.trainable + size.frozen) / (devices if zero >= 3 else 1),
         gradients=width * size.trainable / (devices if zero >= 2 else 1),

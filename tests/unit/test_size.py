@@ -100,6 +100,8 @@ def test_zero_shards_optimizer_gradients_and_weights_in_turn():
     assert [s.gradients for s in states] == [2000, 2000, 500, 500]
     assert [s.weights for s in states] == [2200, 2200, 2200, 550]
     assert states[0].total == 2200 + 2000 + 12_000 + 8
+    full = [state_bytes(part, precision="fp32", zero=zero, devices=4).optimizer for zero in range(4)]
+    assert full == [8000, 3000, 3000, 3000]
     averaged = state_bytes(part, precision="fp32", zero=0, devices=4, averaged=True)
     assert averaged.total == 4400 + 4000 + 8000 + 4000 + 8
     with pytest.raises(ConfigError, match="zero"):
