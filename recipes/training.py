@@ -92,6 +92,7 @@ def run_training(
         state = TrainingState(parameters, optimizer.optimizer, use_ema=config.ema_decay > 0)
     else:
         state = DeepSpeedState(accelerator, parameters)
+    casts_inputs = deepspeed is not None and precision == "bf16"
     is_main = accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
     state.load(out / "checkpoint")
@@ -109,7 +110,9 @@ def run_training(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
             torch.manual_seed(_mix_seed(config.seed, state.step, accelerator.process_index))
-            losses = objective(**batches.next())
+            # DeepSpeed stores bf16 weights and leaves it to us that floating-point inputs meet them.
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=casts_inputs):
+                losses = objective(**batches.next())
             accelerator.backward(losses["total"])
             norm = accelerator.clip_grad_norm_(parameters.values(), config.gradient_clip)
             optimizer.step()

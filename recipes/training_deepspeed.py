@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def make_accelerator(config_file: Path, precision: str, gradient_clip: float) -> "Accelerator":
     """Return an accelerator that trains under a DeepSpeed config file; needs the launcher's variables."""
-    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 
     if "RANK" not in os.environ:
         raise ConfigError("--deepspeed needs a launcher: start with torchrun --nproc-per-node N -m ...")
@@ -30,7 +30,9 @@ def make_accelerator(config_file: Path, precision: str, gradient_clip: float) ->
     # Without this, accelerate on a CPU takes every process for a world of its own.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
-    return Accelerator(mixed_precision=precision, deepspeed_plugin=plugin, cpu=not torch.cuda.is_available())
+    # Told to use the CPU by its own switch, accelerate would drop DeepSpeed without a word.
+    handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+    return Accelerator(mixed_precision=precision, deepspeed_plugin=plugin, kwargs_handlers=handlers)
 
 
 class DeepSpeedState:

@@ -29,6 +29,7 @@ class Config:
         default_factory=lambda: {"vocal": 5, "accompaniment": 4, "instrumental": 1}
     )
     freeze_encoder: bool = True  # of the lower half; the paper's ablation unfreezes it (P D)
+    start_cuts: int = 192  # of each track, whose features its codebook starts from
     text_coverage: float = 1.0  # share of the sung cuts whose lyrics are supervised
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -36,6 +37,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.train.batch_size < 2:
             raise ConfigError("train.batch_size must be at least 2, one cut of each track")
+        if self.start_cuts < 1:
+            raise ConfigError(f"start_cuts must be at least 1, got {self.start_cuts}")
 
 
 def build(config: Config) -> Task:
@@ -44,7 +47,7 @@ def build(config: Config) -> Task:
     tokenizer = DuoTokenizer.from_pretrained(config.start_from)
     # The inputs are stems now: there is nothing for the mask head to tell apart (P 3.3).
     tokenizer = tokenizer.with_heads(text=tokenizer.text, masks=False)
-    start_codebooks(tokenizer, sampler)
+    start_codebooks(tokenizer, sampler, config.start_cuts)
     return make_task(config, sampler, tokenizer)
 
 
@@ -67,7 +70,7 @@ def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> T
 
 
 @torch.no_grad()
-def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int = 192) -> None:
+def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int) -> None:
     """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features.
 
     A codebook that the tracks share starts from the features of both.
