@@ -9,8 +9,8 @@ from torch import Tensor
 
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.heads import STEMS
 
-STEMS = ("vocal", "drums", "bass", "other")
 ACCOMPANIMENT_STEMS = ("drums", "bass", "other")
 PARTS = (*STEMS, "mix", "accompaniment")
 SPLITS = ("train", "validation", "test")

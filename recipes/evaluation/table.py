@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from duotok.recipes.corpus.manifest import STEMS
 from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.model import TRACKS
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 Figures = Mapping[str, float]
@@ -46,8 +48,6 @@ def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...
     )
 
 
-STEMS = ("vocal", "drums", "bass", "other")
-TRACKS = ("vocal", "accompaniment")
 _G, _L, _T, _R = "generate.", "lm.", "tokenizer.", "readouts."
 _MARGIN = "+0.15 or more"
 _IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.heads import STEMS
 
 SEPARATORS = ("mask-head", "demucs", "bs-roformer")
-STEMS = ("vocal", "drums", "bass", "other")
 PACKAGES = {"demucs": ("demucs", "demucs"), "bs-roformer": ("bs_roformer", "BS-RoFormer")}  # import, PyPI
 
 
@@ -33,7 +33,7 @@ class Separator(Protocol):
 def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu") -> Separator:
     """Return a separator by name; raises ConfigError when its package or its checkpoint is missing.
 
-    checkpoint: mask-head: a tokenizer folder with a mask head, None = the shipped one; demucs: a
+    checkpoint: mask-head: a separator folder or a bundle that has one, None = the shipped one; demucs: a
     .safetensors file, a folder of them with the YAML of a bag, or a name on the hub, None = "htdemucs";
     bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id.
     """
