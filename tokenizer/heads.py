@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .modules import UpsamplingHead
@@ -36,16 +35,3 @@ def ideal_ratio_masks(stem_power: Tensor) -> Tensor:
     """Return the share of each stem in the power: [..., 4, bands], equal shares where all is silent."""
     power = stem_power + 1e-10
     return power / power.sum(dim=-2, keepdim=True)
-
-
-def masks_on_bins(masks: Tensor, mel_filters: Tensor) -> Tensor:
-    """Spread masks [..., mel_bands] over FFT bins [..., bins]; mel_filters [bins, mel_bands].
-
-    A bin takes the mean of the bands it belongs to; one outside of all bands takes the nearest band's.
-    """
-    weights = mel_filters / mel_filters.sum(dim=1, keepdim=True).clamp_min(1e-9)
-    inside = mel_filters.sum(dim=1) > 0
-    positions = torch.arange(len(mel_filters), device=mel_filters.device)
-    first, last = int(positions[inside][0]), int(positions[inside][-1])
-    weights[:first], weights[last + 1 :] = weights[first], weights[last]
-    return masks @ weights.T

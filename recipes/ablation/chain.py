@@ -16,7 +16,7 @@ from duotok.recipes.ablation.measure import measure_variant
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.recipes.json_files import write_json
 from duotok.recipes.lm.tokenize import tokenize
-from duotok.recipes.tokenizer.text import train_text_model
+from duotok.recipes.tokenizer.text import write_text_model
 from duotok.recipes.training import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -140,8 +140,7 @@ class Chain:
 
     def _make_text_model(self) -> Path:
         def write(path: Path) -> None:
-            lines = [item.text_between(0.0, item.seconds) for item in read_manifest(self.train)]
-            path.write_bytes(train_text_model(lines, TEXT_PIECES))
+            write_text_model(self.train, path, TEXT_PIECES)
 
         return self._make_file(f"text-{self._digest(self.train.name)}.model", write)
 

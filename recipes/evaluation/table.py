@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from duotok.recipes.command import guard
 from duotok.recipes.corpus.manifest import STEMS
-from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -202,17 +203,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="results.json of score.py")
     parser.add_argument("--readme", type=Path, help="file whose block between the marks is replaced")
     arguments = parser.parse_args(argv)
-    from duotok.recipes.evaluation.results import read_results
 
-    try:
+    def show() -> None:
+        from duotok.recipes.evaluation.results import read_results
+
         table = render_table(read_results(arguments.results))
         if arguments.readme is not None:
             _update(arguments.readme, table)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table)
-    return 0
+        print(table)
+
+    return guard(show)
 
 
 def _update(readme: Path, table: str) -> None:
