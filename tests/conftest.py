@@ -159,7 +159,7 @@ def tiny_separator(tmp_path_factory: pytest.TempPathFactory, tiny_components: di
     torch.manual_seed(0)
     tokenizer = DuoTokenizer.from_pretrained(tiny_components["tokenizer"]).with_heads(text=None, masks=True)
     folder = tmp_path_factory.mktemp("separator") / "separator"
-    config = SeparatorConfig(tokenizer=tokenizer.config, dim=16, blocks=1, coarse_bands=16)
+    config = SeparatorConfig(tokenizer=tokenizer.config, channels=4, scales=2, coarse_bands=16)
     MaskSeparator(config).save_pretrained(folder)
     return folder
 

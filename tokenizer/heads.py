@@ -1,7 +1,9 @@
 """The read-outs of stages 2 and 3: mel, chroma, lyrics and soft masks of four stems (P 3.2, 3.3)."""
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .modules import UpsamplingHead
@@ -17,6 +19,21 @@ class HeadOutputs(NamedTuple):
     chroma_logits: Tensor  # [batch, 2 * frames, 12]
     text_logits: Tensor | None  # [batch, frames, text_tokens], the last one is the blank
     mask_logits: Tensor | None  # [batch, 2 * frames, 4, mel_bands], softmax over the stems
+
+
+class TextHead(nn.Linear):
+    """Lyric tokens and, last, the blank (P 3.2).
+
+    A new one says blank with 0.9: as CTC spends most frames on blanks, a uniform start would have hundreds of
+    steps go into nothing but that.
+    """
+
+    def __init__(self, dim: int, tokens: int) -> None:
+        super().__init__(dim, tokens)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.bias[-1] = math.log(9 * max(1, tokens - 1))
 
 
 class MaskHead(nn.Module):

@@ -24,25 +24,32 @@ def mask_distances(logits: Tensor, target: Tensor) -> Tensor:
     return (logits.float().softmax(dim=2) - target).abs().mean(dim=(1, 2, 3))
 
 
-def text_losses(logits: Tensor, text: Tensor) -> Tensor:
+def text_losses(logits: Tensor, text: Tensor, span: Tensor) -> Tensor:
     """Return the CTC loss [batch] in nats per token; NaN where there is no text.
 
-    logits [batch, frames, text_tokens], the last one the blank; text [batch, longest], -1 after its end. A
-    text that does not fit into the frames counts as none.
+    logits [batch, frames, text_tokens], the last one the blank; text [runs, longest], -1 after its end; span
+    [runs, 3], the cut's index and the first and after-last frame of each run. A text that does not fit into
+    its frames counts as none. Runs shorter than the cut leave CTC fewer alignments to choose from.
     """
+    cut, first, stop = span.unbind(dim=1)
+    frames = stop.clamp_max(logits.shape[1]) - first
+    steps = torch.arange(int(frames.max()), device=logits.device)
+    places = (first[:, None] + steps).clamp_max(logits.shape[1] - 1)
     lengths = (text >= 0).sum(dim=1)
-    frames = logits.shape[1]
     losses = functional.ctc_loss(
-        logits.float().log_softmax(dim=-1).transpose(0, 1),
+        logits[cut[:, None], places].float().log_softmax(dim=-1).transpose(0, 1),
         text.clamp_min(0),
-        torch.full_like(lengths, frames),
+        frames,
         lengths,
         blank=logits.shape[-1] - 1,
         reduction="none",
         zero_infinity=True,
     )
     has_text = (lengths > 0) & (losses > 0)
-    return torch.where(has_text, losses / lengths.clamp_min(1), torch.nan)
+    nothing = losses.new_zeros(len(logits))
+    nats = nothing.index_add(0, cut, torch.where(has_text, losses, 0.0))
+    tokens = nothing.index_add(0, cut, torch.where(has_text, lengths, 0).to(losses.dtype))
+    return torch.where(tokens > 0, nats / tokens.clamp_min(1), torch.nan)
 
 
 def summarize_by_kind(losses: dict[str, Tensor], kind: Tensor) -> dict[str, Tensor]:

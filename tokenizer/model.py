@@ -13,7 +13,7 @@ from .common.audio import SAMPLE_RATE_HZ
 from .common.checkpoint import load_component, save_component
 from .common.config import config_from_dict
 from .common.errors import AudioError, ConfigError
-from .heads import HeadOutputs, MaskHead, ideal_ratio_masks
+from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
 from .level import level_gain
 from .modules import Encoder, NoisyBottleneck, UpsamplingHead
 from .plain_vq import PlainVQ
@@ -109,7 +109,7 @@ class DuoTokenizer(nn.Module):
         self.upper = self._transformer()
         self.mel_head = UpsamplingHead(dim, config.head_dim, config.mel_bands, doublings=2)
         self.chroma_head = UpsamplingHead(dim, config.head_dim, 12, doublings=1)
-        self.text_head = nn.Linear(dim, config.text_tokens) if config.text_tokens else None
+        self.text_head = TextHead(dim, config.text_tokens) if config.text_tokens else None
         self.mask_head = MaskHead(dim, config.head_dim, config.mel_bands) if config.mask_head else None
         self.text: TextVocabulary | None = None
 

@@ -37,11 +37,12 @@ class MultiTaskObjective(nn.Module):
         self.tokenizer, self.weights, self.noise_probability = tokenizer, weights, noise_probability
         tokenizer.tracks.requires_grad_(False)
 
-    def forward(self, stems: Tensor, kind: Tensor, text: Tensor) -> dict[str, Tensor]:
+    def forward(self, stems: Tensor, kind: Tensor, text: Tensor, text_span: Tensor) -> dict[str, Tensor]:
         """Return named losses, each over all cuts and, after a slash, over the cuts of one kind.
 
         stems [batch, 4, samples] sum to the cuts, at the standard level; kind [batch] indexes KINDS; text
-        [batch, longest] lyric tokens, -1 after their end, nothing but -1 where lyrics are not supervised.
+        [runs, longest] lyric tokens, -1 after their end; text_span [runs, 3] tells where each run is sung
+        (see `text_losses`).
         """
         tokenizer = self.tokenizer
         wave = stems.sum(dim=1)
@@ -52,7 +53,7 @@ class MultiTaskObjective(nn.Module):
             "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
         }
         if heads.text_logits is not None:
-            losses["text"] = text_losses(heads.text_logits, text)
+            losses["text"] = text_losses(heads.text_logits, text, text_span)
         if heads.mask_logits is not None:
             losses["masks"] = mask_distances(heads.mask_logits, tokenizer.mask_targets(stems))
         return summarize(losses, kind, self.weights)
@@ -67,11 +68,13 @@ class DualCodebookObjective(nn.Module):
         tokenizer.encoder.requires_grad_(not freeze_encoder)
         tokenizer.bottleneck.requires_grad_(False)
 
-    def forward(self, vocal: Tensor, accompaniment: Tensor, kind: Tensor, text: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, vocal: Tensor, accompaniment: Tensor, kind: Tensor, text: Tensor, text_span: Tensor
+    ) -> dict[str, Tensor]:
         """Return named losses as stage 2 does, and those of the two quantizers.
 
-        vocal, accompaniment: [batch, samples] at the standard level; kind and text: of the cuts of both, the
-        vocals first, as in stage 2.
+        vocal, accompaniment: [batch, samples] at the standard level; kind, text and text_span: of the cuts of
+        both, the vocals first, as in stage 2.
         """
         tokenizer, weights = self.tokenizer, self.weights
         wave = torch.cat([vocal, accompaniment])
@@ -91,7 +94,7 @@ class DualCodebookObjective(nn.Module):
             "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
         }
         if heads.text_logits is not None:
-            losses["text"] = text_losses(heads.text_logits, text)
+            losses["text"] = text_losses(heads.text_logits, text, text_span)
         summary = summarize(losses, kind, weights)
         commitment = quantizers["vocal_commitment"] + quantizers["accompaniment_commitment"]
         usage = quantizers["vocal_usage"] + quantizers["accompaniment_usage"]

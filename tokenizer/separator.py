@@ -18,6 +18,7 @@ from .common.config import config_from_dict
 from .common.errors import AudioError, ConfigError
 from .heads import MASKS_PER_FRAME, STEMS
 from .level import level_gain
+from .mask_unet import MaskUNet
 from .model import HOP_SAMPLES, DuoTokenizer, DuoTokenizerConfig
 
 KIND = "separator"
@@ -32,37 +33,23 @@ class SeparatorConfig:
     """Settings of the separator; the tokenizer is stage 2's, with its mask head."""
 
     tokenizer: DuoTokenizerConfig = field(default_factory=lambda: DuoTokenizerConfig(mask_head=True))
-    dim: int = 768  # width of the estimator
-    blocks: int = 8
-    kernel_size: int = 7  # mask frames of 20 ms that a block's convolution spans, times its dilation
+    channels: int = 32  # of the finest grid of the estimator; they double with each scale, to 128
+    scales: int = 5
     coarse_bands: int = 128  # bands above 4.5 kHz
 
     def __post_init__(self) -> None:
         if not self.tokenizer.mask_head:
             raise ConfigError("the separator needs a tokenizer with a mask head; start from stage 2")
-        if self.dim < 1 or self.blocks < 1 or self.kernel_size % 2 == 0 or self.coarse_bands < 1:
+        if self.channels < 1 or self.scales < 1 or self.coarse_bands < 1:
             raise ConfigError(
-                "separator: dim, blocks and coarse_bands must be positive and kernel_size odd, got "
-                f"{self.dim}, {self.blocks}, {self.coarse_bands} and {self.kernel_size}"
+                "separator: channels, scales and coarse_bands must be positive, got "
+                f"{self.channels}, {self.scales} and {self.coarse_bands}"
             )
-
-
-class EstimatorBlock(nn.Module):
-    """Dilated depthwise convolution over time, then a gated mixing of all channels."""
-
-    def __init__(self, dim: int, kernel_size: int, dilation: int) -> None:
-        super().__init__()
-        self.reach = kernel_size // 2 * dilation
-        self.time_norm, self.mix_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.time = nn.Conv1d(dim, dim, kernel_size, padding=self.reach, dilation=dilation, groups=dim)
-        self.gate_up = nn.Linear(dim, 4 * dim, bias=False)
-        self.down = nn.Linear(2 * dim, dim, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [batch, frames, dim] -> the same shape."""
-        hidden = hidden + self.time(self.time_norm(hidden).transpose(1, 2)).transpose(1, 2)
-        gate, up = self.gate_up(self.mix_norm(hidden)).chunk(2, dim=-1)
-        return hidden + self.down(functional.silu(gate) * up)
+        if (FINE_BINS + self.coarse_bands) % 2**self.scales:
+            raise ConfigError(
+                f"separator: {FINE_BINS} + coarse_bands must be a multiple of {2**self.scales} for "
+                f"{self.scales} scales, got {self.coarse_bands}"
+            )
 
 
 class MaskEstimator(nn.Module):
@@ -70,41 +57,32 @@ class MaskEstimator(nn.Module):
 
     bands: Tensor
     spread: Tensor
+    from_mel: Tensor
 
-    def __init__(self, config: SeparatorConfig) -> None:
+    def __init__(self, config: SeparatorConfig, mel_filters: Tensor) -> None:
         super().__init__()
         bands = fine_bands(config.coarse_bands)  # [bins, bands]
-        self.register_buffer("bands", bands / bands.sum(dim=0), persistent=False)
+        narrow = bands / bands.sum(dim=0)
+        self.register_buffer("bands", narrow, persistent=False)
         self.register_buffer("spread", bands / bands.sum(dim=1, keepdim=True), persistent=False)
-        width = bands.shape[1]
-        inputs = width + len(STEMS) * config.tokenizer.mel_bands + config.tokenizer.dim
-        self.into = nn.Linear(inputs, config.dim)
-        self.blocks = nn.ModuleList(
-            EstimatorBlock(config.dim, config.kernel_size, 2 ** (number % 4))
-            for number in range(config.blocks)
-        )
-        self.norm = nn.RMSNorm(config.dim)
-        self.out = nn.Linear(config.dim, len(STEMS) * width)
+        shares = narrow[: len(mel_filters)].T @ mel_filters  # [bands, mel_bands]
+        shares[shares.sum(dim=1) == 0, -1] = 1  # above the highest mel band
+        self.register_buffer("from_mel", shares / shares.sum(dim=1, keepdim=True), persistent=False)
+        self.unet = MaskUNet(1 + len(STEMS), len(STEMS), bands.shape[1], config.channels, config.scales)
 
-    @property
-    def reach(self) -> int:
-        """Mask frames to each side that a mask depends on."""
-        return sum(block.reach for block in self.blocks if isinstance(block, EstimatorBlock))
-
-    def forward(self, magnitude: Tensor, features: Tensor, mask_logits: Tensor) -> Tensor:
+    def forward(self, magnitude: Tensor, mask_logits: Tensor) -> Tensor:
         """Return masks [batch, frames, 4, bins] that sum to 1 over the stems.
 
-        magnitude [batch, frames, bins] of the mixture at the standard level; of the tokenizer, features
-        [batch, frames / 2, dim] and mask_logits [batch, frames, 4, mel_bands].
+        magnitude [batch, frames, bins] of the mixture at the standard level; mask_logits [batch, frames, 4,
+        mel_bands] of the tokenizer.
         """
         level = (magnitude.square() @ self.bands).clamp_min(1e-10).log10() / 2 + 2
-        coarse = mask_logits.log_softmax(dim=2).clamp_min(-8).flatten(2) / 4 + 1
-        features = features.repeat_interleave(MASKS_PER_FRAME, dim=1)
-        hidden = self.into(torch.cat([level, coarse, features], dim=-1))
-        for block in self.blocks:
-            hidden = block(hidden)
-        masks = self.out(self.norm(hidden)).unflatten(-1, (len(STEMS), -1)).float().softmax(dim=2)
-        return masks @ self.spread.T
+        coarse = mask_logits.log_softmax(dim=2).clamp_min(-8) @ self.from_mel.T  # [batch, frames, 4, bands]
+        grid = torch.cat([level[:, None], coarse.transpose(1, 2) / 4 + 1], dim=1)
+        frames = grid.shape[2]
+        grid = functional.pad(grid, (0, 0, 0, -frames % self.unet.period))
+        logits = coarse + self.unet(grid)[:, :, :frames].transpose(1, 2)
+        return logits.float().softmax(dim=2) @ self.spread.T
 
 
 class MaskSeparator(nn.Module):
@@ -117,7 +95,7 @@ class MaskSeparator(nn.Module):
         self.config = config
         self.fingerprint: str | None = None
         self.tokenizer = DuoTokenizer(config.tokenizer)
-        self.estimator = MaskEstimator(config)
+        self.estimator = MaskEstimator(config, self.tokenizer.log_mel.mel_filters)
         self.register_buffer("window", torch.hann_window(FFT_SIZE), persistent=False)
 
     def masks(self, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +111,7 @@ class MaskSeparator(nn.Module):
             logits = tokenizer.mask_head(features)
             spectrum = self.stft(wave)
         magnitude = spectrum.abs().transpose(1, 2) * (2 / self.window.sum())
-        return self.estimator(magnitude, features, logits).permute(0, 2, 3, 1), spectrum
+        return self.estimator(magnitude, logits).permute(0, 2, 3, 1), spectrum
 
     def stft(self, wave: Tensor) -> Tensor:
         """Return the STFT [..., bins, samples // 960] of wave [..., samples]."""
@@ -160,9 +138,11 @@ class MaskSeparator(nn.Module):
         gain = level_gain(padded.mean(dim=0, keepdim=True))
         frames, margin = padded.shape[-1] // HOP_SAMPLES, self._margin()
         stems = torch.zeros(len(STEMS), *padded.shape)
+        # Chunks begin where the U-Net's coarsest frames begin, so that its grids are those of one pass.
+        grain = self.estimator.unet.period
         for start in range(0, frames, CHUNK_FRAMES):
             stop = min(frames, start + CHUNK_FRAMES)
-            low, high = max(0, start - margin), min(frames, stop + margin)
+            low, high = max(0, start - margin) // grain * grain, min(frames, stop + margin)
             piece = padded[:, low * HOP_SAMPLES : high * HOP_SAMPLES].to(self.window.device)
             found = self._separate_piece(piece, gain.to(piece.device))
             inside = slice((start - low) * HOP_SAMPLES, (stop - low) * HOP_SAMPLES)
@@ -185,7 +165,7 @@ class MaskSeparator(nn.Module):
         """Tokenizer frames that a sample's stems depend on to each side."""
         tokenizer = self.tokenizer
         reach = tokenizer.encoder.transformer.reach_frames + tokenizer.upper.reach_frames
-        return reach + self.estimator.reach // MASKS_PER_FRAME + 8
+        return reach + self.estimator.unet.reach // MASKS_PER_FRAME + 8
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 STAGES = ("stage1", "stage2", "stage3", "lm")
 ROUTES = "tracks."  # the weights that a variant's model may have otherwise
-TEXT_PIECES = 128
+TEXT_PIECES = 400
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,24 +53,26 @@ class Item:
         spans = [(note[0], note[1]) for note in self.notes] or [(line[0], line[1]) for line in self.lyrics]
         return sum(max(0.0, min(end, stop) - max(start, begin)) for begin, stop in spans)
 
-    def text_between(self, start: float, end: float) -> str:
-        """What is sung inside a stretch: its whole sentences if there are any, else its whole syllables.
+    def lines_between(self, start: float, end: float) -> list[tuple[float, float, str]]:
+        """What is sung inside a stretch, as start, end and text: whole sentences, else whole syllables.
 
-        Syllables are joined by spaces, for notes do not tell where words begin; "-" (melisma) is left out.
+        "-" (melisma) is left out.
         """
         slack = 1e-3  # seconds; times in a manifest are rounded
-        sentences = [
-            text
-            for begin, stop, text in self.lyrics
-            if text and start - slack <= begin and stop <= end + slack
-        ]
-        if sentences:
-            return " ".join(sentences)
-        return " ".join(
-            syllable
-            for begin, stop, _, syllable in self.notes
-            if start - slack <= begin and stop <= end + slack and syllable not in ("", "-")
-        )
+        syllables = ((begin, stop, text if text != "-" else "") for begin, stop, _, text in self.notes)
+        for lines in (self.lyrics, syllables):
+            inside = [
+                (begin, stop, text)
+                for begin, stop, text in lines
+                if text and start - slack <= begin and stop <= end + slack
+            ]
+            if inside:
+                return inside
+        return []
+
+    def text_between(self, start: float, end: float) -> str:
+        """The text of `lines_between`, joined by spaces: notes do not tell where words begin."""
+        return " ".join(text for _, _, text in self.lines_between(start, end))
 
     def path(self, part: str) -> Path:
         """The file of a stem or of the mix."""

@@ -44,7 +44,7 @@ class Cut(NamedTuple):
 
     stems: Tensor  # [4, samples] mono: vocal, drums, bass, other; those that the kind leaves out are zero
     kind: str
-    text: str  # lyrics sung wholly inside the cut
+    lines: list[tuple[float, float, str]]  # sung wholly inside: start and end in seconds of the cut, text
 
 
 class CutSampler:
@@ -98,8 +98,9 @@ class CutSampler:
             stems[STEMS.index(stem), : len(wave)] = wave
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
         level = level_gain(stems.sum(dim=0, keepdim=True)) * 10 ** (gain_db / 20)
-        text = item.text_between(start, start + seconds) if kind in ("mix", "vocal") else ""
-        return Cut(stems=stems * level, kind=kind, text=text)
+        lines = item.lines_between(start, start + seconds) if kind in ("mix", "vocal") else []
+        lines = [(begin - start, stop - start, text) for begin, stop, text in lines]
+        return Cut(stems=stems * level, kind=kind, lines=lines)
 
 
 def mel_statistics(sampler: CutSampler, log_mel: torch.nn.Module, cuts: int = 96) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ class Config:
     start_from: str  # tokenizer folder of stage 2, with its mask head
     data: CutConfig
     mixture: dict[str, float] = field(default_factory=lambda: {"mix": 8, "vocal": 1, "instrumental": 1})
-    dim: int = SeparatorConfig.dim
-    blocks: int = SeparatorConfig.blocks
+    channels: int = SeparatorConfig.channels
+    scales: int = SeparatorConfig.scales
     remix_db: float = 6.0  # random gain of each stem, uniform in +- this
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -40,7 +40,7 @@ def build(config: Config) -> Task:
         raise CheckpointError(f"{config.start_from} has no mask head; give the tokenizer folder of stage 2")
     torch.manual_seed(config.train.seed)
     separator = MaskSeparator(
-        SeparatorConfig(tokenizer=tokenizer.config, dim=config.dim, blocks=config.blocks)
+        SeparatorConfig(tokenizer=tokenizer.config, channels=config.channels, scales=config.scales)
     )
     separator.tokenizer.load_state_dict(tokenizer.state_dict())
 

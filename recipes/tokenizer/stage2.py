@@ -34,6 +34,7 @@ class Config:
     text: str | None = None
     text_kinds: tuple[str, ...] = ("vocal",)  # cuts whose lyrics are supervised (P C.3)
     text_coverage: float = 1.0  # share of those cuts
+    text_run_seconds: float = 2.0  # lyrics are supervised in runs of lines up to about as long as this
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -57,7 +58,7 @@ def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> T
     def make_batch(rng):
         kinds = sampler.draw_kinds(rng, config.train.batch_size, config.mixture)
         cuts = [sampler.cut(rng, kind) for kind in kinds]
-        return collate_cuts(cuts, text, config.text_kinds, config.text_coverage, rng)
+        return collate_cuts(cuts, text, config.text_kinds, config.text_coverage, config.text_run_seconds, rng)
 
     return Task(objective, make_batch, tokenizer.save_pretrained)
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Sentencepiece model of a corpus's lyrics")
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the corpus")
     parser.add_argument("--out", type=Path, required=True, help="the .model file")
-    parser.add_argument("--pieces", type=int, default=128, help="size of the vocabulary")
+    parser.add_argument("--pieces", type=int, default=400, help="size of the vocabulary")
     arguments = parser.parse_args(argv)
     if arguments.pieces < 8:
         parser.error("--pieces must be at least 8")

@@ -63,7 +63,8 @@ def test_cuts_of_real_songs_begin_with_a_sentence_and_vocals_come_from_sung_item
     write_manifest(tmp_path / "songs.jsonl", [sung, instrumental])
     sampler = CutSampler(CutConfig(manifest=str(tmp_path / "songs.jsonl"), seconds=2.0))
     cuts = [sampler.cut(np.random.default_rng(seed), "vocal") for seed in range(12)]
-    assert {cut.text for cut in cuts} == {"one two", "three"}
+    assert {cut.lines[0][2] for cut in cuts} == {"one two", "three"}
+    assert all(0 <= begin < end <= 2.0 for cut in cuts for begin, end, _ in cut.lines)
     assert all(cut.stems[0].any() and not cut.stems[1:].any() for cut in cuts)
     others = [sampler.cut(np.random.default_rng(seed), "instrumental") for seed in range(12)]
-    assert not any(cut.text or cut.stems[0].any() for cut in others)
+    assert not any(cut.lines or cut.stems[0].any() for cut in others)

@@ -28,7 +28,7 @@ TINY = DuoTokenizerConfig(
 @pytest.fixture(scope="module")
 def separator() -> MaskSeparator:
     torch.manual_seed(0)
-    return MaskSeparator(SeparatorConfig(tokenizer=TINY, dim=16, blocks=2, coarse_bands=16)).eval()
+    return MaskSeparator(SeparatorConfig(tokenizer=TINY, channels=4, scales=3, coarse_bands=16)).eval()
 
 
 def noise(seconds: float, channels: int = 2) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_level_does_not_change_the_masks(separator):
 
 def test_training_moves_the_masks_towards_the_stems():
     torch.manual_seed(0)
-    separator = MaskSeparator(SeparatorConfig(tokenizer=TINY, dim=16, blocks=1, coarse_bands=16))
+    separator = MaskSeparator(SeparatorConfig(tokenizer=TINY, channels=8, scales=2, coarse_bands=16))
     objective = SeparationObjective(separator)
     time = torch.arange(96_000) / 48_000
     stems = torch.zeros(1, 4, 96_000)
@@ -70,16 +70,19 @@ def test_training_moves_the_masks_towards_the_stems():
     trained = [p for p in objective.parameters() if p.requires_grad]
     assert len(trained) < len(list(objective.parameters()))  # the tokenizer is frozen
     optimizer = torch.optim.Adam(trained, lr=1e-2)
-    first = float(objective(stems)["total"])
-    for _ in range(30):
+    with torch.no_grad():
+        first = {name: float(value) for name, value in objective(stems).items()}
+    # Nothing plays drums: what the masks give them is all error, 30 dB over the floor at most.
+    assert 0 < first["drums"] < 30 and -3 < first["vocal"] < 3
+    for _ in range(70):
         loss = objective(stems)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.3 * first
+    assert float(loss.detach()) < first["total"] - 10
     found = separator.separate(stems.sum(dim=1))
     error = (found["vocal"] - stems[0, 0])[:, 8_000:-8_000].square().mean()
-    assert error < 0.05 * stems[0, 0].square().mean()
+    assert error < 0.02 * stems[0, 0].square().mean()
 
 
 def test_ideal_masks_are_shares_of_the_power():
@@ -99,5 +102,7 @@ def test_bad_input_is_refused(separator):
         separator.separate(torch.zeros(2, 0))
     with pytest.raises(ConfigError, match="mask head"):
         SeparatorConfig(tokenizer=DuoTokenizerConfig())
-    with pytest.raises(ConfigError, match="kernel_size"):
-        SeparatorConfig(tokenizer=TINY, kernel_size=4)
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        SeparatorConfig(tokenizer=TINY, scales=5, coarse_bands=16)
+    with pytest.raises(ConfigError, match="positive"):
+        SeparatorConfig(tokenizer=TINY, scales=0)
