@@ -62,7 +62,7 @@ class MaskUNet(nn.Module):
     @property
     def reach(self) -> int:
         """Frames to each side that a cell depends on."""
-        # Per scale, in frames of its finer grid: 2 of the way down, 2 coarse ones of the way up, 1 of the join.
+        # Per scale, in frames of its finer grid: 2 down, 2 coarse ones up, 1 of the join.
         return 1 + sum(7 * 2**number for number in range(len(self.scales)))
 
     def forward(self, grid: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """Random cuts of corpus items by kind: full mix, sung vocal, accompaniment, instrumental (P C.2)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.corpus.item_pool import open_items
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.losses import KINDS
@@ -30,11 +29,15 @@ STEMS_OF_KIND = {
 class CutConfig:
     """What is cut from where."""
 
-    manifest: str
+    manifest: str  # a JSONL manifest, or webdataset tars as `item_pool.open_items` takes them
     seconds: float = 10.0
     gain_db: float = 4.0  # random gain around the standard level, uniform in +- this
+    pool_items: int = 32  # of tars, that are in memory at a time
+    cuts_per_item: int = 8  # of tars, before the next item comes in
 
     def __post_init__(self) -> None:
+        if self.pool_items < 1 or self.cuts_per_item < 1:
+            raise ConfigError("data.pool_items and data.cuts_per_item must be at least 1")
         if self.seconds * SAMPLE_RATE_HZ < HOP_SAMPLES:
             raise ConfigError(f"data.seconds must be at least 0.04, got {self.seconds}")
 
@@ -48,16 +51,17 @@ class Cut(NamedTuple):
 
 
 class CutSampler:
-    """Draws cuts of one length from a manifest."""
+    """Draws cuts of one length from a corpus."""
 
     def __init__(self, config: CutConfig) -> None:
         self.config = config
         self.frames = int(config.seconds * SAMPLE_RATE_HZ // HOP_SAMPLES)
-        self.items = [item for item in read_manifest(Path(config.manifest)) if item.seconds >= config.seconds]
-        if not self.items:
-            raise DataError(f"{config.manifest} has no item of at least {config.seconds:g} s")
-        # Cuts of real songs include instrumental ones; a vocal cannot be drawn from those.
-        self._sung = [item for item in self.items if item.notes or item.lyrics] or self.items
+        self._source = open_items(
+            config.manifest,
+            shortest_seconds=config.seconds,
+            pool_items=config.pool_items,
+            cuts_per_item=config.cuts_per_item,
+        )
 
     def draw(self, rng: np.random.Generator, kinds: list[str]) -> Tensor:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""
@@ -80,8 +84,7 @@ class CutSampler:
     def cut(self, rng: np.random.Generator, kind: str) -> Cut:
         """Return a random cut of a kind: a vocal where much is sung, an instrumental where little is."""
         seconds = self.config.seconds
-        items = self._sung if kind == "vocal" else self.items
-        item = items[rng.integers(len(items))]
+        item = self._source.pick(rng, is_sung=kind == "vocal")
         starts = rng.uniform(0, max(0.0, item.seconds - seconds), size=START_CANDIDATES)
         if item.lyrics and kind != "instrumental":
             # Whole sentences can be supervised only where a cut does not begin inside of one.

@@ -4,12 +4,15 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from duotok.recipes.corpus.audio_shards import pack_items, packed_ids, read_shards
+from duotok.recipes.corpus.item_pool import is_sung_item, open_items
 from duotok.recipes.corpus.manifest import PARTS, Item, item_to_line, read_manifest
-from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
 
 pytest.importorskip("webdataset")
 
@@ -47,6 +50,28 @@ def test_a_range_of_tars_is_one_url(items: list[Item], tars: list[Path]):
     assert [item.id for item in streamed] == [item.id for item in items if item.split == "train"]
     shuffled = [item.id for item in read_shards(tars, shuffle=10, seed=1)]
     assert sorted(shuffled) == sorted(item.id for item in items)
+
+
+def test_training_cuts_stream_from_tars(items: list[Item], tars: list[Path]):
+    wanted = {item.id for item in items if item.split == "train"}
+    source = f"{tars[0].parent}/train-{{000000..000001}}.tar"
+    pool = open_items(source, shortest_seconds=1.0, pool_items=2, cuts_per_item=2)
+    rng = np.random.default_rng(0)
+    drawn = [pool.pick(rng, is_sung=False) for _ in range(40)]
+    assert {item.id for item in drawn} == wanted
+    assert is_sung_item(pool.pick(rng, is_sung=True))
+    sampler = CutSampler(CutConfig(manifest=source, seconds=2.0, pool_items=10))
+    cut = sampler.cut(rng, "vocal")
+    assert cut.stems.shape == (4, 96_000) and cut.stems[0].any() and not cut.stems[1:].any()
+
+
+def test_tars_that_cannot_serve_are_named(tars: list[Path]):
+    with pytest.raises(DataError, match="no item of at least 500 s"):
+        open_items(str(tars[0]), shortest_seconds=500.0, pool_items=2, cuts_per_item=1)
+    with pytest.raises(DataError, match="nowhere.tar"):
+        open_items(str(tars[0].parent / "nowhere.tar"), shortest_seconds=1.0, pool_items=2, cuts_per_item=1)
+    with pytest.raises(ConfigError, match="pool_items"):
+        CutConfig(manifest="x", pool_items=0)
 
 
 def test_workers_of_a_loader_share_the_tars(items: list[Item], tars: list[Path]):
