@@ -1,12 +1,13 @@
 """How two tracks of codes become one sequence of model steps (P B.1, eq. 24).
 
 One step carries one code of each track. Step i of the target segment predicts frame i: its input is the
-target's code of frame i - 1 (PAD at the first step), at the rotary position i.
+target's code of frame i - 1 (PAD at the first step).
 
 - unconditional: the target segment alone; both tracks come from frame i - 1 and both are predicted;
 - vocal_to_accompaniment: first the whole vocal as a prompt, at positions 0, 1, ... with the accompaniment
-  PAD, then the target segment at positions 0, 1, ... again, so that frame i attends the vocal's frame i at
-  distance zero. With `aligned_source` the step that predicts frame i carries the vocal's code of it too;
+  PAD, then the target segment. With `shared_positions` it is at positions 0, 1, ... again, so that frame i
+  attends the vocal's frame i at distance zero; without, positions run on, as in the paper. With
+  `aligned_source` the step that predicts frame i carries the vocal's code of it too;
 - accompaniment_to_vocal: the mirror image.
 """
 
@@ -64,6 +65,7 @@ def lay_out(
     *,
     pads: dict[str, int],
     aligned_source: bool,
+    shared_positions: bool = True,
     drop_source: Tensor | None = None,
     history: dict[str, Tensor] | None = None,
 ) -> Layout:
@@ -97,6 +99,6 @@ def lay_out(
         vocal=rows["vocal"],
         accompaniment=rows["accompaniment"],
         segment=torch.cat([torch.full_like(segment, PROMPT), segment], dim=1),
-        position=torch.cat([position, position], dim=1),
+        position=torch.cat([position, position if shared_positions else position + frames], dim=1),
         frames=frames,
     )

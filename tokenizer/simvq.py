@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from .common.errors import ConfigError
 
-ROWS_AT_A_TIME = 4096  # of k-means: bounds its memory to this many rows of distances
+DISTANCES_AT_A_TIME = 2**25  # of k-means: bounds its memory to a few times 128 MB
 
 
 class Quantized(NamedTuple):
@@ -98,8 +98,9 @@ def k_means(features: Tensor, count: int, iterations: int) -> Tensor:
         raise ConfigError(f"{count} codes need at least as many frames, got {len(features)}")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     centres = features[order[:count]].clone()
+    rows = max(1, DISTANCES_AT_A_TIME // count)
     for _ in range(iterations):
-        parts = [squared_distances(rows, centres).min(dim=-1) for rows in features.split(ROWS_AT_A_TIME)]
+        parts = [squared_distances(part, centres).min(dim=-1) for part in features.split(rows)]
         nearest = torch.cat([part.indices for part in parts])
         counts = torch.bincount(nearest, minlength=count)
         sums = torch.zeros_like(centres).index_add_(0, nearest, features)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 
@@ -32,12 +33,17 @@ class CutConfig:
     manifest: str  # a JSONL manifest, or webdataset tars as `item_pool.open_items` takes them
     seconds: float = 10.0
     gain_db: float = 4.0  # random gain around the standard level, uniform in +- this
+    # Random speed, in whole semitones up or down, so that keys stay in tune. Pitch, formants and tempo go along:
+    # voices and bands that the corpus has not (speed perturbation; Ko et al., 2015).
+    speed_semitones: int = 0
     pool_items: int = 32  # of tars, that are in memory at a time
     cuts_per_item: int = 8  # of tars, before the next item comes in
 
     def __post_init__(self) -> None:
         if self.pool_items < 1 or self.cuts_per_item < 1:
             raise ConfigError("data.pool_items and data.cuts_per_item must be at least 1")
+        if not 0 <= self.speed_semitones <= 12:
+            raise ConfigError(f"data.speed_semitones must be in 0..12, got {self.speed_semitones}")
         if self.seconds * SAMPLE_RATE_HZ < HOP_SAMPLES:
             raise ConfigError(f"data.seconds must be at least 0.04, got {self.seconds}")
 
@@ -83,8 +89,9 @@ class CutSampler:
 
     def cut(self, rng: np.random.Generator, kind: str) -> Cut:
         """Return a random cut of a kind: a vocal where much is sung, an instrumental where little is."""
-        seconds = self.config.seconds
         item = self._source.pick(rng, is_sung=kind == "vocal")
+        speed = self._draw_speed(rng, item.seconds)
+        seconds = self.config.seconds * speed
         starts = rng.uniform(0, max(0.0, item.seconds - seconds), size=START_CANDIDATES)
         if item.lyrics and kind != "instrumental":
             # Whole sentences can be supervised only where a cut does not begin inside of one.
@@ -97,13 +104,28 @@ class CutSampler:
             start = float(starts[0])
         stems = torch.zeros(len(STEMS), self.frames * HOP_SAMPLES)
         for stem in STEMS_OF_KIND[kind]:
-            wave = item.read(stem, start_seconds=start, seconds=seconds, channels=1)[0, : stems.shape[1]]
+            wave = change_speed(item.read(stem, start_seconds=start, seconds=seconds, channels=1)[0], speed)
+            wave = wave[: stems.shape[1]]
             stems[STEMS.index(stem), : len(wave)] = wave
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
         level = level_gain(stems.sum(dim=0, keepdim=True)) * 10 ** (gain_db / 20)
         lines = item.lines_between(start, start + seconds) if kind in ("mix", "vocal") else []
-        lines = [(begin - start, stop - start, text) for begin, stop, text in lines]
+        lines = [((begin - start) / speed, (stop - start) / speed, text) for begin, stop, text in lines]
         return Cut(stems=stems * level, kind=kind, lines=lines)
+
+    def _draw_speed(self, rng: np.random.Generator, item_seconds: float) -> float:
+        most = self.config.speed_semitones
+        if most == 0:
+            return 1.0
+        speed = 2.0 ** (int(rng.integers(-most, most + 1)) / 12)
+        return speed if self.config.seconds * speed <= item_seconds else 1.0
+
+
+def change_speed(wave: Tensor, speed: float) -> Tensor:
+    """Return wave [samples] played faster by a factor: [samples / speed]."""
+    if speed == 1.0:
+        return wave
+    return torch.from_numpy(soxr.resample(wave.numpy(), SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ))
 
 
 def mel_statistics(sampler: CutSampler, log_mel: torch.nn.Module, cuts: int = 96) -> tuple[Tensor, Tensor]:

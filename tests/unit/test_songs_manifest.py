@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from duotok.recipes.corpus.manifest import (
     Item,
@@ -14,8 +15,8 @@ from duotok.recipes.corpus.manifest import (
     read_manifest,
     write_manifest,
 )
-from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
-from duotok.tokenizer.common.errors import DataError
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, change_speed
+from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -68,3 +69,25 @@ def test_cuts_of_real_songs_begin_with_a_sentence_and_vocals_come_from_sung_item
     assert all(cut.stems[0].any() and not cut.stems[1:].any() for cut in cuts)
     others = [sampler.cut(np.random.default_rng(seed), "instrumental") for seed in range(12)]
     assert not any(cut.lines or cut.stems[0].any() for cut in others)
+
+
+def test_speed_changes_pitch_and_the_times_of_the_words(tiny_corpus):
+    config = CutConfig(manifest=str(tiny_corpus / "train.jsonl"), seconds=2.0, speed_semitones=3)
+    sampler = CutSampler(config)
+    speeds = {sampler._draw_speed(np.random.default_rng(seed), 60.0) for seed in range(80)}
+    assert sorted(round(12 * np.log2(speed)) for speed in speeds) == [-3, -2, -1, 0, 1, 2, 3]
+    assert sampler._draw_speed(np.random.default_rng(0), 2.0) <= 1.0  # no more is read than there is
+    wave = torch.sin(2 * torch.pi * 440 * torch.arange(48_000) / 48_000)
+    faster = change_speed(wave, 2 ** (3 / 12))
+    assert len(faster) == pytest.approx(48_000 / 2 ** (3 / 12), abs=2)
+    peak_hz = int(torch.fft.rfft(faster).abs().argmax()) * 48_000 / len(faster)
+    assert peak_hz == pytest.approx(440 * 2 ** (3 / 12), rel=0.005)
+    for seed in range(6):
+        cut = sampler.cut(np.random.default_rng(seed), "vocal")
+        assert cut.stems.shape == (4, 96_000) and cut.stems[0].any()
+        assert all(-1e-3 <= begin < end <= 2.0 + 1e-3 for begin, end, _ in cut.lines)
+
+
+def test_a_bad_speed_is_refused():
+    with pytest.raises(ConfigError, match="speed_semitones"):
+        CutConfig(manifest="x", speed_semitones=-1)
