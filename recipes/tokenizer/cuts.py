@@ -33,8 +33,8 @@ class CutConfig:
     manifest: str  # a JSONL manifest, or webdataset tars as `item_pool.open_items` takes them
     seconds: float = 10.0
     gain_db: float = 4.0  # random gain around the standard level, uniform in +- this
-    # Random speed, in whole semitones up or down, so that keys stay in tune. Pitch, formants and tempo go along:
-    # voices and bands that the corpus has not (speed perturbation; Ko et al., 2015).
+    # Random speed, in whole semitones up or down, so that keys stay in tune. Pitch, formants and tempo go
+    # along: voices and bands that the corpus has not (speed perturbation; Ko et al., 2015).
     speed_semitones: int = 0
     pool_items: int = 32  # of tars, that are in memory at a time
     cuts_per_item: int = 8  # of tars, before the next item comes in
