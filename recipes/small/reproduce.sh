@@ -30,11 +30,11 @@ make_corpus test "${TEST_HOURS:-0.6}"
 from=(--set "data.manifest=$data/train.jsonl")
 train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
 [ -f "$runs/text.model" ] || python -m duotok.recipes.tokenizer.text --manifest "$data/train.jsonl" --out "$runs/text.model"
-train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-20}" "${from[@]}" \
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage1/final" --set "text=$runs/text.model"
-train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-15}" "${from[@]}" \
+train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
-train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-15}" "${from[@]}" \
+train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-25}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
 
 train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
