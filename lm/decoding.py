@@ -2,8 +2,11 @@
 
 The same mathematics as `DualTrackLM.hidden_states`, written for one new step at a time: the weights of a
 layer are fused into four matrices, the norms' gains folded in, and keys and values live in buffers made once.
+All candidates of a branch (with the source, or without it) hear the same prompt, whose keys are kept once and
+met by the queries of all of them in one product.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,93 +15,167 @@ from torch.nn import functional
 
 from .model import DualTrackLM
 
+# (number of the layer, queries, keys, values), each [rows, steps, heads or groups, head_dim] -> queries' mix
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
 
 class _Layer:
     """Fused weights of one Qwen2 layer."""
 
-    def __init__(self, layer: Any, heads: int, key_value_heads: int) -> None:
+    def __init__(self, layer: Any, head_dim: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         gain = layer.input_layernorm.weight
-        # The query heads of a group attend one key head as if they were steps of it; 1/sqrt(d) is SDPA's.
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.attention_in = torch.cat([part.weight for part in parts]) * gain
-        self.attention_in_bias = torch.cat([part.bias for part in parts])
+        scale = head_dim**-0.5  # of attention's scores; folded into the queries
+        query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+        self.attention_in = torch.cat([scale * query.weight, key.weight, value.weight]) * gain
+        self.attention_in_bias = torch.cat([scale * query.bias, key.bias, value.bias])
         self.attention_out = attention.o_proj.weight
         gain = layer.post_attention_layernorm.weight
         self.mlp_in = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * gain
         self.mlp_out = mlp.down_proj.weight
-        self.heads, self.key_value_heads = heads, key_value_heads
 
 
 class CachedDecoder:
-    """Advances rows of step inputs [rows, steps, hidden_dim] through the backbone, remembering the past."""
+    """Takes the prompts of all branches in one pass, then advances every candidate of every branch.
+
+    Rows are ordered by branch, then by candidate. Prompts and targets both begin at position 0.
+    """
 
     @torch.no_grad()
-    def __init__(self, lm: DualTrackLM, rows: int, capacity: int) -> None:
-        """rows: sequences side by side; capacity: the most steps a sequence may have."""
+    def __init__(
+        self, lm: DualTrackLM, *, branches: int, candidates: int, prompt_steps: int, target_steps: int
+    ) -> None:
+        """prompt_steps: the length of every prompt; target_steps: the most a target may have."""
         config = lm.config
-        self.rows, self.capacity, self.length = rows, capacity, 0
+        self.branches, self.candidates = branches, candidates
+        self.prompt_steps, self.target_steps, self.length = prompt_steps, target_steps, 0
         self.head_dim = config.hidden_dim // config.heads
-        self._layers = [_Layer(layer, config.heads, config.key_value_heads) for layer in lm.backbone.layers]
+        self._groups, self._per_group = config.key_value_heads, config.heads // config.key_value_heads
+        self._layers = [_Layer(layer, self.head_dim) for layer in lm.backbone.layers]
         self._norm = lm.backbone.norm
-        self._epsilon = self._norm.variance_epsilon
         weight = lm.project.weight
-        shape = (config.layers, 2, rows, config.key_value_heads, capacity, self.head_dim)
-        self._cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        # Each sequence has at most one position per step.
-        positions = torch.arange(capacity, device=weight.device)[None]
-        cos, sin = lm.backbone.rotary_emb(self._cache, positions)
+        self._epsilon = torch.tensor(self._norm.variance_epsilon, device=weight.device)
+        batch = (config.layers, branches, self._groups)
+        # Prompt keys lie as the products read them, [head_dim, steps].
+        self._prompt_keys = weight.new_zeros(*batch, self.head_dim, prompt_steps)
+        self._prompt_values = weight.new_zeros(*batch, prompt_steps, self.head_dim)
+        own = (*batch, candidates, target_steps, self.head_dim)
+        self._keys, self._values = weight.new_zeros(own), weight.new_zeros(own)
+        self._places = torch.arange(max(prompt_steps, target_steps), device=weight.device)
+        cos, sin = lm.backbone.rotary_emb(weight, self._places[None])
         half = self.head_dim // 2
         # rotate_half(x) * sin equals x rolled by half a head times the signed sine.
         self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
-    def reset(self) -> None:
-        """Forget the past."""
+    @torch.no_grad()
+    def hear(self, hidden: Tensor) -> Tensor:
+        """Begin anew with prompts [k, prompt_steps, hidden_dim]; return their states, normed.
+
+        They are those of the first k branches; the other branches keep the prompts they had.
+        """
+        count, steps, _ = hidden.shape
+        assert count <= self.branches and steps == self.prompt_steps
         self.length = 0
 
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            self._prompt_keys[number, :count], self._prompt_values[number, :count] = key.mT, value
+            mixed = functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=1.0, enable_gqa=True
+            )
+            return mixed.transpose(1, 2)
+
+        return self._run(hidden, self._places[:steps], attend)
+
     @torch.no_grad()
-    def advance(self, hidden: Tensor, first_position: int) -> Tensor:
-        """Take steps [rows, steps, hidden_dim] at consecutive positions; return their states, normed."""
+    def advance(self, hidden: Tensor) -> Tensor:
+        """Take the next steps [rows, steps, hidden_dim] of the targets; return their states, normed."""
         rows, steps, _ = hidden.shape
-        assert rows == self.rows and self.length + steps <= self.capacity
-        cos = self._cos[first_position : first_position + steps, None]
-        sin = self._sin[first_position : first_position + steps, None]
+        first, end = self.length, self.length + steps
+        assert rows == self.branches * self.candidates and end <= self.target_steps
+        self.length = end
+        places = self._places[first:end]
+        if steps == 1:
+            return self.step(hidden, places, end)
+        # Each step sees the prompt, the past and the new steps up to itself.
+        seen = torch.ones(steps, self.prompt_steps + end, dtype=torch.bool, device=hidden.device)
+        seen = seen.tril(diagonal=self.prompt_steps + first)
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            everything = []
+            prompts = (self._prompt_keys[number].mT, self._prompt_values[number])
+            for prompt, cache, new in zip(prompts, (self._keys, self._values), (key, value), strict=True):
+                cache[number, ..., first:end, :] = self._by_group(new).squeeze(-2)
+                shared = prompt[:, :, None].expand(-1, -1, self.candidates, -1, -1)
+                both = torch.cat([shared, cache[number, ..., :end, :]], dim=-2)
+                everything.append(both.transpose(1, 2).flatten(0, 1))  # [rows, groups, steps, head_dim]
+            mixed = functional.scaled_dot_product_attention(
+                query.transpose(1, 2), *everything, attn_mask=seen, scale=1.0, enable_gqa=True
+            )
+            return mixed.transpose(1, 2)
+
+        return self._run(hidden, places, attend)
+
+    @torch.no_grad()
+    def step(self, hidden: Tensor, place: Tensor, reach: int | None = None) -> Tensor:
+        """Take the step [rows, 1, hidden_dim] at place [1] of the targets; return its states, normed.
+
+        reach: place + 1, where that is known without asking the device. None: the whole buffers are attended
+        behind a mask, so that every step is the same work on the same memory, as a CUDA graph needs it.
+        """
+        batch, prompt = self.branches * self._groups, self.prompt_steps
+        ahead = None
+        if reach is None:
+            ahead = hidden.new_zeros(self.target_steps)
+            ahead.masked_fill_(self._places[: self.target_steps] > place, -torch.inf)
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for cache, new in ((self._keys, key), (self._values, value)):
+                cache[number].index_copy_(3, place, self._by_group(new).squeeze(-2))
+            keys = self._keys[number, ..., :reach, :].flatten(0, 2)
+            values = self._values[number, ..., :reach, :].flatten(0, 2)
+            # One row of queries per candidate and query head of a group; no mask, no copies of the keys.
+            query = self._by_group(query).reshape(batch, -1, self.head_dim)
+            heard = torch.bmm(query, self._prompt_keys[number].flatten(0, 1))
+            own = torch.bmm(query.reshape(len(keys), -1, self.head_dim), keys.mT)
+            if ahead is not None:
+                own = own + ahead
+            weights = torch.cat([heard.view(*own.shape[:2], prompt), own], dim=-1).softmax(dim=-1)
+            shared = weights[..., :prompt].reshape(batch, -1, prompt)
+            mixed = torch.bmm(shared, self._prompt_values[number].flatten(0, 1)).view(
+                len(keys), -1, self.head_dim
+            )
+            mixed = torch.baddbmm(mixed, weights[..., prompt:], values)
+            mixed = mixed.view(self.branches, self._groups, self.candidates, -1)
+            return mixed.transpose(1, 2)
+
+        return self._run(hidden, place, attend)
+
+    def _run(self, hidden: Tensor, places: Tensor, attend: Attend) -> Tensor:
+        """All layers on steps [rows, steps, hidden_dim] at positions [steps]; normed."""
+        rows, steps, _ = hidden.shape
+        heads, groups = self._groups * self._per_group, self._groups
+        cos, sin = self._cos[places][:, None], self._sin[places][:, None]
         for number, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(layer, self._cache[number], self._normalize(hidden), cos, sin)
+            joint = functional.linear(self._normalize(hidden), layer.attention_in, layer.attention_in_bias)
+            joint = joint.view(rows, steps, heads + 2 * groups, self.head_dim)
+            turned, value = joint.split([heads + groups, groups], dim=2)
+            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, dims=-1), sin)
+            query, key = turned.split([heads, groups], dim=2)
+            mixed = attend(number, query, key, value).reshape(rows, steps, -1)
+            hidden = hidden + functional.linear(mixed, layer.attention_out)
             gate, up = functional.linear(self._normalize(hidden), layer.mlp_in).chunk(2, dim=-1)
             hidden = hidden + functional.linear(functional.silu(gate) * up, layer.mlp_out)
-        self.length += steps
         return self._normalize(hidden) * self._norm.weight
 
     def _normalize(self, hidden: Tensor) -> Tensor:
-        return functional.rms_norm(hidden, hidden.shape[-1:], eps=self._epsilon)
+        # Root mean square by the vector norm, which one kernel computes: rms_norm takes twice as long here.
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self._epsilon, norm, norm, value=1 / hidden.shape[-1]).rsqrt()
+        return hidden * scale.to(hidden.dtype)
 
-    def _attend(self, layer: _Layer, cache: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rows, steps, _ = hidden.shape
-        groups = layer.key_value_heads
-        joint = functional.linear(hidden, layer.attention_in, layer.attention_in_bias)
-        joint = joint.view(rows, steps, layer.heads + 2 * groups, self.head_dim)
-        turned, value = joint.split([layer.heads + groups, groups], dim=2)
-        turned = turned * cos + turned.roll(self.head_dim // 2, dims=-1) * sin
-        query, key = turned.split([layer.heads, groups], dim=2)
-        end = self.length + steps
-        cache[0, :, :, self.length : end] = key.transpose(1, 2)
-        cache[1, :, :, self.length : end] = value.transpose(1, 2)
-        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
-        if steps == 1:
-            # The query heads that share a key head go side by side: no mask, no copies of the keys.
-            query = query.reshape(rows, groups, layer.heads // groups, self.head_dim)
-            mixed = functional.scaled_dot_product_attention(query, keys, values)
-            mixed = mixed.reshape(rows, 1, -1)
-        else:
-            mask = self._mask(steps, hidden.device)
-            mixed = functional.scaled_dot_product_attention(
-                query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=True
-            )
-            mixed = mixed.transpose(1, 2).reshape(rows, steps, -1)
-        return functional.linear(mixed, layer.attention_out)
-
-    def _mask(self, steps: int, device: torch.device) -> Tensor:
-        """Return [steps, length + steps] bool: a step sees the past and the new steps up to itself."""
-        seen = torch.ones(steps, self.length + steps, dtype=torch.bool, device=device)
-        return seen.tril(diagonal=self.length)
+    def _by_group(self, part: Tensor) -> Tensor:
+        """[rows, steps, heads, dim] -> [branches, groups, candidates, steps, heads of a group, dim]."""
+        rows, steps, heads, _ = part.shape
+        shape = (self.branches, self.candidates, steps, self._groups, heads // self._groups, self.head_dim)
+        return part.view(shape).permute(0, 3, 1, 2, 4, 5)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ def loss_nats(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how many codes are predicted above each target, [batch, frames]; 0 is a hit at 1."""
+    """Return how many codes are predicted above each target, [batch, frames]; 0 is a hit at 1.
+
+    Of equally likely codes the lower ones count as above, or a uniform guess would always be right.
+    """
     scores = logits.gather(-1, targets[..., None])
-    return (logits > scores).sum(dim=-1)
+    is_lower = torch.arange(logits.shape[-1], device=logits.device) < targets[..., None]
+    return ((logits > scores) | ((logits == scores) & is_lower)).sum(dim=-1)
 
 
 def accuracy_at(ranks: Tensor, k: int) -> float:
@@ -63,6 +68,13 @@ def entropy_normalized_bits(bits: float, entropy_bits: float) -> float:
     return bits / entropy_bits
 
 
+def entropy_normalized_ratio(cnbpt: float, normalized: float) -> float:
+    """Return enBPT from cnBPT and the codes' normalized entropy (P eq. 17)."""
+    if normalized <= 0:
+        raise DataError("the evaluation set uses a single code: enBPT is not defined")
+    return cnbpt / normalized
+
+
 def token_rate_hz(frame_rate_hz: float, codes_per_frame: int) -> float:
     """Return the token emission rate of a stream in tokens per second (P eq. 18)."""
     return frame_rate_hz * codes_per_frame
@@ -71,6 +83,11 @@ def token_rate_hz(frame_rate_hz: float, codes_per_frame: int) -> float:
 def index_bit_rate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> float:
     """Return the bit rate of a stream under fixed-length indices in bits per second (P eq. 19)."""
     return frame_rate_hz * sum(math.log2(size) for size in codebook_sizes)
+
+
+def cross_entropy_rate(bits: Sequence[float], rates_hz: Sequence[float]) -> float:
+    """Return bits per second: token rate times bits per token, summed over the streams (P A.3)."""
+    return sum(each * rate for each, rate in zip(bits, rates_hz, strict=True))
 
 
 def codebook_normalized_rate(cnbpt: Sequence[float], rates_hz: Sequence[float]) -> float:
@@ -102,6 +119,18 @@ def normalized_entropy(counts: Tensor) -> float:
 def utilization(counts: Tensor) -> float:
     """Return the share of codes that occur at least once (P E.1)."""
     return (counts > 0).double().mean().item()
+
+
+def relative_gain_percent(bits: float, reference_bits: float) -> float:
+    """Return by how many percent a loss is below another one; the same in any normalization (P A.2)."""
+    return 100 * (1 - bits / reference_bits)
+
+
+def rising_share(values: Sequence[float]) -> float:
+    """Return the share of the steps from one value to the next that go up, 0 to 1; 1 = rising throughout."""
+    if len(values) < 2:
+        raise DataError("one value cannot rise or fall")
+    return sum(after > before for before, after in pairwise(values)) / (len(values) - 1)
 
 
 def corruption_cost_percent(corrupted_bits: float, intact_bits: float) -> float:

@@ -53,10 +53,12 @@ def score_batch(
     ranks: dict[str, list[Tensor]] = {track: [] for track in targets}
     for first in range(0, len(vocal), rows):
         part = {track: c[first : first + rows] for track, c in codes.items()}
-        logits = lm(lm.lay_out(part, mode))
-        for track in targets:
-            losses[track].append(loss_nats(logits[track], part[track]).cpu())
-            ranks[track].append(target_ranks(logits[track], part[track]).cpu())
+        layout = lm.lay_out(part, mode)
+        hidden = lm.hidden_states(layout)[:, -layout.frames :]
+        for track in targets:  # one after the other: logits are the largest tensors there are
+            logits = lm.codes_of(track).logits(hidden)
+            losses[track].append(loss_nats(logits, part[track]).cpu())
+            ranks[track].append(target_ranks(logits, part[track]).cpu())
     return Scores(
         loss_nats={track: torch.cat(values) for track, values in losses.items()},
         ranks={track: torch.cat(values) for track, values in ranks.items()},

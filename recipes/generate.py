@@ -17,17 +17,14 @@ from duotok.recipes.output import OutputFolder, write_report, write_result
 from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from duotok.recipes.pipeline import Progress
+    from duotok.recipes.pipeline import Accompanist, Sketches
+    from duotok.recipes.settings import GenerationSettings
+    from duotok.recipes.stages import Progress
     from duotok.recipes.vocal import Vocal
 
 # Share of the computing time of each stage, for one bar over all of them.
-_STAGES = {
-    "listen": ("listening", 5),
-    "compose": ("composing", 45),
-    "paint": ("playing", 30),
-    "sound": ("sounding", 15),
-    "mix": ("mixing", 5),
-}
+_TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
+_EACH = {"paint": ("playing", 30), "sound": ("sounding", 15), "mix": ("mixing", 5)}
 _MOST_VARIATIONS = 99
 
 
@@ -63,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="make N, ranked by fit, best first (default: 1)",
     )
+    add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
     add("--cfg", type=float, metavar="X", help="how strictly the band follows the singer; 1 = no guidance")
     add("--temperature", type=float, metavar="X", help="boldness of the composition; 0 = no chance at all")
     add("--top-k", type=int, metavar="K", help="draw from the K most likely codes; 0 = all")
@@ -100,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.variations <= _MOST_VARIATIONS:
         raise ConfigError(f"--variations must be from 1 to {_MOST_VARIATIONS}, got {arguments.variations}")
+    # All are rendered unless told otherwise: who asks for N wants to hear N.
+    keep = arguments.variations if arguments.keep is None else arguments.keep
+    if not 1 <= keep <= arguments.variations:
+        raise ConfigError(f"--keep must be from 1 to --variations ({arguments.variations}), got {keep}")
     from duotok.recipes.vocal import load_vocal
 
     # Cheap checks first: the recording, then the folder, then the model.
@@ -122,25 +124,41 @@ def _generate(arguments: argparse.Namespace) -> None:
         )
         if arguments.mix:
             vocal = _separate_vocal(vocal, arguments, str(accompanist.device), output.work)
-        seeds = [arguments.seed + number for number in range(arguments.variations)]
-        reports: list[dict[str, Any]] = []
-        with _Bar(arguments.progress or sys.stderr.isatty(), len(seeds)) as bar:
+        with _Bar(arguments.progress or sys.stderr.isatty(), keep) as bar:
             try:
-                for result in accompanist.vary(
-                    vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell
-                ):
-                    name = "" if len(seeds) == 1 else f"-made-{len(reports)}"
-                    write_result(output.work, result.accompaniment, result.mix, result.report, suffix=name)
-                    reports.append(result.report)
-                    bar.finish_variation()
+                report = _make(accompanist, vocal, settings, arguments, keep, output.work, bar)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(f"{accompanist.device} has too little memory; use --device cpu") from error
-        if len(seeds) > 1:
-            reports = _rank(output.work, reports)
         output.publish()
-    for warning in reports[0]["warnings"]:
+    for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(_summarize(out, reports[0]))
+    print(_summarize(out, report))
+
+
+def _make(
+    accompanist: "Accompanist",
+    vocal: "Vocal",
+    settings: "GenerationSettings",
+    arguments: argparse.Namespace,
+    keep: int,
+    folder: Path,
+    bar: "_Bar",
+) -> dict[str, Any]:
+    """Compose all variations, render the best and write them; return the report of the best one."""
+    seeds = [arguments.seed + number for number in range(arguments.variations)]
+    sketches = accompanist.compose(vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell)
+    reports: list[dict[str, Any]] = []
+    for composition in sketches.ranked[:keep]:
+        result = accompanist.perform(sketches, composition)
+        suffix = "" if keep == 1 else f"-{len(reports) + 1}"
+        write_result(folder, result.accompaniment, result.mix, result.report, suffix=suffix)
+        reports.append(result.report)
+        bar.finish_variation()
+    if keep > 1:
+        _copy_best(folder)
+    if len(seeds) > 1:
+        write_report(folder, _describe_variations(reports, sketches))
+    return reports[0]
 
 
 def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, folder: Path) -> "Vocal":
@@ -158,24 +176,28 @@ def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, f
     return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
 
 
-def _rank(folder: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name the variations by rank, best first; the best is also accompaniment.wav and mix.wav."""
-    order = sorted(range(len(reports)), key=lambda made: -reports[made]["coherence"]["score"])
-    for rank, made in enumerate(order, start=1):
-        for kind in ("accompaniment", "mix"):
-            (folder / f"{kind}-made-{made}.wav").rename(folder / f"{kind}-{rank}.wav")
+def _copy_best(folder: Path) -> None:
+    """The best variation is also accompaniment.wav and mix.wav."""
     for kind in ("accompaniment", "mix"):
         try:
             shutil.copyfile(folder / f"{kind}-1.wav", folder / f"{kind}.wav")
         except OSError as error:
             raise ConfigError(f"cannot write {kind}.wav: {error.strerror or error}") from error
-    ranked = [reports[made] for made in order]
-    variations = [
-        {"rank": rank, "accompaniment": f"accompaniment-{rank}.wav", "mix": f"mix-{rank}.wav", **report}
-        for rank, report in enumerate(ranked, start=1)
+
+
+def _describe_variations(reports: Sequence[dict[str, Any]], sketches: "Sketches") -> dict[str, Any]:
+    """The report of the best variation with those of all that were rendered, and the scores of the others."""
+    variations = []
+    for number, report in enumerate(reports, start=1):
+        suffix = "" if len(reports) == 1 else f"-{number}"
+        files = {kind: f"{kind}{suffix}.wav" for kind in ("accompaniment", "mix")}
+        variations.append({"rank": number, **files, **report})
+    others = [
+        {"rank": number, "seed": composition.seed, "ranking": composition.fit.describe()}
+        for number, composition in enumerate(sketches.ranked, start=1)
+        if number > len(reports)
     ]
-    write_report(folder, {**ranked[0], "variations": variations})
-    return ranked
+    return {**reports[0], "variations": variations, "not_rendered": others}
 
 
 def _summarize(out: Path, report: dict[str, Any]) -> str:
@@ -189,11 +211,13 @@ def _summarize(out: Path, report: dict[str, Any]) -> str:
 class _Bar:
     """One progress bar on stderr over all stages, or nothing."""
 
-    def __init__(self, shown: bool, variations: int) -> None:
+    def __init__(self, shown: bool, renderings: int) -> None:
         from tqdm import tqdm
 
+        self._once = sum(width for _, width in _TOGETHER.values())
+        self._each = sum(width for _, width in _EACH.values())
         self._bar = tqdm(
-            total=100 * variations,
+            total=self._once + self._each * renderings,
             disable=not shown,
             file=sys.stderr,
             bar_format="{desc:<10} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
@@ -211,10 +235,11 @@ class _Bar:
         return self._tell
 
     def _tell(self, stage: str, share: float) -> None:
-        names = list(_STAGES)
-        before = sum(_STAGES[name][1] for name in names[: names.index(stage)])
-        self._bar.set_description_str(_STAGES[stage][0], refresh=False)
-        place = 100 * self._finished + before + share * _STAGES[stage][1]
+        stages, place = (_TOGETHER, 0) if stage in _TOGETHER else (_EACH, self._once)
+        names = list(stages)
+        place += sum(stages[name][1] for name in names[: names.index(stage)])
+        place += self._each * self._finished + share * stages[stage][1]
+        self._bar.set_description_str(stages[stage][0], refresh=False)
         self._bar.update(max(0.0, place - self._bar.n))
 
     def finish_variation(self) -> None:

@@ -5,9 +5,7 @@ accompaniment = accompanist.accompany("song.wav", seed=1)
 accompaniment.save("song-accompaniment")
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from duotok.lm.sampling import SamplingConfig, generate_candidates
+from duotok.lm.choice import SamplingConfig
+from duotok.lm.sampling import Candidates, generate_candidates
 from duotok.recipes.bundle import Bundle, load_bundle
 from duotok.recipes.loudness import mix_down
 from duotok.recipes.output import OutputFolder, write_result
+from duotok.recipes.ranking import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.report import describe_music
 from duotok.recipes.settings import GenerationSettings, resolve_settings
+from duotok.recipes.stages import STAGES, Progress, StageClock
 from duotok.recipes.vocal import Vocal, load_prefix, load_vocal
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.model import ReadOut
 
-STAGES = ("listen", "compose", "paint", "sound", "mix")
-Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _CANDIDATES_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """One candidate before it is sound."""
+
+    seed: int
+    codes: Tensor  # [frames] accompaniment codes at 25 Hz
+    told: ReadOut  # what they say, a batch of one on the CPU
+    fit: Fit  # to the vocal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketches:
+    """All candidates for one vocal, ranked by their fit, and what rendering one needs to know."""
+
+    ranked: Sequence[Composition]  # best first
+    vocal: Vocal
+    told: ReadOut  # what the vocal's codes say
+    settings: GenerationSettings
+    prefix_frames: int  # how many codes were given
+    clock: StageClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +63,7 @@ class Accompaniment:
 
     @property
     def score(self) -> float:
-        """Coherence with the vocal, higher is better."""
+        """Coherence with the vocal as it sounds, higher is better."""
         return self.report["coherence"]["score"]
 
     def save(self, folder: str | Path) -> Path:
@@ -110,28 +131,79 @@ class Accompanist:
         seeds: Sequence[int],
         settings: GenerationSettings,
         *,
+        keep: int | None = None,
         prefix: str | Path | Tensor | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Accompaniment]:
-        """Make one accompaniment per seed, one after the other, so that only one is in memory."""
+        """Make one accompaniment per seed, best first, one after the other, so that only one is in memory.
+
+        keep: how many of the best are rendered; None renders all.
+        """
+        sketches = self.compose(vocal, seeds, settings, prefix=prefix, progress=progress)
+        for composition in sketches.ranked[:keep]:
+            yield self.perform(sketches, composition)
+
+    def compose(
+        self,
+        vocal: Vocal,
+        seeds: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        prefix: str | Path | Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Sketches:
+        """Compose one candidate per seed and rank them by their codes; nothing is rendered yet."""
         bad = [seed for seed in seeds if not 0 <= seed < 2**63]
         if bad:
             raise ConfigError(f"a seed must be from 0 to 2^63 - 1, got {bad[0]}")
-        clock = _Clock(progress)
+        clock = StageClock(progress)
         given = None if prefix is None else self._encode_prefix(prefix, vocal)
         with clock.stage("listen"):
             vocal_codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
             told = self._read_out(vocal_codes, "vocal")
-        heard = clock.seconds
-        for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
-            together = seeds[start : start + _CANDIDATES_AT_ONCE]
-            clock.seconds = dict(heard)
-            with clock.stage("compose"):
-                candidates = self._compose(vocal_codes, together, settings, given, clock)
-            composed = clock.seconds
-            for seed, codes in zip(together, candidates, strict=True):
-                clock.seconds = dict(composed)
-                yield self._perform(vocal, told, codes, seed, settings, clock, given)
+            sung = read_track(told, "vocal")
+        compositions: list[Composition] = []
+        with clock.stage("compose"):
+            for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
+                together = seeds[start : start + _CANDIDATES_AT_ONCE]
+
+                def tell(done: int, start: int = start, count: int = len(together)) -> None:
+                    clock.tell("compose", (start + count * done / len(vocal_codes)) / len(seeds))
+
+                candidates = generate_candidates(
+                    self.bundle.lm,
+                    vocal_codes,
+                    seeds=together,
+                    config=_sampling_config(settings),
+                    prefix_codes=given,
+                    progress=tell,
+                )
+                compositions += self._judge(sung, together, candidates)
+            order = rank([composition.fit for composition in compositions])
+        return Sketches(
+            ranked=[compositions[number] for number in order],
+            vocal=vocal,
+            told=told,
+            settings=settings,
+            prefix_frames=0 if given is None else len(given),
+            clock=clock,
+        )
+
+    def _judge(self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates) -> list[Composition]:
+        """What the candidates' codes say and how that fits what is sung."""
+        likelihood, information = candidates.likelihood_nats, candidates.information_nats
+        compositions = []
+        for number, seed in enumerate(seeds):
+            codes = candidates.codes[number]
+            told = self._read_out(codes, "accompaniment")
+            fit = measure_fit(
+                sung,
+                read_track(told, "accompaniment"),
+                likelihood_nats=None if likelihood is None else float(likelihood[number]),
+                information_nats=None if information is None else float(information[number]),
+            )
+            compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
+        return compositions
 
     def _encode_prefix(self, prefix: str | Path | Tensor, vocal: Vocal) -> Tensor:
         """Codes [k] of the given start; only whole frames count."""
@@ -147,50 +219,18 @@ class Accompanist:
         told = self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
         return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
 
-    def _compose(
-        self,
-        vocal_codes: Tensor,
-        seeds: Sequence[int],
-        settings: GenerationSettings,
-        given: Tensor | None,
-        clock: "_Clock",
-    ) -> Tensor:
-        """Accompaniment codes [candidates, frames]."""
-        config = SamplingConfig(
-            guidance=settings.guidance,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
-        return generate_candidates(
-            self.bundle.lm,
-            vocal_codes,
-            seeds=list(seeds),
-            config=config,
-            prefix_codes=given,
-            progress=lambda done: clock.tell("compose", done / len(vocal_codes)),
-        )
-
-    def _perform(
-        self,
-        vocal: Vocal,
-        told: ReadOut,
-        codes: Tensor,
-        seed: int,
-        settings: GenerationSettings,
-        clock: "_Clock",
-        given: Tensor | None,
-    ) -> Accompaniment:
-        """Render codes [frames], set the level, listen to the result; told: what the vocal's codes say."""
+    def perform(self, sketches: Sketches, composition: Composition) -> Accompaniment:
+        """Render a composition, set the level, listen to the result."""
         tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
-        samples = vocal.wave.shape[-1]
+        vocal, settings, clock = sketches.vocal, sketches.settings, sketches.clock
+        codes, samples = composition.codes, vocal.wave.shape[-1]
         with clock.stage("paint"):
             features = tokenizer.features(codes[None].to(self.device), "accompaniment")[0]
             latents = renderer.render_latents(
                 features,
                 steps=settings.steps,
                 guidance=settings.render_guidance,
-                seed=seed,
+                seed=composition.seed,
                 progress=clock.counter("paint", len(codes)),
             )
         with clock.stage("sound"):
@@ -202,17 +242,18 @@ class Accompanist:
             music = describe_music(
                 vocal=vocal.wave,
                 mixdown=mixdown,
-                read_outs={"vocal": told, "accompaniment": self._read_out(codes, "accompaniment")},
+                read_outs={"vocal": sketches.told, "accompaniment": composition.told},
             )
         report = {
             "vocal": vocal.name,
             **music,
-            "seed": seed,
+            "ranking": composition.fit.describe(),
+            "seed": composition.seed,
             "settings": asdict(settings),
-            "prefix_seconds": 0.0 if given is None else round(len(given) / tokenizer.frame_rate_hz, 3),
+            "prefix_seconds": round(sketches.prefix_frames / tokenizer.frame_rate_hz, 3),
             "model": {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint},
             "device": str(self.device),
-            "computing_seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+            "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
             "warnings": list(vocal.warnings),
         }
         return Accompaniment(accompaniment=mixdown.accompaniment, mix=mixdown.mix, codes=codes, report=report)
@@ -230,32 +271,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class _Clock:
-    """Measures the stages and passes their progress on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.tell(name, 0.0)
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - began
-        self.tell(name, 1.0)
-
-    def tell(self, name: str, share: float) -> None:
-        if self._progress is not None:
-            self._progress(name, min(share, 1.0))
-
-    def counter(self, name: str, total: int) -> Callable[[int], None]:
-        """A callback that is given how much was added."""
-        done = 0
-
-        def add(amount: int) -> None:
-            nonlocal done
-            done += amount
-            self.tell(name, done / total)
-
-        return add
+def _sampling_config(settings: GenerationSettings) -> SamplingConfig:
+    return SamplingConfig(
+        guidance=settings.guidance,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.layout import MODES
-from duotok.lm.metrics import codebook_normalized_bits, nats_to_bits
+from duotok.lm.metrics import codebook_normalized_bits, nats_to_bits, relative_gain_percent, rising_share
 from duotok.lm.model import DualTrackLM
 from duotok.lm.scoring import score_batch
 from duotok.recipes.evaluation.diagnosis import Windows
@@ -40,19 +40,27 @@ class ContextScaling:
     windows: int
 
     def figures(self) -> dict[str, float]:
-        """Flat figures; gain: by how many percent the longest context lowers cnBPT of the same frames."""
+        """Flat figures: both curves, how far they fall, at how many of their steps.
+
+        gain: by how many percent the longest context lowers cnBPT, of the same frames and (gain_whole) of
+        whole windows; falling share: 1 = every longer context is better than the one before.
+        """
         found: dict[str, float] = {"windows": self.windows, "last_seconds": self.last_seconds}
-        for name, curve in self.whole.items():
-            found |= {f"cnbpt_{name}_{seconds:g}s": value for seconds, value in curve.items()}
-        for name, curve in self.last.items():
-            found |= {f"cnbpt_{name}_same_frames_{seconds:g}s": value for seconds, value in curve.items()}
-            shortest, longest = curve[min(curve)], curve[max(curve)]
-            found[f"gain_{name}_percent"] = 100 * (1 - longest / shortest)
+        for curves, suffix, gain in ((self.whole, "", "gain_whole"), (self.last, "_same_frames", "gain")):
+            for name, curve in curves.items():
+                values = [curve[seconds] for seconds in sorted(curve)]
+                found |= {f"cnbpt_{name}{suffix}_{seconds:g}s": curve[seconds] for seconds in sorted(curve)}
+                found[f"{gain}_{name}_percent"] = relative_gain_percent(values[-1], values[0])
+                if len(values) > 1:
+                    found[f"falling_share_{name}{suffix}"] = rising_share([-value for value in values])
         return found
 
 
 def measure_context(
-    lm: DualTrackLM, windows: Windows, lengths_seconds: Sequence[float] = LENGTHS_SECONDS
+    lm: DualTrackLM,
+    windows: Windows,
+    lengths_seconds: Sequence[float] = LENGTHS_SECONDS,
+    modes: Sequence[str] = tuple(MODES),
 ) -> ContextScaling:
     """Score the windows with contexts of every length that fits into them."""
     lengths = sorted({length for length in lengths_seconds if length < windows.seconds} | {windows.seconds})
@@ -60,7 +68,7 @@ def measure_context(
     last = max(1, round(lengths[0] * windows.rate_hz) - prefix)  # what the shortest context can count
     whole: dict[str, dict[float, float]] = {}
     same: dict[str, dict[float, float]] = {}
-    runs = [(mode, length) for mode in MODES for length in lengths]
+    runs = [(mode, length) for mode in modes for length in lengths]
     for mode, length in tqdm(runs, desc="context", disable=None):
         pieces, ends = cut_pieces(windows.codes, round(length * windows.rate_hz))
         scores = score_batch(lm, pieces["vocal"], pieces["accompaniment"], mode)

@@ -5,19 +5,19 @@ whole windows after the paper's prefix of 2 s, and over the first 5 s without a 
 accompaniment's own past cannot yet tell key and tempo.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.metrics import corruption_cost_percent
+from duotok.lm.metrics import corruption_cost_percent, rising_share
 from duotok.lm.model import DualTrackLM
 from duotok.lm.scoring import mask_source, score_batch, shift_source
 from duotok.recipes.evaluation.diagnosis import Windows
 
-SHIFTS_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+SHIFTS_SECONDS = (0.04, 0.08, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 MASK_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 PREFIX_SECONDS = 2.0
 START_SECONDS = 5.0
@@ -48,7 +48,7 @@ class Corruption:
     seconds: float
 
     def figures(self) -> dict[str, float]:
-        """Flat figures, named as those of score.py's lm part."""
+        """Flat figures; of shifts and masks also those of `severity_figures`."""
         named = {f"shift_{round(1000 * seconds)}ms": costs for seconds, costs in self.shifts.items()}
         named |= {f"mask_{round(100 * share)}": costs for share, costs in self.masks.items()}
         named["mismatch"] = self.mismatch
@@ -57,6 +57,11 @@ class Corruption:
             for scope, suffix in zip(SCOPES, ("", "_first_5s"), strict=True):
                 found[f"{name}_cost{suffix}_percent"] = costs[scope].percent
                 found[f"{name}_cost{suffix}_error_percent"] = costs[scope].error_percent
+        for kind, curve in (("shift", self.shifts), ("mask", self.masks)):
+            for scope, suffix in zip(SCOPES, ("", "_first_5s"), strict=True):
+                found |= severity_figures(
+                    kind, suffix, [curve[amount][scope].percent for amount in sorted(curve)]
+                )
         return found
 
 
@@ -86,6 +91,21 @@ def measure_corruption(lm: DualTrackLM, windows: Windows, seed: int = 0) -> Corr
         windows=windows.count,
         seconds=windows.seconds,
     )
+
+
+def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[str, float]:
+    """What costs by rising severity come to.
+
+    The least; how much more the severest costs than the mildest; the share of the steps at which they rise,
+    which stays below 1 where costs saturate, as those of shifts do in the paper.
+    """
+    if not percents:
+        return {}
+    found = {f"{kind}_cost_least{suffix}_percent": min(percents)}
+    if len(percents) > 1:
+        found[f"{kind}_cost_rise{suffix}_percent"] = percents[-1] - percents[0]
+        found[f"{kind}_cost_rising_share{suffix}"] = rising_share(percents)
+    return found
 
 
 def relative_cost(damaged: Tensor, intact: Tensor) -> Cost:

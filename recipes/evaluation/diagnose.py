@@ -1,9 +1,10 @@
 """Diagnose a tokenizer and its language model on the test songs: pictures and one JSON file (P 6, B.2, E.1).
 
 Run: python -m duotok.recipes.evaluation.diagnose --corpus DIR [--bundle DIR] --out FOLDER
-Parts: corruption, context, codes, probe, and tagging where --magnatagatune names a folder of that data set;
---parts chooses some of them. FOLDER gets PART.png and diagnostics.json (the figures of every part that was
-ever run into it), and keeps the tokens it makes, so that the same command goes on where it was stopped.
+Parts: predictability, corruption, context, codes, probe, and tagging where --magnatagatune names a folder of
+that data set; --parts chooses some of them. FOLDER gets PART.png and diagnostics.json (the figures of every
+part that was ever run into it), and keeps the tokens it makes, so that the same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from duotok.tokenizer.common.errors import DuoTokError
 if TYPE_CHECKING:
     from duotok.recipes.evaluation.diagnosis import Diagnosis, DiagnosisSettings
 
-PARTS = ("corruption", "context", "codes", "probe", "tagging")
+PARTS = ("predictability", "corruption", "context", "codes", "probe", "tagging")
 RESULTS = "diagnostics.json"
 UNREADABLE = "unreadable.json"
 
@@ -30,6 +31,12 @@ def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
 
     picture = diagnosis.settings.out / f"{part}.png"
     seed = diagnosis.settings.seed
+    if part == "predictability":
+        from duotok.recipes.evaluation.predictability import measure_predictability
+
+        predictability = measure_predictability(diagnosis.lm, diagnosis.windows)
+        plots.draw_predictability(predictability, picture)
+        return predictability.figures()
     if part == "corruption":
         from duotok.recipes.evaluation.corruption import measure_corruption
 
@@ -95,6 +102,7 @@ def choose_parts(arguments: argparse.Namespace, parser: argparse.ArgumentParser)
     """The parts to run: those asked for, or those for which everything is given."""
     has_lm = arguments.lm is not None or arguments.tokenizer is None
     possible = {
+        "predictability": has_lm,
         "corruption": has_lm,
         "context": has_lm,
         "codes": True,

@@ -2,6 +2,7 @@
 
 The paper's protocol (P B.1): windows of 30 s; unconditional over both tracks; track to track with the first
 2 s of the target given and not counted. Without a prefix the vocal matters most, so that is measured as well.
+`diagnose` draws the same and has the full curves.
 """
 
 import torch
@@ -12,20 +13,26 @@ from duotok.lm import metrics
 from duotok.lm.model import DualTrackLM
 from duotok.lm.scoring import Scores, mask_source, score_batch, shift_source
 from duotok.recipes.evaluation.coherence import pair_with_others
+from duotok.recipes.evaluation.context_scaling import measure_context
+from duotok.recipes.evaluation.corruption import severity_figures
+from duotok.recipes.evaluation.diagnosis import Windows
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.predictability import PREFIX_SECONDS, after_prefix, describe_predictability
 from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 
 _ITEMS, _SECONDS = 48, 30.0
-_PREFIX_SECONDS = 2.0
 _START_SECONDS = 5.0
-_RANKS = (1, 5, 10, 50)
 _INTO = "vocal_to_accompaniment"
+# Damages by rising severity; those of a whole window or more are left out.
+SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
+MASK_SHARES = {"mask_quarter": 0.25, "mask_half": 0.5, "mask_three_quarters": 0.75, "no_vocal": 1.0}
+CONTEXT_MODES = ("unconditional", _INTO)
 
 
 def measure_lm(settings: Settings) -> dict[str, float]:
-    """cnBPT, enBPT, Acc@k, cnBPS by mode; costs in percent of another song's, a shifted and no vocal."""
+    """cnBPT, enBPT, Acc@k, rates by mode; what another song's, a shifted, a hidden vocal costs; context."""
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     lm = DualTrackLM.from_pretrained(settings.bundle / "lm")
     if lm.tokenizer_fingerprint != tokenizer.fingerprint:
@@ -45,67 +52,70 @@ def measure_lm(settings: Settings) -> dict[str, float]:
     codes = {track: torch.stack(parts) for track, parts in rows.items()}  # [windows, frames]
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     figures = measure_codes(lm, codes, partners, tokenizer.frame_rate_hz, settings.seed)
+    figures |= measure_context_steps(
+        lm, Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
+    )
     return figures | {"windows": len(excerpts), "window_seconds": excerpts[0].seconds}
 
 
 def measure_codes(
     lm: DualTrackLM, codes: dict[str, Tensor], partners: list[int], rate_hz: float, seed: int
 ) -> dict[str, float]:
-    """All figures for codes {"vocal", "accompaniment"}, each [windows, frames]; partners: of other songs."""
+    """Predictability and costs of codes {"vocal", "accompaniment"}, each [windows, frames].
+
+    partners: for every window one of another song.
+    """
     vocal, accompaniment = codes["vocal"], codes["accompaniment"]
-    sizes = {track: lm.codes_of(track).codes for track in TRACKS}
-    prefix, start = round(_PREFIX_SECONDS * rate_hz), round(_START_SECONDS * rate_hz)
-    hidden = torch.full_like(vocal, lm.pads["vocal"])
-    half_hidden = mask_source(vocal, 0.5, lm.pads["vocal"], torch.Generator().manual_seed(seed))
-    # name -> (mode, the vocal that is shown)
-    runs = {
-        "unconditional": ("unconditional", vocal),
-        _INTO: (_INTO, vocal),
-        "accompaniment_to_vocal": ("accompaniment_to_vocal", vocal),
-        "mismatch": (_INTO, vocal[partners]),
-        "no_vocal": (_INTO, hidden),
-        "mask_half": (_INTO, half_hidden),
-        "shift_1s": (_INTO, shift_source(vocal, round(rate_hz))),
+    pad = lm.pads["vocal"]
+    shifts = {
+        name: shift_source(vocal, round(seconds * rate_hz))
+        for name, seconds in SHIFTS_SECONDS.items()
+        if round(seconds * rate_hz) < vocal.shape[1]
     }
+    masks = {
+        # The same draw for every share: what a small share hides, a larger one hides as well.
+        name: mask_source(vocal, share, pad, torch.Generator().manual_seed(seed))
+        for name, share in MASK_SHARES.items()
+    }
+    # name -> (mode, the vocal that is shown)
+    runs = {mode: (mode, vocal) for mode in ("unconditional", _INTO, "accompaniment_to_vocal")}
+    damaged = {"mismatch": vocal[partners], **shifts, **masks}
+    runs |= {name: (_INTO, shown) for name, shown in damaged.items()}
     scores = {
-        name: score_batch(lm, shown, accompaniment, mode, prefix_frames=0)
+        name: score_batch(lm, shown, accompaniment, mode)
         for name, (mode, shown) in tqdm(runs.items(), desc="lm: scores", disable=None)
     }
-    figures: dict[str, float] = {}
-    for track in TRACKS:
-        name = f"unconditional_{track}"
-        figures |= _describe(name, scores["unconditional"], track, codes[track], sizes[track])
-    for name, track in ((_INTO, "accompaniment"), ("accompaniment_to_vocal", "vocal")):
-        figures |= _describe(name, _after(scores[name], prefix), track, codes[track], sizes[track])
-    figures["cnbps_unconditional"] = metrics.codebook_normalized_rate(
-        [figures[f"cnbpt_unconditional_{track}"] for track in TRACKS], [rate_hz] * len(TRACKS)
-    )
-    right = scores[_INTO]
-    size = [sizes["accompaniment"]]
+    sizes = {track: lm.codes_of(track).codes for track in TRACKS}
+    figures = describe_predictability(scores, codes, sizes, rate_hz)
+    start = round(_START_SECONDS * rate_hz)
     for name, first in (("no_prefix", None), ("first_5s", start)):
-        bits = right.bits_per_token("accompaniment", first)
-        figures[f"cnbpt_{_INTO}_{name}"] = metrics.codebook_normalized_bits(bits, size)
-    for name in ("mismatch", "no_vocal", "mask_half", "shift_1s"):
-        figures[f"{name}_cost_percent"] = _cost(_after(scores[name], prefix), _after(right, prefix))
-        figures[f"{name}_cost_no_prefix_percent"] = _cost(scores[name], right)
-        figures[f"{name}_cost_first_5s_percent"] = _cost(scores[name], right, start)
+        bits = scores[_INTO].bits_per_token("accompaniment", first)
+        figures[f"cnbpt_{_INTO}_{name}"] = metrics.codebook_normalized_bits(bits, [sizes["accompaniment"]])
+    costs = {name: _costs(scores[name], scores[_INTO], rate_hz) for name in damaged}
+    for name, by_scope in costs.items():
+        figures |= {f"{name}_cost{suffix}_percent": value for suffix, value in by_scope.items()}
+    for kind, names in (("shift", shifts), ("mask", masks)):
+        for suffix in ("", "_first_5s"):
+            figures |= severity_figures(kind, suffix, [costs[name][suffix] for name in names])
     return figures
 
 
-def _after(scores: Scores, prefix_frames: int) -> Scores:
-    """The same scores with the first frames given, not counted: teacher forcing makes no other difference."""
-    return Scores(loss_nats=scores.loss_nats, ranks=scores.ranks, prefix_frames=prefix_frames)
-
-
-def _describe(name: str, scores: Scores, track: str, codes: Tensor, size: int) -> dict[str, float]:
-    bits = scores.bits_per_token(track)
-    entropy = metrics.unigram_entropy_bits(metrics.code_counts(codes, size))
-    figures = {
-        f"bpt_{name}": bits,
-        f"cnbpt_{name}": metrics.codebook_normalized_bits(bits, [size]),
-        f"enbpt_{name}": metrics.entropy_normalized_bits(bits, entropy),
+def measure_context_steps(lm: DualTrackLM, windows: Windows) -> dict[str, float]:
+    """cnBPT by length of context, of both tracks alone and of the accompaniment from the vocal (P 6.2)."""
+    figures = measure_context(lm, windows, modes=CONTEXT_MODES).figures()
+    return {
+        f"context_{name}": value for name, value in figures.items() if name not in ("windows", "last_seconds")
     }
-    return figures | {f"acc_at_{k}_{name}": scores.accuracy_at(track, k) for k in _RANKS}
+
+
+def _costs(damaged: Scores, intact: Scores, rate_hz: float) -> dict[str, float]:
+    """Percent by the suffix of the figure: the paper's protocol, whole windows, their first 5 s (P eq. 8)."""
+    prefix, start = round(PREFIX_SECONDS * rate_hz), round(_START_SECONDS * rate_hz)
+    return {
+        "": _cost(after_prefix(damaged, prefix), after_prefix(intact, prefix)),
+        "_no_prefix": _cost(damaged, intact),
+        "_first_5s": _cost(damaged, intact, start),
+    }
 
 
 def _cost(damaged: Scores, intact: Scores, first_frames: int | None = None) -> float:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from duotok.recipes.evaluation.code_usage import PAPER_USAGE, CodeUsage
 from duotok.recipes.evaluation.context_scaling import PAPER_CNBPT, ContextScaling
 from duotok.recipes.evaluation.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
+from duotok.recipes.evaluation.predictability import PAPER, RANKS, Predictability
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS
 
@@ -25,6 +26,55 @@ COLORS = {
 }
 SCOPE_NAMES = {"whole": "whole window after a 2 s prefix", "first_5s": "first 5 s, no prefix"}
 DOTS_PER_INCH = 110
+
+
+def draw_predictability(found: Predictability, path: Path) -> None:
+    """cnBPT and enBPT, Acc@k, and the rates per second, by mode."""
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
+    bits, accuracy, rates = figure.subplots(1, 3, width_ratios=(3, 3, 2))
+    values = found.figures()
+    series = [name.removeprefix("cnbpt_") for name in values if name.removeprefix("cnbpt_") in COLORS]
+    names = [name.replace("_to_", " to\n").replace("_", "\n") for name in series]
+    for offset, kind, hatch in ((-0.2, "cnbpt", ""), (0.2, "enbpt", "//")):
+        places = np.arange(len(series)) + offset
+        heights = [values[f"{kind}_{name}"] for name in series]
+        colors = [COLORS[name] for name in series]
+        bars = bits.bar(places, heights, 0.38, color=colors, hatch=hatch, edgecolor="white")
+        bits.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
+        bits.bar([0], [0], color="gray", hatch=hatch, edgecolor="white", label=kind.replace("bpt", "BPT"))
+        for place, name in zip(places, series, strict=True):
+            if f"{kind}_{name}" in PAPER:
+                paper = PAPER[f"{kind}_{name}"]
+                bits.hlines(paper, place - 0.19, place + 0.19, colors="black", linestyles="--", linewidth=1.2)
+    bits.plot([], [], "k--", linewidth=1.2, label="paper")
+    bits.axhline(1, color="gray", linewidth=0.8)
+    bits.set_xticks(np.arange(len(series)), names, fontsize=8)
+    bits.set_ylabel("bits per token, normalized (1 = a uniform guess)")
+    bits.set_title("Predictability, lower is better")
+    for name in series:
+        curve = [values[f"acc_at_{k}_{name}"] for k in RANKS]
+        accuracy.plot(RANKS, curve, marker="o", color=COLORS[name], label=name.replace("_", " "))
+        known = {k: PAPER[key] for k in RANKS if (key := f"acc_at_{k}_{name}") in PAPER}
+        accuracy.plot(list(known), list(known.values()), "x--", color=COLORS[name], linewidth=1)
+    accuracy.plot([], [], "kx--", linewidth=1, label="paper")
+    accuracy.set_xscale("log")
+    accuracy.set_xticks(RANKS, [str(k) for k in RANKS])
+    accuracy.minorticks_off()
+    accuracy.set_xlabel("k")
+    accuracy.set_ylabel("Acc@k")
+    accuracy.set_title("The right code among the k likeliest")
+    kbps = [values["index_kbps"], values["model_kbps_unconditional"]]
+    bars = rates.bar(["fixed-length\nindices", "under the\nmodel"], kbps, color=["#999999", "#1f6f8b"])
+    rates.bar_label(bars, fmt="%.3f", padding=2)
+    rates.set_ylabel("kbit per second, both tracks")
+    rates.set_title(f"{values['token_rate_hz']:g} tokens/s, cnBPS {values['cnbps_unconditional']:.1f}")
+    for axes in (bits, accuracy, rates):
+        axes.grid(alpha=0.3)
+    bits.set_ylim(0, 1.25)
+    bits.legend(fontsize=8, loc="upper right", ncols=3)
+    accuracy.legend(fontsize=8)
+    figure.suptitle(f"How predictable the codes are ({found.windows} windows of {found.seconds:g} s)")
+    save_figure(figure, path)
 
 
 def draw_corruption(found: Corruption, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Random training batches for the language model, each a pure function of the random generator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from duotok.lm.layout import MODES, TRACKS
 from duotok.lm.model import DualTrackLM
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
@@ -34,6 +35,7 @@ class DataConfig:
     """Which windows are drawn and how they are laid out."""
 
     tokens: str  # folder of duotok.recipes.lm.tokenize
+    hold_out: float = 0.0  # share of the songs never trained on, for validation
     # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the
     # shortest length; of longer ones a batch holds as many as have the same number of frames.
     windows: tuple[tuple[float, float], ...] = ((30.0, 1.0),)
@@ -56,6 +58,8 @@ class DataConfig:
         for name in ("song_starts", "no_prefix", "source_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} must be in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.hold_out < 1:
+            raise ConfigError(f"data.hold_out must be at least 0 and below 1, got {self.hold_out}")
 
     def mode_shares(self) -> dict[str, float]:
         """Return the share of each mode."""
@@ -63,7 +67,11 @@ class DataConfig:
 
 
 class WindowSource:
-    """Draws laid-out batches of windows from token shards."""
+    """Draws laid-out batches of windows from token shards.
+
+    Every process may read every shard: which windows a batch holds depends on its generator only, whatever
+    the number of shards and of processes.
+    """
 
     def __init__(self, shards: TokenShards, config: DataConfig, lm: DualTrackLM, batch_size: int) -> None:
         self._shards, self._config, self._lm = shards, config, lm
@@ -71,20 +79,21 @@ class WindowSource:
         rate = shards.index.frame_rate_hz
         self._lengths = [max(1, round(seconds * rate)) for seconds, _ in config.windows]
         self._prefix_frames = round(config.prefix_seconds * rate)
-        self._window_shares = _normalize([share for _, share in config.windows])
+        self._window_choice = _Choice([share for _, share in config.windows])
         self._modes = list(config.mode_shares())
-        self._mode_shares = _normalize(list(config.mode_shares().values()))
-        self._songs = {n: [s for s in shards.index.songs if s.frames >= n] for n in self._lengths}
+        self._mode_choice = _Choice(list(config.mode_shares().values()))
+        trained, _ = split_songs(shards.index.songs, config.hold_out)
+        self._songs = {n: [s for s in trained if s.frames >= n] for n in self._lengths}
         for frames, songs in self._songs.items():
             if not songs:
                 raise DataError(f"no song in {shards.folder} has {frames / rate:g} s; lower data.windows")
         # Every frame is as likely as any other, so long songs are drawn more often.
-        self._song_shares = {n: _normalize([s.frames for s in songs]) for n, songs in self._songs.items()}
+        self._song_choices = {n: _Choice([s.frames for s in songs]) for n, songs in self._songs.items()}
 
     def make_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the arguments of `LMObjective`: one mode and one window length."""
-        mode = self._modes[rng.choice(len(self._modes), p=self._mode_shares)]
-        frames = self._lengths[rng.choice(len(self._lengths), p=self._window_shares)]
+        mode = self._modes[self._mode_choice.draw(rng)]
+        frames = self._lengths[self._window_choice.draw(rng)]
         size = max(1, self._batch_size * min(self._lengths) // frames)
         windows = [self._draw_window(rng, frames) for _ in range(size)]
         codes = {track: torch.stack([window[track] for window in windows]) for track in TRACKS}
@@ -104,7 +113,7 @@ class WindowSource:
 
     def _draw_window(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
         songs: list[TokenSong] = self._songs[frames]
-        song = songs[rng.choice(len(songs), p=self._song_shares[frames])]
+        song = songs[self._song_choices[frames].draw(rng)]
         start = 0 if rng.random() < self._config.song_starts else int(rng.integers(song.frames - frames + 1))
         return self._shards.codes(song, start, frames)
 
@@ -134,6 +143,12 @@ class WindowSource:
         return damaged
 
 
-def _normalize(shares: list[float] | list[int]) -> np.ndarray:
-    values = np.asarray(shares, dtype=np.float64)
-    return values / values.sum()
+class _Choice:
+    """Draws indices by their shares, as numpy's `choice` does, without adding them up at every draw."""
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        cumulated = (np.asarray(shares, dtype=np.float64) / np.sum(shares)).cumsum()
+        self._cumulated = cumulated / cumulated[-1]
+
+    def draw(self, rng: np.random.Generator) -> int:
+        return int(self._cumulated.searchsorted(rng.random(), side="right"))

@@ -5,13 +5,14 @@ int32, the songs of the shard end to end, and `index.json`: where each song lies
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,6 +34,15 @@ class TokenSong:
     start: int  # first frame inside the shard
     frames: int
 
+    def __post_init__(self) -> None:
+        places = (self.shard, self.start, self.frames)
+        if not all(isinstance(place, int) and place >= 0 for place in places) or self.frames < 1:
+            raise ValueError(f"item {self.id!r} lies nowhere: shard, start, frames = {places}")
+
+    def fraction(self, purpose: str) -> float:
+        """A number in [0, 1) that depends on the purpose and the song's name only."""
+        return int(sha256(f"{purpose}:{self.song}".encode()).hexdigest()[:12], 16) / 16**12
+
 
 @dataclass(kw_only=True)
 class TokenIndex:
@@ -49,6 +59,15 @@ class TokenIndex:
         return 1 + max((song.shard for song in self.songs), default=-1)
 
 
+def split_songs(songs: Sequence[TokenSong], hold_out: float) -> tuple[list[TokenSong], list[TokenSong]]:
+    """Return what is trained on and what is held out: a share of the songs, by a hash of their names.
+
+    All items of a song go the same way, on every machine and however the corpus grows.
+    """
+    held_out = [song for song in songs if song.fraction("hold-out") < hold_out]
+    return [song for song in songs if song.fraction("hold-out") >= hold_out], held_out
+
+
 def shard_path(folder: Path, number: int) -> Path:
     """Return the file of a shard."""
     return folder / f"tokens-{number:05d}.safetensors"
@@ -58,8 +77,11 @@ def write_index(folder: Path, index: TokenIndex) -> None:
     """Write index.json under a temporary name, then rename it."""
     mapping: dict[str, Any] = {"format": FORMAT, **asdict(index)}
     temporary = folder / f".{INDEX}.part"
-    temporary.write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / INDEX)
+    try:
+        temporary.write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder / INDEX)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror or str(error)) from error
 
 
 def read_index(folder: str | Path) -> TokenIndex | None:
@@ -72,7 +94,10 @@ def read_index(folder: str | Path) -> TokenIndex | None:
         if mapping.pop("format") != FORMAT:
             raise DataError(f"{path} has another format than {FORMAT}; make the tokens again")
         songs = [TokenSong(**song) for song in mapping.pop("songs")]
-        return TokenIndex(songs=songs, **mapping)
+        index = TokenIndex(songs=songs, **mapping)
+        if sorted(index.codebook_sizes) != sorted(TRACKS) or not index.frame_rate_hz > 0:
+            raise ValueError("tracks or frame rate")
+        return index
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged; delete the folder and make the tokens again") from error
 
@@ -90,25 +115,35 @@ def append_shard(
         songs.append(TokenSong(id=name, song=song, split=split, shard=number, start=start, frames=frames))
         start += frames
     tensors = {t: torch.cat([codes[t].to(torch.int32).cpu() for *_, codes in pairs.values()]) for t in TRACKS}
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tokens-{number:05d}.part"
-    save_file(tensors, temporary)
-    temporary.replace(shard_path(folder, number))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+        temporary.replace(shard_path(folder, number))
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(folder, str(error)) from error
     # The shard counts from the moment the index names it; one without an entry is written over.
     index.songs.extend(songs)
     write_index(folder, index)
 
 
 class TokenShards:
-    """All token pairs of a folder, memory-mapped."""
+    """All token pairs of a folder, memory-mapped; a shard is opened when it is first read from."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         index = read_index(self.folder)
         if index is None or not index.songs:
-            raise DataError(f"{folder} holds no tokens; run python -m duotok.recipes.lm.tokenize first")
+            parts = sorted(self.folder.glob("part-*-of-*"))
+            cause = f"only {parts[0].name}, which is not joined" if parts else f"no {INDEX} with items"
+            raise DataError(f"{folder} holds {cause}; run python -m duotok.recipes.lm.tokenize first")
         self.index = index
         self._shards: dict[int, dict[str, Tensor]] = {}
+        ends: dict[int, int] = {}
+        for song in index.songs:
+            ends[song.shard] = max(ends.get(song.shard, 0), song.start + song.frames)
+        for number, frames in sorted(ends.items()):
+            check_shard(shard_path(self.folder, number), frames)
 
     def codes(self, song: TokenSong, start: int = 0, frames: int | None = None) -> dict[str, Tensor]:
         """Return {track: codes [frames] int64} of a song from frame `start` on."""
@@ -120,7 +155,34 @@ class TokenShards:
         if number not in self._shards:
             path = shard_path(self.folder, number)
             try:
-                self._shards[number] = load_file(path)
+                shard = load_file(path)
             except (OSError, SafetensorError) as error:
-                raise DataError(f"{path} is missing or damaged; make the tokens again") from error
+                raise _damaged(path) from error
+            for track, size in self.index.codebook_sizes.items():
+                low, high = (int(value) for value in shard[track].aminmax())
+                if low < 0 or high >= size:
+                    raise DataError(
+                        f"{path} has {track} codes {low}..{high}, {INDEX} says 0..{size - 1}; "
+                        "make the tokens again"
+                    )
+            self._shards[number] = shard
         return self._shards[number]
+
+
+def check_shard(path: Path, frames: int) -> None:
+    """Raise DataError unless a shard is whole and holds so many frames; only its head is read."""
+    try:
+        with safe_open(path, framework="pt") as file:  # refuses a file shorter than its head says
+            held = min(file.get_slice(track).get_shape()[0] for track in TRACKS)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path) from error
+    if held < frames:
+        raise DataError(f"{path} holds {held} frames, {INDEX} names {frames}; make the tokens again")
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} is missing or damaged; make the tokens again")
+
+
+def _unwritable(folder: Path, reason: str) -> DataError:
+    return DataError(f"cannot write tokens to {folder}: {reason}; make room and run the same command again")

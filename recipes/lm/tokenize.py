@@ -1,55 +1,37 @@
 """Turn a corpus into token shards for the language model.
 
 Run: python -m duotok.recipes.lm.tokenize --tokenizer runs/small/stage3/final \\
-         --manifest data/popband/train.jsonl --out data/tokens/train
-Run the same command again to go on after an interruption; --device cuda encodes on a GPU.
+         --manifest data/popband/train.jsonl --out data/tokens/train --workers 8
+Run the same command again to go on after an interruption; --device cuda encodes on a GPU. On several
+machines or GPUs that share a disk give each its own --shard 1/8, 2/8, ...: they write OUT/part-1-of-8 and so
+on, and the same command without --shard then joins them. Items that cannot be encoded are listed with their
+reasons in left_out.jsonl; the others are encoded all the same, and the exit code is 1.
 """
 
 import argparse
+import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duotok.recipes.command import guard
+from duotok.tokenizer.common.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from duotok.recipes.corpus.manifest import Item
     from duotok.recipes.lm.token_shards import TokenIndex
     from duotok.tokenizer.model import DuoTokenizer
 
-READ_AHEAD = 2  # batches of audio read while one is encoded
-
-
-def read_waves(items: "Sequence[Item]") -> "dict[str, list[Tensor]]":
-    """Return the mono waves of a batch of items, by track."""
-    from duotok.lm.layout import TRACKS
-
-    return {track: [item.read(track).mean(dim=0, keepdim=True) for item in items] for track in TRACKS}
-
-
-def encode_waves(waves: "list[Tensor]", track: str, tokenizer: "DuoTokenizer") -> "list[Tensor]":
-    """Return codes [frames] of waves [1, samples]; equally long waves are encoded side by side."""
-    import torch
-
-    device = next(tokenizer.parameters()).device
-    groups: dict[int, list[int]] = {}
-    for number, wave in enumerate(waves):
-        groups.setdefault(wave.shape[1], []).append(number)
-    codes: dict[int, Tensor] = {}
-    for numbers in groups.values():
-        batch = tokenizer.encode(torch.stack([waves[n] for n in numbers]).to(device), track).cpu()
-        codes.update(zip(numbers, batch, strict=True))
-    return [codes[number] for number in range(len(waves))]
+LEFT_OUT_FILE = "left_out.jsonl"
+SHOWN_REASONS = 3
 
 
 def open_index(folder: Path, tokenizer: "DuoTokenizer") -> "TokenIndex":
     """Return the folder's index, new or of an earlier run by the same tokenizer."""
     from duotok.lm.layout import TRACKS
     from duotok.recipes.lm.token_shards import TokenIndex, read_index
-    from duotok.tokenizer.common.errors import DataError
 
     found = read_index(folder)
     if found is None:
@@ -66,63 +48,138 @@ def open_index(folder: Path, tokenizer: "DuoTokenizer") -> "TokenIndex":
     return found
 
 
-def tokenize(arguments: argparse.Namespace) -> int:
-    """Encode the items that no shard holds yet; return how many items the folder then has."""
+def cut_batches(items: "Sequence[Item]", size: int, part: tuple[int, int] | None) -> "list[list[Item]]":
+    """Return the batches of a manifest, or every N-th of them for part (number from 1 on, N).
+
+    Items of like length go together, so that they can be encoded side by side. The cut depends on the
+    manifest only: however the work is divided or interrupted, an item is encoded in the same company.
+    """
+    ordered = sorted(items, key=lambda item: (item.seconds, item.id))
+    batches = [ordered[first : first + size] for first in range(0, len(ordered), size)]
+    return batches if part is None else batches[part[0] - 1 :: part[1]]
+
+
+def make_tokens(
+    *,
+    tokenizer: Path,
+    manifest: Path,
+    out: Path,
+    batch: int,
+    items_per_shard: int,
+    device: str = "cpu",
+    workers: int = 1,
+    threads: int | None = None,
+    shard: tuple[int, int] | None = None,
+) -> int:
+    """Encode the items that no shard holds yet; return how many items the folder then has.
+
+    Any number of workers writes the same. Raises DataError at the end where items were left out.
+    """
     import torch
     from tqdm import tqdm
 
-    from duotok.lm.layout import TRACKS
     from duotok.recipes.corpus.manifest import read_manifest
+    from duotok.recipes.lm.token_encoding import encode_here, encode_in_processes
+    from duotok.recipes.lm.token_parts import join_parts, mark_finished, part_folder
     from duotok.recipes.lm.token_shards import append_shard
     from duotok.tokenizer.model import DuoTokenizer
 
-    tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
-    index = open_index(arguments.out, tokenizer)
+    if threads is not None and workers == 1:
+        torch.set_num_threads(threads)
+    model = DuoTokenizer.from_pretrained(tokenizer).to(device)
+    batches = cut_batches(read_manifest(manifest), batch, shard)
+    folder = out if shard is None else part_folder(out, shard)
+    index = open_index(folder, model)
+    if shard is None:
+        join_parts(out, index)
     known = {song.id for song in index.songs}
-    # Items of like length go together, so that they can be encoded side by side.
-    items = [item for item in read_manifest(arguments.manifest) if item.id not in known]
-    items.sort(key=lambda item: (item.seconds, item.id))
+    total = sum(len(each) for each in batches)
+    pending = [rest for each in batches if (rest := [item for item in each if item.id not in known])]
+    if shard is not None and pending:
+        mark_finished(folder, False)
+    if workers == 1:
+        encoded = encode_here(pending, model)
+    else:
+        encoded = encode_in_processes(
+            pending, tokenizer, device=device, workers=workers, threads=threads or 1
+        )
+    left_out: dict[str, str] = {}
     pairs: dict = {}
-    with torch.inference_mode(), tqdm(total=len(items), unit="item", disable=None) as progress:
-        for batch, waves in _read_ahead(items, arguments.batch):
-            codes = {track: encode_waves(waves[track], track, tokenizer) for track in TRACKS}
-            for number, item in enumerate(batch):
-                pairs[item.id] = (item.song, item.split, {t: codes[t][number] for t in TRACKS})
-            progress.update(len(batch))
-            if len(pairs) >= arguments.items_per_shard:
-                append_shard(arguments.out, index, pairs)
+    done = total - sum(len(each) for each in pending)
+    with tqdm(total=total, initial=done, unit="item", desc="tokens", disable=None) as progress:
+        for items, found in encoded:
+            for item, codes in zip(items, found, strict=True):
+                if isinstance(codes, str):
+                    left_out[item.id] = codes
+                    progress.write(f"{item.id}: left out: {codes}", sys.stderr)
+                else:
+                    tensors = {track: torch.from_numpy(rows) for track, rows in codes.items()}
+                    pairs[item.id] = (item.song, item.split, tensors)
+            progress.update(len(items))
+            if len(pairs) >= items_per_shard:
+                append_shard(folder, index, pairs)
                 pairs = {}
         if pairs:
-            append_shard(arguments.out, index, pairs)
+            append_shard(folder, index, pairs)
+    write_left_out(folder, left_out)
+    if shard is not None:
+        mark_finished(folder, True)
+    if left_out:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:SHOWN_REASONS])
+        more = f"; and {len(left_out) - SHOWN_REASONS} more" if len(left_out) > SHOWN_REASONS else ""
+        raise DataError(
+            f"{len(index.songs)} items are in {folder}, {len(left_out)} were left out, see "
+            f"{folder / LEFT_OUT_FILE}: {shown}{more}"
+        )
     return len(index.songs)
 
 
-def _read_ahead(items: "list[Item]", batch: int) -> "Iterator[tuple[list[Item], dict[str, list[Tensor]]]]":
-    from concurrent.futures import ThreadPoolExecutor
+def write_left_out(folder: Path, left_out: dict[str, str]) -> None:
+    """Write the items that were left out and why, one line of JSON each; no file where there are none."""
+    path = folder / LEFT_OUT_FILE
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    lines = [json.dumps({"id": name, "reason": why}, ensure_ascii=False) for name, why in left_out.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
-    batches = [items[first : first + batch] for first in range(0, len(items), batch)]
-    with ThreadPoolExecutor(max_workers=READ_AHEAD) as pool:
-        waiting = [pool.submit(read_waves, part) for part in batches[:READ_AHEAD]]
-        for number, part in enumerate(batches):
-            waves = waiting.pop(0).result()
-            if number + READ_AHEAD < len(batches):
-                waiting.append(pool.submit(read_waves, batches[number + READ_AHEAD]))
-            yield part, waves
+
+def tokenize(arguments: argparse.Namespace) -> int:
+    """Encode what the arguments of `make_tokens` say; return how many items the folder then has."""
+    return make_tokens(**vars(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    parser = argparse.ArgumentParser(description="Token shards of a corpus, for the language model")
+    parser = argparse.ArgumentParser(
+        prog="python -m duotok.recipes.lm.tokenize",
+        description="Token shards of a corpus, for the language model",
+    )
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the corpus")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--batch", type=int, default=4, help="items encoded side by side")
     parser.add_argument("--items-per-shard", type=int, default=64)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... or mps")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--threads", type=int, help="of each process (default: 1; of a single one: all)")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="encode only part I of N, I from 1 on")
     arguments = parser.parse_args(argv)
-    if arguments.batch < 1 or arguments.items_per_shard < 1:
-        parser.error("--batch and --items-per-shard must be at least 1")
+    for name in ("batch", "items_per_shard", "workers", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return guard(lambda: print(f"{tokenize(arguments)} items -> {arguments.out}"))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
+    return int(match.group(1)), int(match.group(2))
 
 
 if __name__ == "__main__":

@@ -80,9 +80,11 @@ def test_variations_are_ranked(base, vocal_file, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == sorted([*OURS, *numbered])
     assert (out / "accompaniment.wav").read_bytes() == (out / "accompaniment-1.wav").read_bytes()
     report = json.loads((out / "report.json").read_text())
-    scores = [entry["coherence"]["score"] for entry in report["variations"]]
+    scores = [entry["ranking"]["score"] for entry in report["variations"]]
     assert scores == sorted(scores, reverse=True)
-    assert report["coherence"]["score"] == scores[0]
+    assert [entry["rank"] for entry in report["variations"]] == [1, 2, 3]
+    assert report["ranking"]["score"] == scores[0]
+    assert "score" in report["coherence"] and report["not_rendered"] == []
     assert sorted(entry["seed"] for entry in report["variations"]) == [2, 3, 4]
     # Each can be made again by its seed alone, and then the folder holds that one only.
     last = report["variations"][-1]
@@ -90,6 +92,35 @@ def test_variations_are_ranked(base, vocal_file, tmp_path):
     assert main(["--vocal", str(vocal_file), "--out", str(out), "--seed", str(last["seed"]), *base]) == 0
     assert sorted(path.name for path in out.iterdir()) == OURS
     assert (out / "accompaniment.wav").read_bytes() == expected
+
+
+def test_only_the_best_are_kept(base, vocal_file, tmp_path):
+    options = ["--vocal", str(vocal_file), "--variations", "3", *base]
+    reports = {}
+    for keep in ("3", "2", "1"):
+        out = tmp_path / keep
+        assert main([*options, "--keep", keep, "--out", str(out)]) == 0
+        reports[keep] = json.loads((out / "report.json").read_text())
+    ranked = [entry["seed"] for entry in reports["3"]["variations"]]
+    scores = [entry["ranking"] for entry in reports["3"]["variations"]]
+    for keep in (1, 2):
+        report = reports[str(keep)]
+        assert [entry["seed"] for entry in report["variations"]] == ranked[:keep]
+        assert [entry["seed"] for entry in report["not_rendered"]] == ranked[keep:]
+        assert [entry["ranking"] for entry in report["not_rendered"]] == scores[keep:]
+        for entry in report["variations"]:
+            assert (tmp_path / str(keep) / entry["accompaniment"]).is_file()
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == OURS
+    best = [(tmp_path / keep / "accompaniment.wav").read_bytes() for keep in ("3", "1")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("keep", ["0", "3"])
+def test_keep_out_of_range(base, vocal_file, tmp_path, capsys, keep):
+    options = ["--vocal", str(vocal_file), "--variations", "2", "--keep", keep, *base]
+    assert main([*options, "--out", str(tmp_path / "out")]) == 1
+    assert "--keep must be from 1 to --variations (2)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_prefix_and_level(base, vocal_file, tmp_path, make_singing):

@@ -52,7 +52,13 @@ def diagnosed(labelled_corpus, tiny_bundle, tmp_path_factory):
 
 def test_every_part_leaves_a_picture_and_its_figures(diagnosed):
     figures = json.loads((diagnosed / "diagnostics.json").read_text())
-    parts = ["codes", "context", "corruption", "probe"]  # there is no folder of MagnaTagATune
+    parts = [
+        "codes",
+        "context",
+        "corruption",
+        "predictability",
+        "probe",
+    ]  # there is no folder of MagnaTagATune
     assert sorted({name.split(".")[0] for name in figures}) == parts
     assert sorted(path.stem for path in diagnosed.glob("*.png")) == parts
     for part in parts:
@@ -61,6 +67,7 @@ def test_every_part_leaves_a_picture_and_its_figures(diagnosed):
         assert picture[..., :3].std() > 0.05  # there is something on it
         assert figures[f"{part}.seconds"] > 0
     for promised in (
+        "predictability.cnbpt_unconditional_average",
         "corruption.mismatch_cost_percent",
         "corruption.mask_100_cost_first_5s_percent",
         "corruption.shift_200ms_cost_error_percent",

@@ -45,7 +45,7 @@ def listening_lm(tiny_components) -> DualTrackLM:
 
 def test_a_model_that_listens_pays_for_every_damage(listening_lm):
     found = measure_corruption(listening_lm, make_windows())
-    assert list(found.shifts) == [0.2, 0.5, 1.0, 2.0, 4.0]  # those that fit into 6 s
+    assert list(found.shifts) == [0.04, 0.08, 0.2, 0.5, 1.0, 2.0, 4.0]  # those that fit into 6 s
     for costs in (*found.shifts.values(), found.mismatch, found.masks[1.0]):
         assert costs["whole"].percent > 50 and costs["first_5s"].percent > 50
         assert 0 < costs["whole"].error_percent < costs["whole"].percent

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from duotok.lm import metrics
+from duotok.lm.scoring import Scores
+from duotok.recipes.evaluation.context_scaling import ContextScaling
+from duotok.recipes.evaluation.corruption import Corruption, Cost
+from duotok.recipes.evaluation.predictability import describe_predictability
 from duotok.tokenizer.common.errors import DataError
 
 
@@ -14,6 +18,21 @@ def test_a_uniform_guess_costs_the_index_length() -> None:
     bits = metrics.bits_per_token(logits, targets).item()
     assert bits == pytest.approx(4.0)
     assert metrics.codebook_normalized_bits(bits, [16]) == pytest.approx(1.0)
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    targets = torch.tensor([[3, 0, 1]])
+    logits = 1000.0 * torch.nn.functional.one_hot(targets, 4)
+    bits = metrics.bits_per_token(logits, targets).item()
+    assert metrics.codebook_normalized_bits(bits, [4]) == 0.0
+    assert metrics.accuracy_at(metrics.target_ranks(logits, targets), 1) == 1.0
+
+
+def test_a_uniform_guess_is_right_as_often_as_chance() -> None:
+    # Ties are broken by the code's number, as a top-k of sorted codes breaks them.
+    targets = torch.arange(16)[None]
+    ranks = metrics.target_ranks(torch.zeros(1, 16, 16), targets)
+    assert [metrics.accuracy_at(ranks, k) for k in (1, 4, 16)] == [1 / 16, 4 / 16, 1.0]
 
 
 def test_bits_per_token_by_hand() -> None:
@@ -39,12 +58,38 @@ def test_the_paper_s_own_table_follows() -> None:
     assert metrics.entropy_normalized_bits(6.911, 0.9188 * 15) == pytest.approx(0.501, abs=6e-4)
 
 
+def test_the_two_ways_to_enbpt_agree() -> None:
+    # Counts 4, 2, 1, 1 of 8 codes: entropy 1.75 bits, normalized 1.75 / 3; eq. 16 and eq. 17.
+    counts = torch.tensor([4, 2, 1, 1, 0, 0, 0, 0])
+    entropy, normalized = metrics.unigram_entropy_bits(counts), metrics.normalized_entropy(counts)
+    assert (entropy, normalized) == (pytest.approx(1.75), pytest.approx(1.75 / 3))
+    bits = 1.4
+    ratio = metrics.codebook_normalized_bits(bits, [8])
+    assert metrics.entropy_normalized_bits(bits, entropy) == pytest.approx(0.8)
+    assert metrics.entropy_normalized_ratio(ratio, normalized) == pytest.approx(0.8)
+    # Guessing by the unigram distribution costs exactly the entropy: enBPT 1.
+    logits = torch.log(counts.double().clamp_min(1e-300) / 8).expand(1, 8, 8)
+    targets = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 3]])
+    cost = metrics.bits_per_token(logits, targets).item()
+    assert metrics.entropy_normalized_bits(cost, entropy) == pytest.approx(1.0)
+    with pytest.raises(DataError, match="not defined"):
+        metrics.entropy_normalized_ratio(0.5, 0.0)
+
+
 def test_rates_of_the_paper() -> None:
     # Table 6, DuoTok: 25 + 25 tokens per second, 0.75 kbps, 24 normalized units per second at cnBPT 0.48.
     assert metrics.token_rate_hz(25, 1) == 25
     assert metrics.token_rate_hz(75, 8) == 600
     assert metrics.index_bit_rate(25, [32_768]) == pytest.approx(375)
     assert metrics.codebook_normalized_rate([0.48, 0.48], [25, 25]) == pytest.approx(24.0)
+    # DAC: 75 Hz, 8 codebooks of 1,024: 6 kbps; eq. 22 with cnBPT 0.76 gives its 456.
+    assert metrics.index_bit_rate(75, [1024] * 8) == pytest.approx(6000)
+    assert metrics.codebook_normalized_rate([0.76], [metrics.token_rate_hz(75, 8)]) == pytest.approx(456)
+    # Codebooks of different sizes add up (eq. 19), and so do streams (eq. 20, 23).
+    assert metrics.index_bit_rate(25, [4, 16]) == pytest.approx(25 * 6)
+    assert metrics.cross_entropy_rate([2.0, 3.0], [25, 50]) == pytest.approx(200)
+    # eq. 23's equivalent: all tokens per second times their mean cnBPT.
+    assert metrics.codebook_normalized_rate([0.4, 0.7], [25, 50]) == pytest.approx(75 * (0.4 + 2 * 0.7) / 3)
 
 
 def test_ranks_and_accuracy() -> None:
@@ -69,6 +114,77 @@ def test_relative_cost_does_not_depend_on_the_normalization() -> None:
     assert cost == pytest.approx(25.0)
     normalized = [metrics.codebook_normalized_bits(bits, [2048]) for bits in (8.0, 6.4)]
     assert metrics.corruption_cost_percent(*normalized) == pytest.approx(cost)
+
+
+def test_gains_and_rising_steps() -> None:
+    # P 5.2: 0.464 with the vocal, 0.506 without, 8.3 % lower.
+    assert metrics.relative_gain_percent(0.464, 0.506) == pytest.approx(8.3, abs=0.01)
+    assert metrics.rising_share([1.0, 2.0, 2.0, 5.0]) == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="one value"):
+        metrics.rising_share([1.0])
+
+
+def constant_scores(**bits: list[float]) -> Scores:
+    """Two windows of 100 frames; each track costs its bits in the frames 0-49 and 50-99."""
+    halves = torch.tensor([0] * 50 + [1] * 50)
+    nats = {t: (torch.tensor(b)[halves] * math.log(2)).expand(2, 100) for t, b in bits.items()}
+    ranks = {track: torch.arange(100).expand(2, 100) for track in bits}
+    return Scores(loss_nats=nats, ranks=ranks, prefix_frames=0)
+
+
+def test_all_figures_of_a_hand_made_case() -> None:
+    codes = {
+        "vocal": torch.arange(4).repeat(2, 25),
+        "accompaniment": torch.arange(32).repeat(7)[:200].view(2, 100),
+    }
+    scores = {
+        "unconditional": constant_scores(vocal=[2.0, 2.0], accompaniment=[4.0, 2.0]),
+        "vocal_to_accompaniment": constant_scores(accompaniment=[9.0, 1.5]),
+        "mismatch": constant_scores(accompaniment=[9.0, 9.0]),  # no mode of its own: left alone
+    }
+    found = describe_predictability(scores, codes, {"vocal": 16, "accompaniment": 32}, rate_hz=25.0)
+    expected = {
+        "bpt_unconditional_vocal": 2.0,
+        "cnbpt_unconditional_vocal": 0.5,
+        "enbpt_unconditional_vocal": 1.0,  # four codes alike: 2 bits of entropy
+        "utilization_vocal": 0.25,
+        "normalized_entropy_vocal": 0.5,
+        "cnbpt_unconditional_accompaniment": 0.6,
+        "cnbpt_vocal_to_accompaniment": 0.3,  # without the 2 s of prefix
+        "conditional_gain_percent": 50.0,
+        "conditional_gain_same_frames_percent": 25.0,
+        "acc_at_10_unconditional_vocal": 0.1,
+        "acc_at_50_vocal_to_accompaniment": 0.0,
+        "cnbpt_unconditional_average": 2.5 / 4.5,
+        "token_rate_hz": 50.0,
+        "index_kbps_vocal": 0.1,
+        "index_kbps": 0.225,
+        "model_kbps_unconditional": 0.125,
+        "cnbps_unconditional": 27.5,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    average = (found["enbpt_unconditional_vocal"] + found["enbpt_unconditional_accompaniment"]) / 2
+    assert found["enbpt_unconditional_average"] == pytest.approx(average)
+
+
+def test_context_and_severity_say_whether_every_step_counts() -> None:
+    curves = {"unconditional_vocal": {5.0: 0.5, 10.0: 0.4, 20.0: 0.41, 30.0: 0.3}}
+    found = ContextScaling(whole=curves, last=curves, last_seconds=3.0, windows=2).figures()
+    assert found["falling_share_unconditional_vocal"] == pytest.approx(2 / 3)
+    assert found["gain_whole_unconditional_vocal_percent"] == pytest.approx(40)
+    cost = {
+        n: {s: Cost(percent=n, error_percent=0.1) for s in ("whole", "first_5s")} for n in (1.0, 2.0, 4.0)
+    }
+    costs = Corruption(
+        shifts={0.2: cost[1.0], 0.5: cost[2.0], 1.0: cost[4.0]},
+        masks={0.1: cost[2.0], 0.5: cost[1.0]},
+        mismatch=cost[4.0],
+        windows=2,
+        seconds=30.0,
+    ).figures()
+    assert (costs["shift_cost_least_percent"], costs["shift_cost_rising_share"]) == (1.0, 1.0)
+    assert (costs["shift_cost_rise_percent"], costs["mask_cost_rise_percent"]) == (3.0, -1.0)
+    assert (costs["mask_cost_least_first_5s_percent"], costs["mask_cost_rising_share_first_5s"]) == (1.0, 0.0)
 
 
 def test_errors_say_what_is_wrong() -> None:

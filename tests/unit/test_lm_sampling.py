@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from duotok.lm.choice import SamplingConfig, draw_uniform, pick_codes
 from duotok.lm.decoding import CachedDecoder
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sampling import SamplingConfig, generate_candidates, generate_track, pick_codes
+from duotok.lm.sampling import generate_candidates, generate_track
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
@@ -44,12 +45,43 @@ def test_the_cache_gives_the_states_of_one_pass(key_value_heads: int) -> None:
     with torch.no_grad():
         expected = lm.hidden_states(layout)
         inputs = lm.embed(layout.vocal, layout.accompaniment, layout.segment)
-    decoder = CachedDecoder(lm, rows=1, capacity=18)
+    decoder = CachedDecoder(lm, branches=1, candidates=1, prompt_steps=9, target_steps=9)
     for _ in range(2):  # a second song in the same buffers
-        decoder.reset()
-        parts = [decoder.advance(inputs[:, :9], 0), decoder.advance(inputs[:, 9:12], 0)]
-        parts += [decoder.advance(inputs[:, 9 + i : 10 + i], i) for i in range(3, 9)]
+        parts = [decoder.hear(inputs[:, :9]), decoder.advance(inputs[:, 9:12])]
+        parts += [decoder.advance(inputs[:, 9 + i : 10 + i]) for i in range(3, 9)]
         torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
+def test_rows_that_share_a_prompt_stay_apart(key_value_heads: int) -> None:
+    lm = make_lm(key_value_heads=key_value_heads)
+    prompts, targets = torch.randn(2, 7, 16), torch.randn(2, 3, 5, 16)  # 2 branches of 3 candidates
+    together = CachedDecoder(lm, branches=2, candidates=3, prompt_steps=7, target_steps=5)
+    alone = CachedDecoder(lm, branches=1, candidates=1, prompt_steps=7, target_steps=5)
+    together.hear(prompts)
+    rows = targets.flatten(0, 1)
+    found = [together.advance(rows[:, :2]), *(together.advance(rows[:, i : i + 1]) for i in range(2, 5))]
+    together.hear(prompts[:1])  # the second branch keeps its prompt
+    again = [together.advance(rows[:, :2]), *(together.advance(rows[:, i : i + 1]) for i in range(2, 5))]
+    for row in range(6):
+        alone.hear(prompts[row // 3][None])
+        expected = torch.cat([alone.advance(rows[row, i][None, None]) for i in range(5)], dim=1)[0]
+        for states in (found, again):
+            torch.testing.assert_close(torch.cat(states, dim=1)[row], expected, atol=2e-6, rtol=1e-4)
+
+
+def test_a_step_of_fixed_work_gives_the_same_states() -> None:
+    # What a CUDA graph repeats: nothing depends on how far the song is, the future is masked.
+    lm = make_lm()
+    decoders = [CachedDecoder(lm, branches=2, candidates=2, prompt_steps=4, target_steps=6) for _ in range(2)]
+    prompts = torch.randn(2, 4, 16)
+    for decoder in decoders:
+        decoder.hear(prompts)
+    for place in range(6):
+        hidden = torch.randn(4, 1, 16)
+        expected = decoders[0].advance(hidden)
+        found = decoders[1].step(hidden, torch.tensor([place]))
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("guidance", "aligned"), [(1.0, True), (1.7, True), (0.0, True), (2.0, False)])
@@ -88,9 +120,37 @@ def test_seeds() -> None:
     assert torch.equal(first, generate_track(lm, vocal, seed=1, temperature=1.0))
     assert not torch.equal(first, generate_track(lm, vocal, seed=2, temperature=1.0))
     config = SamplingConfig(temperature=1.0)
-    both = generate_candidates(lm, vocal, seeds=[1, 2], config=config)
+    both = generate_candidates(lm, vocal, seeds=[1, 2], config=config).codes
     assert both.shape == (2, 40)
     assert torch.equal(both[0], first)
+
+
+def test_a_candidate_is_the_same_in_any_company() -> None:
+    lm, vocal = make_lm(), make_vocal(50)
+    config = SamplingConfig(temperature=1.0, guidance=2.0, window_frames=20, overlap_frames=6)
+    many = generate_candidates(lm, vocal, seeds=[4, 5, 6, 7, 8], config=config)
+    few = generate_candidates(lm, vocal, seeds=[7, 4], config=config)
+    assert torch.equal(few.codes, many.codes[[3, 0]])
+    for name in ("likelihood_nats", "likelihood_alone_nats", "information_nats"):
+        torch.testing.assert_close(getattr(few, name), getattr(many, name)[[3, 0]], atol=1e-4, rtol=1e-4)
+
+
+def test_likelihoods_are_those_of_the_full_model() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(14), torch.arange(3)
+    found = generate_candidates(
+        lm, vocal, seeds=[0, 1], config=SamplingConfig(guidance=1.7, temperature=0.8), prefix_codes=prefix
+    )
+    for guidance, means in ((1.0, found.likelihood_nats), (0.0, found.likelihood_alone_nats)):
+        assert means is not None
+        for codes, mean in zip(found.codes, means, strict=True):
+            logits = full_logits(lm, vocal, codes, guidance)
+            expected = logits.log_softmax(dim=-1).gather(1, codes[:, None])[3:].mean()
+            torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-4)
+    plain = generate_candidates(lm, vocal, seeds=[0], config=SamplingConfig(guidance=1.0))
+    assert plain.likelihood_nats is not None
+    assert plain.likelihood_alone_nats is None and plain.information_nats is None
+    given = generate_candidates(lm, vocal[:2], seeds=[0], prefix_codes=prefix)
+    assert given.likelihood_nats is None  # nothing was sampled
 
 
 def test_a_given_prefix_is_kept_and_continued() -> None:
@@ -118,11 +178,11 @@ def test_progress_counts_finished_frames() -> None:
 
 def test_top_k_and_top_p_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).expand(400, 4)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
+    uniform = torch.arange(400) / 400
 
     def drawn(**settings: float) -> set[int]:
         config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings})
-        return set(pick_codes(logits, generators, config).tolist())
+        return set(pick_codes(logits, uniform, config).tolist())
 
     assert drawn() == {0, 1, 2, 3}
     assert drawn(top_k=2) == {1, 2}
@@ -130,6 +190,29 @@ def test_top_k_and_top_p_by_hand() -> None:
     assert drawn(top_p=0.3) == {1}
     assert drawn(temperature=0) == {1}
     assert drawn(temperature=0.01) == {1}
+
+
+def test_codes_are_drawn_by_their_probability() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2])).expand(1000, 4)
+    evenly = (torch.arange(1000) + 0.5) / 1000
+
+    def count(**settings: float) -> list[int]:
+        config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings})
+        return torch.bincount(pick_codes(logits, evenly, config), minlength=4).tolist()
+
+    assert count() == pytest.approx([100, 400, 300, 200], abs=1)
+    assert count(top_k=2) == pytest.approx([0, 571, 429, 0], abs=1)
+    assert count(top_p=0.8) == pytest.approx([0, 444, 333, 222], abs=1)
+    assert count(temperature=0.5) == pytest.approx([33, 533, 300, 133], abs=1)
+    # The largest number below 1 picks the least likely code that is left, never one that is cut off.
+    last = torch.full((1000,), 1 - 2**-24)
+    assert set(pick_codes(logits, last, SamplingConfig(top_p=0.5)).tolist()) == {2}
+    first = torch.zeros(1000)
+    assert set(pick_codes(logits, first, SamplingConfig()).tolist()) == {1}
+
+
+def test_numbers_of_a_longer_song_begin_alike() -> None:
+    assert torch.equal(draw_uniform(7, 1000)[:100], draw_uniform(7, 100))
 
 
 def test_errors_say_what_is_wrong() -> None:
