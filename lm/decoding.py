@@ -35,6 +35,20 @@ class _Layer:
         self.mlp_out = mlp.down_proj.weight
 
 
+class _Cache:
+    """What one layer remembers; batch: branches times groups of heads that share keys."""
+
+    def __init__(
+        self, like: Tensor, batch: int, candidates: int, steps: tuple[int, int], head_dim: int
+    ) -> None:
+        prompt, target = steps
+        # Prompt keys lie as the products read them, [head_dim, steps].
+        self.prompt_keys = like.new_zeros(batch, head_dim, prompt)
+        self.prompt_values = like.new_zeros(batch, prompt, head_dim)
+        self.keys = like.new_zeros(batch * candidates, target, head_dim)
+        self.values = like.new_zeros(batch * candidates, target, head_dim)
+
+
 class CachedDecoder:
     """Takes the prompts of all branches in one pass, then advances every candidate of every branch.
 
@@ -55,12 +69,8 @@ class CachedDecoder:
         self._norm = lm.backbone.norm
         weight = lm.project.weight
         self._epsilon = torch.tensor(self._norm.variance_epsilon, device=weight.device)
-        batch = (config.layers, branches, self._groups)
-        # Prompt keys lie as the products read them, [head_dim, steps].
-        self._prompt_keys = weight.new_zeros(*batch, self.head_dim, prompt_steps)
-        self._prompt_values = weight.new_zeros(*batch, prompt_steps, self.head_dim)
-        own = (*batch, candidates, target_steps, self.head_dim)
-        self._keys, self._values = weight.new_zeros(own), weight.new_zeros(own)
+        batch, steps = branches * self._groups, (prompt_steps, target_steps)
+        self._caches = [_Cache(weight, batch, candidates, steps, self.head_dim) for _ in self._layers]
         self._places = torch.arange(max(prompt_steps, target_steps), device=weight.device)
         cos, sin = lm.backbone.rotary_emb(weight, self._places[None])
         half = self.head_dim // 2
@@ -79,7 +89,9 @@ class CachedDecoder:
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            self._prompt_keys[number, :count], self._prompt_values[number, :count] = key.mT, value
+            cache, filled = self._caches[number], count * self._groups
+            cache.prompt_keys[:filled] = key.mT.flatten(0, 1)
+            cache.prompt_values[:filled] = value.flatten(0, 1)
             mixed = functional.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=1.0, enable_gqa=True
             )
@@ -102,12 +114,13 @@ class CachedDecoder:
         seen = seen.tril(diagonal=self.prompt_steps + first)
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cache = self._caches[number]
+            parts = ((cache.prompt_keys.mT, cache.keys, key), (cache.prompt_values, cache.values, value))
             everything = []
-            prompts = (self._prompt_keys[number].mT, self._prompt_values[number])
-            for prompt, cache, new in zip(prompts, (self._keys, self._values), (key, value), strict=True):
-                cache[number, ..., first:end, :] = self._by_group(new).squeeze(-2)
-                shared = prompt[:, :, None].expand(-1, -1, self.candidates, -1, -1)
-                both = torch.cat([shared, cache[number, ..., :end, :]], dim=-2)
+            for prompt, own, new in parts:
+                own[:, first:end] = self._by_group(new)
+                both = torch.cat([prompt.repeat_interleave(self.candidates, dim=0), own[:, :end]], dim=1)
+                both = both.view(self.branches, self._groups, self.candidates, -1, self.head_dim)
                 everything.append(both.transpose(1, 2).flatten(0, 1))  # [rows, groups, steps, head_dim]
             mixed = functional.scaled_dot_product_attention(
                 query.transpose(1, 2), *everything, attn_mask=seen, scale=1.0, enable_gqa=True
@@ -130,24 +143,19 @@ class CachedDecoder:
             ahead.masked_fill_(self._places[: self.target_steps] > place, -torch.inf)
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for cache, new in ((self._keys, key), (self._values, value)):
-                cache[number].index_copy_(3, place, self._by_group(new).squeeze(-2))
-            keys = self._keys[number, ..., :reach, :].flatten(0, 2)
-            values = self._values[number, ..., :reach, :].flatten(0, 2)
+            cache = self._caches[number]
+            cache.keys.index_copy_(1, place, self._by_group(key))
+            cache.values.index_copy_(1, place, self._by_group(value))
             # One row of queries per candidate and query head of a group; no mask, no copies of the keys.
-            query = self._by_group(query).reshape(batch, -1, self.head_dim)
-            heard = torch.bmm(query, self._prompt_keys[number].flatten(0, 1))
-            own = torch.bmm(query.reshape(len(keys), -1, self.head_dim), keys.mT)
+            query = self._by_group(query)  # [batch and candidates, heads of a group, head_dim]
+            heard = torch.bmm(query.view(batch, -1, self.head_dim), cache.prompt_keys)
+            own = torch.bmm(query, cache.keys[:, :reach].mT)
             if ahead is not None:
                 own = own + ahead
             weights = torch.cat([heard.view(*own.shape[:2], prompt), own], dim=-1).softmax(dim=-1)
-            shared = weights[..., :prompt].reshape(batch, -1, prompt)
-            mixed = torch.bmm(shared, self._prompt_values[number].flatten(0, 1)).view(
-                len(keys), -1, self.head_dim
-            )
-            mixed = torch.baddbmm(mixed, weights[..., prompt:], values)
-            mixed = mixed.view(self.branches, self._groups, self.candidates, -1)
-            return mixed.transpose(1, 2)
+            mixed = torch.bmm(weights[..., :prompt].reshape(batch, -1, prompt), cache.prompt_values)
+            mixed = torch.baddbmm(mixed.view(query.shape), weights[..., prompt:], cache.values[:, :reach])
+            return mixed.view(self.branches, self._groups, self.candidates, -1).transpose(1, 2)
 
         return self._run(hidden, place, attend)
 
@@ -175,7 +183,11 @@ class CachedDecoder:
         return hidden * scale.to(hidden.dtype)
 
     def _by_group(self, part: Tensor) -> Tensor:
-        """[rows, steps, heads, dim] -> [branches, groups, candidates, steps, heads of a group, dim]."""
+        """[rows, steps, heads, dim] -> [branches, groups and candidates, steps, dim].
+
+        The heads of a group, more than one in queries only, are steps of their own.
+        """
         rows, steps, heads, _ = part.shape
-        shape = (self.branches, self.candidates, steps, self._groups, heads // self._groups, self.head_dim)
-        return part.view(shape).permute(0, 3, 1, 2, 4, 5)
+        part = part.view(self.branches, self.candidates, steps, self._groups, -1, self.head_dim)
+        per_group = heads // self._groups
+        return part.permute(0, 3, 1, 2, 4, 5).reshape(-1, steps * per_group, self.head_dim)
