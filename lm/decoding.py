@@ -148,7 +148,7 @@ class CachedDecoder:
             cache.values.index_copy_(1, place, self._by_group(value))
             # One row of queries per candidate and query head of a group; no mask, no copies of the keys.
             query = self._by_group(query)  # [batch and candidates, heads of a group, head_dim]
-            heard = torch.bmm(query.view(batch, -1, self.head_dim), cache.prompt_keys)
+            heard = torch.bmm(query.reshape(batch, -1, self.head_dim), cache.prompt_keys)
             own = torch.bmm(query, cache.keys[:, :reach].mT)
             if ahead is not None:
                 own = own + ahead
