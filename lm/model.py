@@ -1,5 +1,6 @@
 """The dual-track language model: a Qwen2 backbone over frames of two codes (P 5.2, B.1)."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2Model
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ..tokenizer.common.checkpoint import load_component, save_component
 from ..tokenizer.common.config import config_from_dict
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.model import DuoTokenizer
+from .attention import AttentionChoice, choose_attention
 from .codes import TrackCodes
 from .layout import SEGMENTS, TRACKS, Layout, lay_out
 
 KIND = "lm"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class DualTrackLM(nn.Module):
         self.config = config
         self.fingerprint: str | None = None
         self.tokenizer_fingerprint: str | None = None
+        self._attention: AttentionChoice | None = None
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
         self.tracks = nn.ModuleDict(
             {
@@ -141,12 +145,16 @@ class DualTrackLM(nn.Module):
         return self.backbone.norm(hidden)
 
     def _choose_attention(self, hidden: Tensor) -> None:
-        """Use flash-attention 2 where it can run: installed, on CUDA, in half precision; otherwise SDPA."""
-        is_half = hidden.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
-        can_flash = hidden.is_cuda and is_half and is_flash_attn_2_available()
-        wanted = "flash_attention_2" if can_flash else "sdpa"
-        if self.backbone.config._attn_implementation != wanted:
-            self.backbone.set_attn_implementation(wanted)
+        """Use the kernel that fits the inputs, and say once which it is."""
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        choice = choose_attention(hidden.device, dtype, self.config.hidden_dim // self.config.heads)
+        if choice == self._attention:
+            return
+        self._attention = choice
+        logger.info("attention: %s (%s)", choice.name, choice.reason)
+        if self.backbone.config._attn_implementation != choice.name:
+            self.backbone.set_attn_implementation(choice.name)
 
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None

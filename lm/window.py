@@ -111,16 +111,17 @@ class WindowSampler:
 
 def _capture(step: Callable[[], None], place: Tensor) -> Callable[[], None]:
     """Record a step as a CUDA graph: some hundred small kernels become one launch."""
-    side = torch.cuda.Stream(place.device)
-    side.wait_stream(torch.cuda.current_stream(place.device))
-    with torch.cuda.stream(side):
-        for _ in range(2):  # libraries set themselves up at first use, which must not be recorded
-            place.zero_()
-            step()
-    torch.cuda.current_stream(place.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    with torch.cuda.device(place.device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries set themselves up at first use, which must not be recorded
+                place.zero_()
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            step()
     return graph.replay
 
 

@@ -1,6 +1,8 @@
 """What the command lines share: errors in one line, and the options of every training recipe."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,21 @@ def guard(run: Callable[[], None], *, interrupted: str = "run the same command a
     return 0
 
 
+def show_progress_messages() -> None:
+    """Let the first process tell on stderr what the library logs: kernels chosen, code being compiled."""
+    logging.basicConfig(format="%(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("duotok").setLevel(logging.INFO)
+
+
+def leave_processes() -> None:
+    """Part from the other processes of a finished run, if there are any."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def recipe_main(
     argv: Sequence[str] | None, *, description: str, config_class: type, build: "Callable[[Any], Task]"
 ) -> int:
@@ -37,13 +54,18 @@ def recipe_main(
     parser.add_argument("--minutes", type=float, help="train for this long in all instead of train.steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well (train.wandb)"
+    )
     arguments = parser.parse_args(argv)
 
     def train() -> None:
         from duotok.recipes.training import run_training
         from duotok.tokenizer.common.config import load_config
 
-        config = load_config(config_class, arguments.config, arguments.set)
+        show_progress_messages()
+        overrides = [*arguments.set, *([f"train.wandb={arguments.wandb}"] if arguments.wandb else [])]
+        config = load_config(config_class, arguments.config, overrides)
         losses = run_training(
             build(config),
             config.train,
@@ -51,7 +73,9 @@ def recipe_main(
             minutes=arguments.minutes,
             deepspeed=arguments.deepspeed,
         )
+        leave_processes()
         told = " ".join(f"{name}={value:.4f}" for name, value in losses.items())
-        print(f"{told} -> {arguments.out / 'final'}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{told} -> {arguments.out / 'final'}")
 
     return guard(train, interrupted="run the same command again to go on from the last checkpoint")

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class TrainingState:
         self.optimizer = optimizer
         self.ema = {name: p.detach().clone() for name, p in parameters.items()} if use_ema else {}
         self.step = 0
+        self.saved_step: int | None = None  # of the checkpoint on the disk
         self.elapsed_seconds = 0.0
 
     @torch.no_grad()
@@ -35,7 +36,7 @@ class TrainingState:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
         names = list(self.ema)
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [self.ema[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay
         )
 
@@ -50,8 +51,20 @@ class TrainingState:
             _copy(saved, self.parameters)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder; the old one is replaced only by a whole new one."""
+        """Write a checkpoint folder; the old one is replaced only by a whole new one.
+
+        Raises CheckpointError when it cannot be written, on a full disk for instance; the old one stays.
+        """
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            self._write(temporary)
+            replace_folder(temporary, folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(describe_failed_save(folder, self.step, self.saved_step, error)) from error
+        self.saved_step = self.step
+
+    def _write(self, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(
@@ -67,12 +80,14 @@ class TrainingState:
         save_file(moments, temporary / "optimizer.safetensors")
         progress = {"step": self.step, "elapsed_seconds": self.elapsed_seconds}
         (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
-        replace_folder(temporary, folder)
 
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; say whether there was."""
+        _restore_replaced(folder)
         if not folder.exists():
             return False
+        if any(folder.glob("step-*")):
+            raise CheckpointError(f"{folder} was written under DeepSpeed; give --deepspeed again")
         try:
             weights = load_file(folder / "weights.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
@@ -91,8 +106,46 @@ class TrainingState:
             value = value if moment == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][moment] = value
         self.step = int(progress["step"])
+        self.saved_step = self.step
         self.elapsed_seconds = float(progress["elapsed_seconds"])
         return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+
+
+def export_component(export: Callable[[Path], object], folder: Path) -> None:
+    """Write the finished component; raise CheckpointError where it cannot be written."""
+    try:
+        export(folder)
+    except (OSError, SafetensorError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise CheckpointError(
+            f"cannot write {folder} ({reason}); the last checkpoint is whole: free some space, then run the "
+            "same command again"
+        ) from error
+
+
+def describe_failed_save(folder: Path, step: int, saved_step: int | None, error: Exception) -> str:
+    """Return one line about a checkpoint that could not be written."""
+    reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    left = "there is no earlier one" if saved_step is None else f"the one of step {saved_step} stays"
+    return (
+        f"cannot write the checkpoint of step {step} to {folder} ({reason}); {left}; free some space, then "
+        "run the same command again to go on"
+    )
+
+
+def _restore_replaced(folder: Path) -> None:
+    """Put back a checkpoint that was being replaced at the moment the run was killed."""
+    replaced = sorted(folder.parent.glob(f".{folder.name}.*.old"))
+    if replaced and not folder.exists():
+        replaced[-1].replace(folder)
 
 
 @torch.no_grad()

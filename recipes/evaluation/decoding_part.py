@@ -181,7 +181,7 @@ def draw_curves(
 def describe_curves(
     curves: dict[tuple[str, str], dict[float, tuple[float, float]]],
 ) -> dict[str, float]:
-    """Every point of the curves, and the guidance with the highest in-key share with its gain over 1."""
+    """Every point of the curves, and the guidance with the highest in-key share."""
     figures: dict[str, float] = {}
     for (measure, source), curve in curves.items():
         ending = "" if source == "tokens" else "_sound"
@@ -191,13 +191,13 @@ def describe_curves(
             best = max(curve, key=lambda strength: curve[strength][0])
             figures[f"best_guidance{ending}"] = best
             figures[f"in_key{ending}_best_guidance"] = curve[best][0]
-            figures[f"in_key{ending}_gain_of_guidance"] = curve[best][0] - curve[1.0][0]
     return figures
 
 
 def describe_ranking(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Each measure of a single draw (the mean of all), of the best ranked, of the truly best (no ranking
-    can do better), and the gain with its standard error; of sound the single draw is the first seed's."""
+    """What ranking is worth: each measure of a single draw (…_single: the mean of all candidates), of the
+    one ranked first (…_ranked) and of the truly best, which no ranking surpasses (…_oracle); the standard
+    error of the gain (…_ranking_error). Of sound, the single draw is the first seed's."""
     figures: dict[str, float] = {}
     for measure in _shared([row for outcome in outcomes for row in outcome.tokens]):
         rows = np.array([[row[measure] for row in outcome.tokens] for outcome in outcomes])
@@ -220,8 +220,7 @@ def _compare(name: str, single: Sequence[float], ranked: Sequence[float]) -> dic
     return {
         f"{name}_single": _mean(single),
         f"{name}_ranked": _mean(ranked),
-        f"{name}_gain_of_ranking": _mean(gains),
-        f"{name}_gain_of_ranking_error": _error(gains),
+        f"{name}_ranking_error": _error(gains),
     }
 
 

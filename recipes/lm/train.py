@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.command import recipe_main
 from duotok.recipes.lm.data import DataConfig
+from duotok.recipes.lm.validation import ValidationConfig
 from duotok.recipes.training import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError
 
@@ -25,6 +26,7 @@ class Config:
 
     tokenizer: str  # folder of the tokenizer that made the tokens
     data: DataConfig
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     start_from: str | None = None  # a trained language model to go on from, instead of a new one
     prompt_weight: float = 0.0  # weight of predicting the target from the prompt alone; see LMObjective
     model: DualTrackLMConfig = field(default_factory=DualTrackLMConfig)
@@ -38,13 +40,22 @@ def build(config: Config) -> Task:
     from duotok.lm.objective import LMObjective
     from duotok.recipes.lm.data import WindowSource
     from duotok.recipes.lm.token_shards import TokenShards
+    from duotok.recipes.lm.validation import make_validation
+    from duotok.recipes.sizing.flops import batch_flops, batch_tokens
 
     shards = TokenShards(config.data.tokens)
     torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
     source = WindowSource(shards, config.data, lm, config.train.batch_size)
     objective = LMObjective(lm, config.prompt_weight)
-    return Task(objective=objective, make_batch=source.make_batch, export=lm.save_pretrained)
+    return Task(
+        objective=objective,
+        make_batch=source.make_batch,
+        export=lm.save_pretrained,
+        validate=make_validation(lm, shards, config.data, config.validation),
+        count_units=batch_tokens,
+        count_flops=lambda batch: batch_flops(lm.config, batch, config.prompt_weight),
+    )
 
 
 def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:

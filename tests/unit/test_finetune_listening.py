@@ -147,6 +147,22 @@ def test_a_mix_is_separated_and_long_songs_come_in_parts(
     assert len({part.id for part in heard.parts}) == 3 and {part.song for part in heard.parts} == {"song"}
 
 
+def test_the_leak_of_a_band_is_no_voice(tmp_path: Path, tokenizer: DuoTokenizer, voice, band):
+    """What a separator takes out of an instrumental is harmonic too, but faint beside the band."""
+
+    class LeakySeparator:
+        name = "leaky"
+
+        def separate(self, wave: torch.Tensor) -> dict[str, torch.Tensor]:
+            return complete_stems(wave, {"vocal": 10 ** (-15 / 20) * wave})
+
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "song.flac", voice + 0.1 * band, RATE_HZ)
+    heard = listen(tmp_path / "in", tmp_path / "work", tokenizer, LeakySeparator())
+    assert heard.parts == [] and "nobody seems to sing in it" in heard.left_out[0].reason
+    assert "15 dB below" in heard.left_out[0].reason
+
+
 def test_what_a_killed_run_left_is_no_song(tmp_path: Path, voice, band):
     write_pair(tmp_path / "mine.work" / ".work" / "key", voice, band)
     assert len(find_songs(tmp_path)) == 1

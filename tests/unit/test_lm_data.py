@@ -1,6 +1,10 @@
 """Token shards, training batches and the recipe files of the language model."""
 
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,20 @@ import torch
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.objective import LMObjective
 from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.lm import data as data_module
 from duotok.recipes.lm import tokenize, train
 from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard, read_index
+from duotok.recipes.lm.token_shards import (
+    TokenIndex,
+    TokenShards,
+    TokenSong,
+    append_shard,
+    read_index,
+    shard_path,
+    split_songs,
+)
+from duotok.recipes.lm.validation import ValidationConfig, make_validation
+from duotok.recipes.training import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
@@ -40,10 +55,28 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, tin
     return folder
 
 
-def make_shards(folder: Path) -> TokenShards:
+# A run as its programs see it, and the batches its objective is given.
+RECORDED_RUN = """
+import json, os, sys
+from pathlib import Path
+from duotok.recipes.lm import train
+from duotok.recipes.training import run_training
+from duotok.tokenizer.common.config import load_config
+recipe, out, *overrides = sys.argv[1:]
+config = load_config(train.Config, recipe, overrides)
+task, seen = train.build(config), []
+task.objective.register_forward_pre_hook(
+    lambda module, args, batch: seen.append(batch["target_vocal"].tolist()), with_kwargs=True
+)
+run_training(task, config.train, Path(out))
+Path(out, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+"""
+
+
+def make_shards(folder: Path, shards=((0, (30, 60)), (2, (90,)))) -> TokenShards:
     index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=SIZES, frame_rate_hz=25.0)
     rng = np.random.default_rng(0)
-    for first, lengths in ((0, (30, 60)), (2, (90,))):
+    for first, lengths in shards:
         pairs = {
             f"item{first + n}": (
                 f"song{first + n}",
@@ -131,6 +164,204 @@ def test_a_batch_is_a_function_of_the_generator(tmp_path: Path) -> None:
     assert sizes == {(6, 10), (2, 30)}  # longer windows come in fewer examples
 
 
+def test_batches_do_not_depend_on_how_songs_lie_in_shards(tmp_path: Path) -> None:
+    config = DataConfig(tokens="", windows=((0.4, 1), (1.2, 1)))
+    batches = []
+    for name, layout in (("two", ((0, (30, 60)), (2, (90,)))), ("one", ((0, (30, 60, 90)),))):
+        shards = make_shards(tmp_path / name, layout)
+        assert shards.index.shards == len(layout)
+        source = WindowSource(shards, config, make_lm(), batch_size=6)
+        batches.append(source.make_batch(np.random.default_rng(3)))
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+
+
+def recorded(folder: Path, tokens: Path, tokenizer_folder: Path, stop_after: int | None = None) -> list:
+    """Run the tiny recipe for six steps; return the batches that its objective was given."""
+    overrides = [f"tokenizer={tokenizer_folder}", f"data.tokens={tokens}", "train.steps=6"]
+    config = load_config(train.Config, RECIPES / "tiny.yaml", overrides)
+    task, seen = train.build(config), []
+    task.objective.register_forward_pre_hook(
+        lambda module, args, batch: seen.append({n: t.clone() for n, t in batch.items()}), with_kwargs=True
+    )
+    run_training(task, config.train, folder, stop_after=stop_after)
+    return seen
+
+
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
+    tmp_path: Path, tokens: Path, tokenizer_folder: Path
+) -> None:
+    whole = recorded(tmp_path / "whole", tokens, tokenizer_folder)
+    pieces = recorded(tmp_path / "pieces", tokens, tokenizer_folder, stop_after=2)
+    pieces += recorded(tmp_path / "pieces", tokens, tokenizer_folder)
+    assert len(whole) == len(pieces) == 6
+    for one, two in zip(whole, pieces, strict=True):
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(
+        torch.equal(a["target_vocal"], b["target_vocal"])
+        for n, a in enumerate(whole)
+        for b in whole[n + 1 :]
+        if a["target_vocal"].shape == b["target_vocal"].shape
+    )
+
+
+def test_two_processes_draw_different_batches_from_the_same_shard(
+    tmp_path: Path, tokens: Path, tokenizer_folder: Path
+) -> None:
+    index = read_index(tokens)
+    assert index is not None
+    alone = tmp_path / "tokens"  # fewer shards than processes
+    pairs = {s.id: (s.song, s.split, TokenShards(tokens).codes(s)) for s in index.songs}
+    index.songs.clear()
+    append_shard(alone, index, pairs)
+    command = [sys.executable, "-c", RECORDED_RUN, str(RECIPES / "tiny.yaml"), str(tmp_path / "run")]
+    command += [f"tokenizer={tokenizer_folder}", f"data.tokens={alone}", "train.steps=3"]
+    command += ["data.windows=[[1.0, 1]]"]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617"}
+    variables |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = [
+        subprocess.Popen(command, env={**os.environ, **variables, "RANK": str(n), "LOCAL_RANK": str(n)})
+        for n in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    first, second = (json.loads((tmp_path / "run" / f"seen-{n}.json").read_text()) for n in range(2))
+    assert len(first) == len(second) == 3
+    assert all(one != two for one, two in zip(first, second, strict=True))
+
+
+def test_songs_are_held_out_whole_and_for_good() -> None:
+    def song(number: int, part: int) -> TokenSong:
+        place = dict(split="train", shard=0, start=0, frames=1)
+        return TokenSong(id=f"{number}-{part}", song=f"song {number}", **place)
+
+    songs = [song(number, part) for number in range(1000) for part in range(2)]
+    trained, held_out = split_songs(songs, 0.1)
+    assert len(trained) + len(held_out) == len(songs)
+    assert not {s.song for s in trained} & {s.song for s in held_out}
+    assert 0.07 < len(held_out) / len(songs) < 0.13
+    # A song's side does not depend on which others there are, and a larger share keeps what a smaller held.
+    assert split_songs(songs[:100], 0.1)[1] == [s for s in held_out if s in songs[:100]]
+    assert {s.id for s in held_out} < {s.id for s in split_songs(songs, 0.2)[1]}
+    assert split_songs(songs, 0.0) == (songs, [])
+
+
+def make_named_shards(folder: Path, songs: int, first: int = 0) -> TokenShards:
+    """Two items of 40 frames a song; every song has a pair of codes of its own."""
+    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=dict.fromkeys(SIZES, 64), frame_rate_hz=25.0)
+    codes = {n: {track: torch.full((40,), n) for track in SIZES} for n in range(first, first + songs)}
+    append_shard(folder, index, {f"{n}-{p}": (f"song {n}", "train", codes[n]) for n in codes for p in (0, 1)})
+    return TokenShards(folder)
+
+
+def make_wide_lm() -> DualTrackLM:
+    settings = dict(vocal_codes=64, accompaniment_codes=64, code_dim=4, embedding_dim=8, hidden_dim=16)
+    return DualTrackLM(
+        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
+    )
+
+
+def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypatch) -> None:
+    shards, lm = make_named_shards(tmp_path, songs=40), make_wide_lm()
+    config = DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=0.25)
+    source = WindowSource(shards, config, lm, batch_size=300)
+    trained = set(source.make_batch(np.random.default_rng(0))["target_vocal"][:, 0].tolist())
+    held_out = {int(s.song.split()[1]) for s in split_songs(shards.index.songs, 0.25)[1]}
+    assert trained == set(range(40)) - held_out and len(held_out) > 3
+    shown = []
+    from duotok.recipes.lm import validation
+
+    def score(lm, vocal, *rest, **options):
+        shown.append(vocal)
+        return score_batch(lm, vocal, *rest, **options)
+
+    score_batch = validation.score_batch
+    monkeypatch.setattr(validation, "score_batch", score)
+    lm.train()
+    validate = make_validation(
+        lm, shards, config, ValidationConfig(windows=len(held_out), prefix_seconds=0.2)
+    )
+    assert validate is not None
+    figures = validate()
+    assert {int(row[0]) for row in shown[0]} == held_out  # a window of each before a second one of any
+    assert shown[0].shape == (len(held_out), 20)
+    assert figures == validate() and lm.training
+    assert set(figures) == {
+        "cnbpt/unconditional_vocal",
+        "cnbpt/unconditional_accompaniment",
+        "cnbpt/vocal_to_accompaniment",
+    }
+    assert all(0.8 < value < 1.3 for value in figures.values())
+
+
+def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
+    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_wide_lm()
+    other = make_named_shards(tmp_path / "b", songs=3, first=10)
+    for track in SIZES:
+        for parameter in (lm.codes_of(track).anchor_out.weight, lm.codes_of(track).residual_out.weight):
+            torch.nn.init.zeros_(parameter)
+    data = DataConfig(tokens="", windows=((0.8, 1.0),))
+    assert make_validation(lm, shards, data, ValidationConfig()) is None
+    config = ValidationConfig(tokens=str(other.folder), seconds=1.2, prefix_seconds=0.2)
+    validate = make_validation(lm, shards, data, config)
+    assert validate is not None
+    assert list(validate().values()) == pytest.approx([1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match="song 0 is in .* and is trained on"):
+        make_validation(lm, shards, data, ValidationConfig(tokens=str(shards.folder), prefix_seconds=0.2))
+    with pytest.raises(DataError, match="raise data.hold_out"):
+        config = ValidationConfig(prefix_seconds=0.2)
+        make_validation(lm, shards, DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=1e-9), config)
+    with pytest.raises(ConfigError, match="prefix_seconds"):
+        ValidationConfig(seconds=1.0)
+
+
+def test_shards_that_do_not_fit_their_index_are_named(tmp_path: Path) -> None:
+    def damage(name: str, change) -> Path:
+        make_shards(tmp_path / name)
+        index = json.loads((tmp_path / name / "index.json").read_text())
+        change(tmp_path / name, index)
+        (tmp_path / name / "index.json").write_text(json.dumps(index))
+        return tmp_path / name
+
+    def cut(folder: Path, index: dict) -> None:
+        path = shard_path(folder, 1)
+        path.write_bytes(path.read_bytes()[:-8])
+
+    def lose(folder: Path, index: dict) -> None:
+        shard_path(folder, 0).unlink()
+
+    def lengthen(folder: Path, index: dict) -> None:
+        index["songs"][1]["frames"] = 61
+
+    def shrink_codebook(folder: Path, index: dict) -> None:
+        index["codebook_sizes"]["accompaniment"] = 8
+
+    def misplace(folder: Path, index: dict) -> None:
+        index["songs"][0]["start"] = -1
+
+    for change, message in (
+        (cut, "tokens-00001.safetensors is missing or damaged"),
+        (lose, "tokens-00000.safetensors is missing or damaged"),
+        (lengthen, "holds 90 frames, index.json names 91"),
+        (misplace, "index.json is damaged"),
+    ):
+        with pytest.raises(DataError, match=message):
+            TokenShards(damage(change.__name__, change))
+    shards = TokenShards(damage("codes", shrink_codebook))
+    with pytest.raises(DataError, match=r"accompaniment codes 0\.\.12, index.json says 0\.\.7"):
+        shards.codes(shards.index.songs[0])
+    (tmp_path / "cut" / "index.json").unlink()
+    with pytest.raises(DataError, match="no index.json"):
+        TokenShards(tmp_path / "cut")
+
+
+def test_choices_are_those_of_numpy() -> None:
+    # Runs that began before the faster draw go on with the same batches.
+    shares = np.random.default_rng(1).integers(1, 500, size=300).tolist()
+    choice = data_module._Choice(shares)
+    one, two = np.random.default_rng(5), np.random.default_rng(5)
+    expected = np.asarray(shares, dtype=np.float64) / np.sum(shares)
+    assert [choice.draw(one) for _ in range(200)] == [int(two.choice(300, p=expected)) for _ in range(200)]
+
+
 def test_what_a_batch_shows(tmp_path: Path) -> None:
     lm = make_lm()
     config = DataConfig(tokens="", windows=((1.2, 1),), no_prefix=0.5, prefix_seconds=0.4, source_dropout=0.3)
@@ -171,6 +402,7 @@ def test_errors_name_the_setting(tmp_path: Path) -> None:
         {"windows": ()},
         {"no_prefix": 1.5},
         {"prefix_seconds": -1.0},
+        {"hold_out": 1.0},
         {"history_dropout": dict(probability=2.0)},
     ):
         with pytest.raises(ConfigError, match=next(iter(changes))):
@@ -205,7 +437,12 @@ def test_deepspeed_files(stage: int) -> None:
 def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: Path) -> None:
     command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run"), "--set", "train.steps=3"]
     command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tokens}"]
-    assert train.main(command) == 0
+    watched = ["data.hold_out=0.5", "validation.prefix_seconds=0.4", "train.validate_every=2"]
+    assert train.main([*command, *(part for each in watched for part in ("--set", each))]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if "validation/cnbpt/unconditional_vocal" in row]
+    assert row["step"] == 2 and 0.5 < row["validation/cnbpt/vocal_to_accompaniment"] < 2
+    assert row["tokens_per_second"] > 0 and math.isfinite(row["mfu"]) and row["mfu"] > 0
     lm = DualTrackLM.from_pretrained(tmp_path / "run" / "final")
     assert lm.tokenizer_fingerprint == TokenShards(tokens).index.tokenizer_fingerprint
     assert lm.config.accompaniment_codes == 13

@@ -1,0 +1,277 @@
+"""The tiny language model under ZeRO 1, 2 and 3 in two CPU processes over gloo, started by torchrun.
+
+One launch trains each stage whole and in pieces, and runs that must fail; another, by the recipe's command,
+is killed in the middle and taken up again. DeepSpeed compiles its communication at the first start on a
+machine (about 25 s).
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from duotok.lm.model import DualTrackLM
+from duotok.recipes.lm import train
+from duotok.recipes.lm.token_shards import TokenIndex, append_shard
+from duotok.recipes.training_log import read_log
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's CPU communication is for Linux"),
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+    pytest.mark.skipif(
+        shutil.which(os.environ.get("CXX", "c++")) is None,
+        reason="DeepSpeed compiles its CPU communication, and there is no C++ compiler",
+    ),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="two processes on CPUs, and this machine has CUDA"),
+]
+RECIPES = Path(train.__file__).parent
+TINY = str(RECIPES / "tiny.yaml")
+STAGES = ("zero1", "zero2", "zero3")
+STEPS, KILLED_AFTER = 10, 3
+LAUNCH_SECONDS = 3600  # never reached on idle cores; bounds a hang
+SIZES = {"vocal": 11, "accompaniment": 13}
+COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+# Runs jobs one after the other in the same two processes. A job that fails leaves its error in a file.
+DRIVER = """
+import json, os, resource, shutil, sys
+from pathlib import Path
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from duotok.recipes.lm import train
+from duotok.recipes.training import run_training
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.common.errors import DuoTokError
+
+rank = os.environ["RANK"]
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    out = Path(job["out"])
+    if job["copy"]:
+        if rank == "0":
+            shutil.copytree(job["copy"], out)
+            state = json.loads((out / "checkpoint" / "state.json").read_text())
+            (out / "checkpoint" / "state.json").write_text(json.dumps(state | job["state"]))
+        torch.distributed.barrier()
+    config = load_config(train.Config, job["recipe"], job["overrides"])
+    task = train.build(config)
+    task.validate = lambda: {"nats": task.objective(**task.make_batch(np.random.default_rng(0)))["total"]}
+    task.count_units = lambda batch: batch["segment"].numel()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"] or soft, hard))
+    error = None
+    try:
+        run_training(task, config.train, out, deepspeed=Path(job["deepspeed"]), stop_after=job["stop_after"])
+    except DuoTokError as raised:
+        error = raised
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    if error is not None:
+        (out / f"error{rank}.txt").write_text(str(error))
+        if job["file_bytes"]:
+            sys.exit(3)  # as a command would: the other process waits for this one
+    AcceleratorState._reset_state()
+"""
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of the tiny recipe: a tokenizer with random weights, tokens of three random songs."""
+    root = tmp_path_factory.mktemp("data")
+    torch.manual_seed(0)
+    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
+    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
+    tokenizer = DuoTokenizer(DuoTokenizerConfig(**settings)).eval()
+    tokenizer.save_pretrained(root / "tokenizer")
+    index = TokenIndex(
+        tokenizer_fingerprint=str(tokenizer.fingerprint), codebook_sizes=SIZES, frame_rate_hz=25.0
+    )
+    rng = np.random.default_rng(0)
+    songs = {
+        f"item{n}": (
+            f"song{n}",
+            "train",
+            {track: torch.from_numpy(rng.integers(size, size=100)) for track, size in SIZES.items()},
+        )
+        for n in range(3)
+    }
+    append_shard(root / "tokens", index, songs)
+    return [
+        f"tokenizer={root / 'tokenizer'}",
+        f"data.tokens={root / 'tokens'}",
+        f"train.steps={STEPS}",
+        "train.log_every=1",
+        "train.checkpoint_minutes=0",
+        "train.batch_size=4",
+        "train.accumulate=2",
+        "model.attention_dropout=0.1",
+    ]
+
+
+def zero(name: str) -> str:
+    return name if name.endswith(".json") else str(RECIPES / "deepspeed" / f"{name}.json")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def runs(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage whole and in pieces, then runs that must fail: all in one launch."""
+    root = tmp_path_factory.mktemp("runs")
+    jobs = []
+
+    def add(out: str, stage: str, *changes: str, copy: str = "", **more: object) -> None:
+        job = dict(out=str(root / out), recipe=TINY, overrides=[*overrides, *changes], deepspeed=zero(stage))
+        job |= dict(copy=str(root / copy) if copy else "", state={}, stop_after=None, file_bytes=0)
+        jobs.append(job | more)
+
+    for stage in STAGES:
+        add(f"{stage}/whole", stage, "train.validate_every=5")
+        add(f"{stage}/pieces", stage, stop_after=KILLED_AFTER)
+    for stage in STAGES:
+        add(f"{stage}/pieces", stage)
+    add("other_world", "zero2", copy="zero2/whole", state={"processes": 3})
+    add("other_stage", "zero1", copy="zero2/whole")
+    (root / "unknown.json").write_text('{"zero_optimization": {"stage": 2, "no_such_setting": 1}}')
+    add("unknown", str(root / "unknown.json"))
+    add("full", "zero2", stop_after=KILLED_AFTER)
+    add("full", "zero2", file_bytes=30_000)
+    (root / "driver.py").write_text(DRIVER, encoding="utf-8")
+    (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    done = subprocess.run(
+        [*COMMAND, str(root / "driver.py"), str(root / "jobs.json")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LAUNCH_SECONDS,
+        check=False,
+    )
+    assert (root / "full" / "error0.txt").exists(), done.stderr[-4000:]
+    assert done.returncode != 0
+    return root
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    lm = DualTrackLM.from_pretrained(run / "final")
+    assert lm.tokenizer_fingerprint is not None
+    return lm.state_dict()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights and logged losses of two runs are equal within rounding."""
+    first, second = weights(one), weights(other)
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], rtol=1e-5, atol=1e-6), name
+    first_rows, second_rows = read_log(one), read_log(other)
+    assert [row["step"] for row in first_rows] == [row["step"] for row in second_rows]
+    assert len(first_rows) == STEPS
+    for row, same in zip(first_rows, second_rows, strict=True):
+        assert row["total"] == pytest.approx(same["total"], abs=2e-6)
+
+
+def test_stages_agree_with_each_other(runs: Path) -> None:
+    start = weights_at_start(runs)
+    for stage in STAGES:
+        assert_same_run(runs / "zero1" / "whole", runs / stage / "whole")
+        moved = weights(runs / stage / "whole")
+        assert any(not torch.allclose(moved[name], start[name], atol=1e-3) for name in start)
+
+
+def weights_at_start(runs: Path) -> dict[str, torch.Tensor]:
+    job = json.loads((runs / "jobs.json").read_text())[0]
+    task = train.build(load_config(train.Config, job["recipe"], job["overrides"]))
+    return {name.removeprefix("lm."): tensor for name, tensor in task.objective.state_dict().items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_in_pieces_ends_as_a_whole_one(runs: Path, stage: str) -> None:
+    assert_same_run(runs / stage / "whole", runs / stage / "pieces")
+    # Only the last checkpoint is kept, with a share for each process.
+    checkpoint = runs / stage / "pieces" / "checkpoint"
+    assert [path.name for path in checkpoint.glob("step-*")] == [f"step-{STEPS}"]
+    assert len(list((checkpoint / f"step-{STEPS}").glob("*_optim_states.pt"))) == 2
+
+
+def test_validation_is_the_same_at_every_stage(runs: Path) -> None:
+    found = [
+        [row["validation/nats"] for row in read_log(runs / stage / "whole") if "validation/nats" in row]
+        for stage in STAGES
+    ]
+    assert len(found[0]) == STEPS // 5
+    assert np.allclose(found[0], found[1], atol=1e-5) and np.allclose(found[0], found[2], atol=1e-5)
+    assert all(row["tokens_per_second"] > 0 for row in read_log(runs / "zero3" / "whole"))
+
+
+def test_checkpoints_of_another_start_are_refused(runs: Path) -> None:
+    for rank in range(2):
+        told = (runs / "other_world" / f"error{rank}.txt").read_text()
+        assert "is of 3 processes, this run has 2; start with as many" in told and "\n" not in told
+        told = (runs / "other_stage" / f"error{rank}.txt").read_text()
+        assert "is of ZeRO 2, this run of ZeRO 1" in told and "\n" not in told
+
+
+def test_a_setting_that_deepspeed_does_not_know_is_one_line(runs: Path) -> None:
+    told = (runs / "unknown" / "error0.txt").read_text()
+    assert "DeepSpeed refuses the config" in told and "no_such_setting" in told and "\n" not in told
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(runs: Path) -> None:
+    told = (runs / "full" / "error0.txt").read_text()
+    assert f"cannot write the checkpoint of step {KILLED_AFTER + 1}" in told and "\n" not in told
+    assert f"the one of step {KILLED_AFTER} stays" in told
+    checkpoint = runs / "full" / "checkpoint"
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == KILLED_AFTER
+    whole = checkpoint / f"step-{KILLED_AFTER}"
+    assert len(list(whole.glob("*.pt"))) >= 3 and all(path.stat().st_size for path in whole.glob("*.pt"))
+
+
+def start_command(out: Path, overrides: list[str], stage: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, "-m", "duotok.recipes.lm.train", TINY, "--out", str(out), "--deepspeed", zero(stage)]
+    command += [part for override in overrides for part in ("--set", override)]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def find_rank(launcher: int, rank: int) -> psutil.Process:
+    for child in psutil.Process(launcher).children():
+        if child.environ().get("RANK") == str(rank):
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_a_killed_run_goes_on_where_it_was(runs: Path, overrides: list[str], tmp_path: Path) -> None:
+    out, deadline = tmp_path / "killed", time.monotonic() + LAUNCH_SECONDS
+    launcher = start_command(out, overrides, "zero3")
+    while (
+        not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < KILLED_AFTER
+    ):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    survivor = find_rank(launcher.pid, 0)
+    find_rank(launcher.pid, 1).send_signal(signal.SIGKILL)
+    _, told = launcher.communicate(timeout=LAUNCH_SECONDS)
+    assert launcher.returncode != 0
+    assert not survivor.is_running() or survivor.status() == psutil.STATUS_ZOMBIE
+    errors = [line for line in told.splitlines() if line.startswith("error: process 0: ")]
+    assert len(errors) == 1, told[-4000:]
+    assert "has died" in errors[0] or "told to end" in errors[0]
+    step = json.loads((out / "checkpoint" / "state.json").read_text())["step"]
+    assert KILLED_AFTER - 1 <= step < STEPS and f"of step {step}" in errors[0]
+    assert not (out / "final").exists()
+    resumed = start_command(out, overrides, "zero3")
+    _, told = resumed.communicate(timeout=LAUNCH_SECONDS)
+    assert resumed.returncode == 0, told[-4000:]
+    assert_same_run(runs / "zero3" / "whole", out)
