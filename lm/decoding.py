@@ -52,7 +52,8 @@ class _Cache:
 class CachedDecoder:
     """Takes the prompts of all branches in one pass, then advances every candidate of every branch.
 
-    Rows are ordered by branch, then by candidate. Prompts and targets both begin at position 0.
+    Rows are ordered by branch, then by candidate. Prompts begin at position 0; targets do so too where the
+    model shares positions, and run on from the prompt where it does not.
     """
 
     @torch.no_grad()
@@ -71,7 +72,9 @@ class CachedDecoder:
         self._epsilon = torch.tensor(self._norm.variance_epsilon, device=weight.device)
         batch, steps = branches * self._groups, (prompt_steps, target_steps)
         self._caches = [_Cache(weight, batch, candidates, steps, self.head_dim) for _ in self._layers]
-        self._places = torch.arange(max(prompt_steps, target_steps), device=weight.device)
+        self._target_start = 0 if config.shared_positions else prompt_steps
+        positions = max(prompt_steps, self._target_start + target_steps)
+        self._places = torch.arange(positions, device=weight.device)
         cos, sin = lm.backbone.rotary_emb(weight, self._places[None])
         half = self.head_dim // 2
         # rotate_half(x) * sin equals x rolled by half a head times the signed sine.
@@ -127,7 +130,7 @@ class CachedDecoder:
             )
             return mixed.transpose(1, 2)
 
-        return self._run(hidden, places, attend)
+        return self._run(hidden, self._target_start + places, attend)
 
     @torch.no_grad()
     def step(self, hidden: Tensor, place: Tensor, reach: int | None = None) -> Tensor:
@@ -157,7 +160,7 @@ class CachedDecoder:
             mixed = torch.baddbmm(mixed.view(query.shape), weights[..., prompt:], cache.values[:, :reach])
             return mixed.view(self.branches, self._groups, self.candidates, -1).transpose(1, 2)
 
-        return self._run(hidden, place, attend)
+        return self._run(hidden, self._target_start + place, attend)
 
     def _run(self, hidden: Tensor, places: Tensor, attend: Attend) -> Tensor:
         """All layers on steps [rows, steps, hidden_dim] at positions [steps]; normed."""

@@ -65,7 +65,7 @@ def lay_out(
     *,
     pads: dict[str, int],
     aligned_source: bool,
-    shared_positions: bool = True,
+    shared_positions: bool,
     drop_source: Tensor | None = None,
     history: dict[str, Tensor] | None = None,
 ) -> Layout:

@@ -38,6 +38,7 @@ class DualTrackLMConfig:
     feed_forward_dim: int = 8960
     rope_theta: float = 10_000.0
     attention_dropout: float = 0.0
+    shared_positions: bool = True  # the target segment begins at position 0, as its prompt does
     aligned_source: bool = True  # a target step also carries the source's code of the frame it predicts
     gradient_checkpointing: bool = False
 
@@ -115,7 +116,14 @@ class DualTrackLM(nn.Module):
 
     def lay_out(self, codes: dict[str, Tensor], mode: str, **options: Any) -> Layout:
         """Lay out codes for this model; see `layout.lay_out` for the options."""
-        return lay_out(codes, mode, pads=self.pads, aligned_source=self.config.aligned_source, **options)
+        return lay_out(
+            codes,
+            mode,
+            pads=self.pads,
+            aligned_source=self.config.aligned_source,
+            shared_positions=self.config.shared_positions,
+            **options,
+        )
 
     def embed(self, vocal: Tensor, accompaniment: Tensor, segment: Tensor) -> Tensor:
         """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24)."""

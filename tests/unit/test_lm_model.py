@@ -32,22 +32,24 @@ def make_codes(batch: int = 2, frames: int = 7) -> dict[str, Tensor]:
 
 def test_vocal_to_accompaniment_layout_by_hand() -> None:
     codes = {"vocal": torch.tensor([[1, 2, 3]]), "accompaniment": torch.tensor([[7, 8, 9]])}
-    layout = lay_out(codes, "vocal_to_accompaniment", pads=PADS, aligned_source=True)
+    layout = lay_out(codes, "vocal_to_accompaniment", pads=PADS, shared_positions=True, aligned_source=True)
     assert layout.vocal.tolist() == [[1, 2, 3, 1, 2, 3]]
     assert layout.accompaniment.tolist() == [[20, 20, 20, 20, 7, 8]]
     assert layout.position.tolist() == [[0, 1, 2, 0, 1, 2]]
     assert layout.segment.tolist() == [[0, 0, 0, 2, 2, 2]]
     assert layout.frames == 3
-    plain = lay_out(codes, "vocal_to_accompaniment", pads=PADS, aligned_source=False)
+    plain = lay_out(codes, "vocal_to_accompaniment", pads=PADS, shared_positions=True, aligned_source=False)
     assert plain.vocal.tolist() == [[1, 2, 3, 12, 12, 12]]
+    papers = lay_out(codes, "vocal_to_accompaniment", pads=PADS, shared_positions=False, aligned_source=False)
+    assert papers.position.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_mirror_and_unconditional_layout_by_hand() -> None:
     codes = {"vocal": torch.tensor([[1, 2, 3]]), "accompaniment": torch.tensor([[7, 8, 9]])}
-    mirror = lay_out(codes, "accompaniment_to_vocal", pads=PADS, aligned_source=True)
+    mirror = lay_out(codes, "accompaniment_to_vocal", pads=PADS, shared_positions=True, aligned_source=True)
     assert mirror.accompaniment.tolist() == [[7, 8, 9, 7, 8, 9]]
     assert mirror.vocal.tolist() == [[12, 12, 12, 12, 1, 2]]
-    free = lay_out(codes, "unconditional", pads=PADS, aligned_source=True)
+    free = lay_out(codes, "unconditional", pads=PADS, shared_positions=True, aligned_source=True)
     assert free.vocal.tolist() == [[12, 1, 2]]
     assert free.accompaniment.tolist() == [[20, 7, 8]]
 
@@ -55,19 +57,26 @@ def test_mirror_and_unconditional_layout_by_hand() -> None:
 def test_a_dropped_source_is_absent_from_prompt_and_target() -> None:
     codes = make_codes()
     drop = torch.tensor([True, False])
-    layout = lay_out(codes, "vocal_to_accompaniment", pads=PADS, aligned_source=True, drop_source=drop)
+    layout = lay_out(
+        codes,
+        "vocal_to_accompaniment",
+        pads=PADS,
+        shared_positions=True,
+        aligned_source=True,
+        drop_source=drop,
+    )
     assert (layout.vocal[0] == 12).all()
     assert (layout.vocal[1] != 12).all()
 
 
 def test_layout_errors() -> None:
     with pytest.raises(ConfigError, match="unknown mode"):
-        lay_out(make_codes(), "duet", pads=PADS, aligned_source=True)
+        lay_out(make_codes(), "duet", pads=PADS, shared_positions=True, aligned_source=True)
     with pytest.raises(ConfigError, match="track must be"):
         mode_into("drums")
     with pytest.raises(ConfigError, match="cut them alike"):
         codes = {"vocal": torch.zeros(1, 3).long(), "accompaniment": torch.zeros(1, 4).long()}
-        lay_out(codes, "vocal_to_accompaniment", pads=PADS, aligned_source=True)
+        lay_out(codes, "vocal_to_accompaniment", pads=PADS, shared_positions=True, aligned_source=True)
 
 
 @pytest.mark.parametrize("aligned", [True, False])

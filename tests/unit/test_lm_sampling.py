@@ -84,16 +84,18 @@ def test_a_step_of_fixed_work_gives_the_same_states() -> None:
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("guidance", "aligned"), [(1.0, True), (1.7, True), (0.0, True), (2.0, False)])
-def test_greedy_sampling_follows_the_full_model(guidance: float, aligned: bool) -> None:
-    lm, vocal = make_lm(aligned_source=aligned), make_vocal(12)
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.7])
+@pytest.mark.parametrize(("shared", "aligned"), [(True, True), (True, False), (False, False)])
+def test_greedy_sampling_follows_the_full_model(guidance: float, shared: bool, aligned: bool) -> None:
+    lm, vocal = make_lm(shared_positions=shared, aligned_source=aligned), make_vocal(12)
     codes = generate_track(lm, vocal, seed=0, temperature=0, guidance=guidance)
     # Each code is the likeliest one given the codes before it.
     assert torch.equal(full_logits(lm, vocal, codes, guidance).argmax(dim=-1), codes)
 
 
-def test_greedy_windows_follow_the_full_model() -> None:
-    lm, vocal = make_lm(), make_vocal(27)
+@pytest.mark.parametrize("shared", [True, False])
+def test_greedy_windows_follow_the_full_model(shared: bool) -> None:
+    lm, vocal = make_lm(shared_positions=shared), make_vocal(27)
     codes = generate_track(lm, vocal, seed=0, temperature=0, guidance=1.5, window_frames=10, overlap_frames=4)
     # Windows begin at 0, 6, 12 and, moved back to be whole, 17; what is new begins after the overlap.
     for start, new in ((0, 0), (6, 10), (12, 16), (17, 22)):
