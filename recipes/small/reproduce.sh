@@ -30,8 +30,13 @@ make_corpus test "${TEST_HOURS:-0.6}"
 from=(--set "data.manifest=$data/train.jsonl")
 train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
 [ -f "$runs/text.model" ] || python -m duotok.recipes.tokenizer.text --manifest "$data/train.jsonl" --out "$runs/text.model"
-train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-60}" "${from[@]}" \
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2-lyrics "${LYRICS_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage1/final" --set "text=$runs/text.model"
+# Lyrics were learned at the cost of pitch: the balance is turned back.
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-30}" "${from[@]}" \
+    --set "start_from=$runs/stage2-lyrics/final" --set "text=$runs/text.model" --set train.learning_rate=8e-4 \
+    --set weights.chroma=6.0 --set weights.text=0.5 --set weights.masks=0.5 \
+    --set mixture.mix=2 --set mixture.vocal=3 --set mixture.accompaniment=3
 train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
 train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-25}" "${from[@]}" \
