@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from duotok.recipes.command import guard
 from duotok.recipes.output import OutputFolder, write_report, write_result
+from duotok.recipes.stems import StemWriter
 from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from duotok.recipes.pipeline import Accompanist, Sketches
+    from duotok.recipes.separation.separator import Separator
     from duotok.recipes.settings import GenerationSettings
     from duotok.recipes.stages import Progress
     from duotok.recipes.vocal import Vocal
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--separator",
         default="mask-head",
         metavar="NAME",
-        help="what separates --mix: mask-head (default), demucs or bs-roformer, when installed",
+        help="for --mix and --stems: mask-head (default), demucs or bs-roformer, when installed",
     )
     add(
         "--out", type=Path, metavar="DIR", help="folder for the result (default: <vocal>-accompaniment, here)"
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="make N, ranked by fit, best first (default: 1)",
     )
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
+    add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
     add("--cfg", type=float, metavar="X", help="how strictly the band follows the singer; 1 = no guidance")
     add("--temperature", type=float, metavar="X", help="boldness of the composition; 0 = no chance at all")
     add("--top-k", type=int, metavar="K", help="draw from the K most likely codes; 0 = all")
@@ -147,12 +150,17 @@ def _make(
     """Compose all variations, render the best and write them; return the report of the best one."""
     seeds = [arguments.seed + number for number in range(arguments.variations)]
     sketches = accompanist.compose(vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell)
+    stems = StemWriter(folder, lambda: _open_separator(arguments, str(accompanist.device)))
     reports: list[dict[str, Any]] = []
     for composition in sketches.ranked[:keep]:
         result = accompanist.perform(sketches, composition)
         suffix = "" if keep == 1 else f"-{len(reports) + 1}"
-        write_result(folder, result.accompaniment, result.mix, result.report, suffix=suffix)
-        reports.append(result.report)
+        report = result.report
+        if arguments.stems:
+            report["stems"] = stems.write(result.accompaniment, suffix)
+            report["warnings"] += [stems.failure] if stems.failure else []
+        write_result(folder, result.accompaniment, result.mix, report, suffix=suffix)
+        reports.append(report)
         bar.finish_variation()
     if keep > 1:
         _copy_best(folder)
@@ -163,17 +171,22 @@ def _make(
 
 def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, folder: Path) -> "Vocal":
     """Write the song's vocal as separated-vocal.wav and return it, with a warning that says so."""
-    from duotok.recipes.separation.separator import open_separator
     from duotok.recipes.vocal import check_vocal
     from duotok.tokenizer.common.audio import write_audio
 
-    # The mask head is part of the model; the other separators bring their own weights.
-    own = arguments.separator == "mask-head" and arguments.model is not None
-    separator = open_separator(arguments.separator, str(arguments.model) if own else None, device)
+    separator = _open_separator(arguments, device)
     vocal = check_vocal(separator.separate(song.wave)["vocal"], song.name, what="separated vocal")
     write_audio(folder / "separated-vocal.wav", vocal.wave)
     told = f"the vocal was separated from {song.name} by {separator.name}; a clean vocal fits better"
     return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
+
+
+def _open_separator(arguments: argparse.Namespace, device: str) -> "Separator":
+    from duotok.recipes.separation.separator import open_separator
+
+    # The mask head is part of the model; the other separators bring their own weights.
+    own = arguments.separator == "mask-head" and arguments.model is not None
+    return open_separator(arguments.separator, str(arguments.model) if own else None, device)
 
 
 def _copy_best(folder: Path) -> None:

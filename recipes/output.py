@@ -14,7 +14,7 @@ from duotok.tokenizer.common.errors import DuoTokError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RESULT_FILES = r"(accompaniment|mix)(-\d+)?\.wav|separated-vocal\.wav|report\.json"
+_RESULT_FILES = r"(accompaniment(-drums|-bass|-other)?|mix)(-\d+)?\.wav|separated-vocal\.wav|report\.json"
 
 
 class OutputError(DuoTokError):

@@ -73,3 +73,28 @@ def test_a_model_without_separator_is_told(song, tiny_bundle, tmp_path, capsys):
     assert generate.main([*command, "--device", "cpu"]) == 1
     assert "has no separator" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_stems_of_the_accompaniment_sum_to_it(vocal_file, tiny_separator, tiny_components, tmp_path):
+    bundle = assemble_bundle(tmp_path / "bundle", separator=tiny_separator, **tiny_components)
+    out = tmp_path / "out"
+    command = ["--vocal", str(vocal_file), "--out", str(out), "--model", str(bundle), "--stems"]
+    assert generate.main([*command, "--steps", "1", "--device", "cpu"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["stems"] == {stem: f"accompaniment-{stem}.wav" for stem in STEMS[1:]}
+    waves = [soundfile.read(out / name, always_2d=True)[0] for name in report["stems"].values()]
+    whole = soundfile.read(out / "accompaniment.wav", always_2d=True)[0]
+    np.testing.assert_allclose(sum(waves), whole, atol=1e-4)
+    # The next run without stems leaves none of the last one's.
+    assert generate.main([*command[:-1], "--steps", "1", "--device", "cpu"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
+
+
+def test_a_missing_separator_costs_only_the_stems(vocal_file, tiny_components, tmp_path, capsys):
+    bundle = assemble_bundle(tmp_path / "bundle", **tiny_components)
+    out = tmp_path / "out"
+    command = ["--vocal", str(vocal_file), "--out", str(out), "--model", str(bundle), "--stems"]
+    assert generate.main([*command, "--steps", "1", "--device", "cpu"]) == 0
+    assert "warning: no stems: " in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
+    assert json.loads((out / "report.json").read_text())["stems"] == {}
