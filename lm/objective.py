@@ -9,7 +9,7 @@ the target to attend.
 import torch
 from torch import Tensor, nn
 
-from .layout import TRACKS, Layout
+from .layout import TRACKS, Layout, mode_into
 from .metrics import loss_nats
 from .model import DualTrackLM
 
@@ -36,8 +36,10 @@ class LMObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks, and of them in the prompt}.
 
-        The first four are a Layout [batch, steps]; targets and weights are [batch, frames]. Both heads take
-        part in every batch, with weight zero where a track is given, so that distributed ranks stay in step.
+        Tracks are named twice, "vocal_nats" and by the task "vocal_nats/unconditional", so that means over
+        batches of several tasks can be told apart. The first four are a Layout [batch, steps]; targets and
+        weights are [batch, frames]. Both heads take part in every batch, with weight zero where a track is
+        given, so that distributed ranks stay in step.
         """
         frames = target_vocal.shape[1]
         hidden = self.lm.hidden_states(Layout(vocal, accompaniment, segment, position, frames))
@@ -50,6 +52,9 @@ class LMObjective(nn.Module):
         predicted = [t for t in TRACKS if counts[t] > 0]
         total = torch.stack([means[t] for t in TRACKS]).sum() / max(1, len(predicted))
         losses = {f"{t}_nats": means[t] for t in predicted}
+        if predicted:
+            task = "unconditional" if hidden.shape[1] == frames else mode_into(predicted[0])
+            losses |= {f"{t}_nats/{task}": means[t] for t in predicted}
         if self.prompt_weight and hidden.shape[1] > frames:
             prompt = {t: self.lm.codes_of(t).logits(hidden[:, :frames]) for t in predicted}
             alone = {f"{t}_prompt_nats": loss_nats(prompt[t], targets[t]).mean() for t in predicted}

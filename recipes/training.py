@@ -109,7 +109,12 @@ def run_training(
         with explained_refusal(deepspeed):
             objective, optimizer = accelerator.prepare(task.objective, optimizer)
         if deepspeed is None:
-            state = TrainingState(parameters, optimizer.optimizer, use_ema=config.ema_decay > 0)
+            state = TrainingState(
+                parameters,
+                optimizer.optimizer,
+                use_ema=config.ema_decay > 0,
+                processes=accelerator.num_processes,
+            )
         else:
             state = DeepSpeedState(accelerator, objective)
         state.load(out / "checkpoint")

@@ -16,7 +16,7 @@ import torch
 
 from duotok.recipes.training_deepspeed_config import read_deepspeed_config
 from duotok.recipes.training_failures import is_lost_process
-from duotok.recipes.training_state import describe_failed_save
+from duotok.recipes.training_state import describe_failed_save, describe_other_world
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -169,10 +169,8 @@ class DeepSpeedState:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / 'state.json'} is damaged; delete {folder}") from error
         if written["processes"] != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"the checkpoint {folder} is of {written['processes']} processes, this run has "
-                f"{self.accelerator.num_processes}; start with as many"
-            )
+            running = self.accelerator.num_processes
+            raise CheckpointError(describe_other_world(folder, written["processes"], running))
         if written["zero_stage"] != self.stage:
             raise CheckpointError(
                 f"the checkpoint {folder} is of ZeRO {written['zero_stage']}, this run of ZeRO {self.stage}; "

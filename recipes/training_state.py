@@ -20,8 +20,15 @@ class TrainingState:
     """The trained parameters, their optimizer moments and moving average, and how far the run is."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, use_ema: bool
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        use_ema: bool,
+        processes: int = 1,
     ) -> None:
+        """processes: of the run; each adds its own batches to a step."""
+        self.processes = processes
         self.parameters = parameters
         self.optimizer = optimizer
         self.ema = {name: p.detach().clone() for name, p in parameters.items()} if use_ema else {}
@@ -78,7 +85,11 @@ class TrainingState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
         save_file(moments, temporary / "optimizer.safetensors")
-        progress = {"step": self.step, "elapsed_seconds": self.elapsed_seconds}
+        progress = {
+            "step": self.step,
+            "elapsed_seconds": self.elapsed_seconds,
+            "processes": self.processes,
+        }
         (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
 
     def load(self, folder: Path) -> bool:
@@ -93,8 +104,13 @@ class TrainingState:
             moments = load_file(folder / "optimizer.safetensors")
             ema = load_file(folder / "ema.safetensors") if self.ema else {}
             progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, SafetensorError, ValueError) as error:
+            step, elapsed_seconds = int(progress["step"]), float(progress["elapsed_seconds"])
+            # Not in checkpoints that were written before several processes were counted.
+            processes = int(progress.get("processes", self.processes))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again") from error
+        if processes != self.processes:
+            raise CheckpointError(describe_other_world(folder, processes, self.processes))
         if set(weights) != set(self.parameters):
             raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
         _copy(weights, self.parameters)
@@ -105,9 +121,8 @@ class TrainingState:
             # AdamW keeps its step counter on the CPU, its moments with the parameter.
             value = value if moment == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][moment] = value
-        self.step = int(progress["step"])
-        self.saved_step = self.step
-        self.elapsed_seconds = float(progress["elapsed_seconds"])
+        self.step = self.saved_step = step
+        self.elapsed_seconds = elapsed_seconds
         return True
 
 
@@ -138,6 +153,14 @@ def describe_failed_save(folder: Path, step: int, saved_step: int | None, error:
     return (
         f"cannot write the checkpoint of step {step} to {folder} ({reason}); {left}; free some space, then "
         "run the same command again to go on"
+    )
+
+
+def describe_other_world(folder: Path, written: int, running: int) -> str:
+    """Return one line about a checkpoint of another number of processes: its steps were of other batches."""
+    return (
+        f"the checkpoint {folder} is of {written} processes, this run has {running}; start with as many, or "
+        "give another --out to start anew"
     )
 
 

@@ -24,6 +24,8 @@ MEASURES = {
     "lm": ("lm_part", "measure_lm"),
     "renderer": ("renderer_part", "measure_renderer"),
     "generate": ("generate_part", "measure_generate"),
+    "decoding": ("decoding_part", "measure_decoding"),
+    "long": ("long_part", "measure_long"),
 }
 PARTS = tuple(MEASURES)
 
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real-stems", type=Path, help="separation: folder with a real song's four stems")
     parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
+    parser.add_argument("--no-sound", action="store_true", help="decoding, long: read codes only")
+    parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
     arguments = parser.parse_args(argv)
 
     def run() -> None:
@@ -60,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             real_stems=arguments.real_stems,
             speed=not arguments.no_speed,
+            sound=not arguments.no_sound,
+            plots=arguments.plots,
         )
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, settings)

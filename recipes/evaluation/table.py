@@ -7,34 +7,20 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from duotok.recipes.command import guard
 from duotok.recipes.corpus.manifest import STEMS
+from duotok.recipes.evaluation.lm_rows import DECODING_ROWS, DECODING_SPEED_ROWS, LM_ROWS
+from duotok.recipes.evaluation.table_row import Row
+from duotok.recipes.evaluation.table_row import difference as _difference
+from duotok.recipes.evaluation.table_row import plain as _plain
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 Figures = Mapping[str, float]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    label: str
-    keys: tuple[str, ...]  # the figures it needs; a row without them is left out
-    form: Callable[..., str]  # of the figures' values
-    should: str  # what the figure should be
-
-
-def _plain(digits: int, unit: str = "") -> Callable[..., str]:
-    return lambda *values: " / ".join(f"{value:.{digits}f}{unit}" for value in values)
-
-
-def _difference(value: float, other: float) -> str:
-    return f"{value - other:+.2f} ({value:.2f} against {other:.2f})"
 
 
 _FINE = ("50_300", "300_1000", "1000_3000")
@@ -49,7 +35,7 @@ def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...
     )
 
 
-_G, _L, _T, _R = "generate.", "lm.", "tokenizer.", "readouts."
+_G, _T, _R = "generate.", "tokenizer.", "readouts."
 _MARGIN = "+0.15 or more"
 _IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")
 _HARMONY = ("harmony_real", "harmony_real_mismatched", "harmony_silence")
@@ -97,18 +83,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("computing per second of audio, 30 s song", (_G + "rtf_30s",), _plain(2, " s"), "1.0 s or less"),
         Row("the same, 180 s song", (_G + "rtf_180s",), _plain(2, " s"), "no more than 10 % above"),
         Row("peak memory, 180 s song", (_G + "peak_memory_gb",), _plain(2, " GB"), "4 GB or less"),
+        *DECODING_SPEED_ROWS,
     ),
-    "Language model": (
-        Row("cnBPT, accompaniment alone", (_L + "cnbpt_unconditional_accompaniment",), _plain(3), "lower"),
-        Row("cnBPT, vocal to accompaniment", (_L + "cnbpt_vocal_to_accompaniment",), _plain(3), "lower"),
-        Row(
-            "cost of another song's vocal, first 5 s without prefix",
-            (_L + "mismatch_cost_first_5s_percent",),
-            _plain(1, " %"),
-            "5 % or more",
-        ),
-        Row("the same, whole window", (_L + "mismatch_cost_percent",), _plain(1, " %"), "above 0"),
-    ),
+    "Language model": LM_ROWS,
+    "Guidance, ranking, whole songs": DECODING_ROWS,
     "Renderer": (
         *_codec_rows("renderer.vae", "VAE", "0.85 or more", "0.25 or less"),
         *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),

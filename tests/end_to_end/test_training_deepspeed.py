@@ -1,8 +1,8 @@
 """The tiny language model under ZeRO 1, 2 and 3 in two CPU processes over gloo, started by torchrun.
 
-One launch trains each stage whole and in pieces, and runs that must fail; another, by the recipe's command,
-is killed in the middle and taken up again. DeepSpeed compiles its communication at the first start on a
-machine (about 25 s).
+One launch, by the recipe's command, is killed in the middle. Another takes that run up again, trains each
+stage whole and in pieces, and starts runs that must fail: a launch costs more than training a tiny model.
+DeepSpeed compiles its communication at the first start on a machine (about 25 s).
 """
 
 import importlib.util
@@ -39,7 +39,9 @@ pytestmark = [
 RECIPES = Path(train.__file__).parent
 TINY = str(RECIPES / "tiny.yaml")
 STAGES = ("zero1", "zero2", "zero3")
-STEPS, KILLED_AFTER = 10, 3
+STEPS, KILLED_AFTER = 7, 2
+VALIDATE_EVERY = 3
+EVERY_STEP = "train.checkpoint_minutes=0"
 LAUNCH_SECONDS = 3600  # never reached on idle cores; bounds a hang
 SIZES = {"vocal": 11, "accompaniment": 13}
 COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -77,6 +79,8 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
     except DuoTokError as raised:
         error = raised
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    if job["keep"] and rank == "0":
+        shutil.copytree(out, job["keep"])
     if error is not None:
         (out / f"error{rank}.txt").write_text(str(error))
         if job["file_bytes"]:
@@ -112,7 +116,6 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"data.tokens={root / 'tokens'}",
         f"train.steps={STEPS}",
         "train.log_every=1",
-        "train.checkpoint_minutes=0",
         "train.batch_size=4",
         "train.accumulate=2",
         "model.attention_dropout=0.1",
@@ -127,28 +130,57 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def find_rank(launcher: int, rank: int) -> psutil.Process:
+    for child in psutil.Process(launcher).children():
+        if child.environ().get("RANK") == str(rank):
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
 @pytest.fixture(scope="module")
-def runs(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every stage whole and in pieces, then runs that must fail: all in one launch."""
+def killed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run under ZeRO 3, started by the command, one process of it killed; told.txt has its stderr."""
+    out, deadline = tmp_path_factory.mktemp("killed"), time.monotonic() + LAUNCH_SECONDS
+    command = [*COMMAND, "-m", "duotok.recipes.lm.train", TINY, "--out", str(out)]
+    command += ["--deepspeed", zero("zero3")]
+    command += [part for override in (*overrides, EVERY_STEP) for part in ("--set", override)]
+    log = out / "log.jsonl"
+    launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not log.exists() or len(log.read_text().splitlines()) < KILLED_AFTER:
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    survivor = find_rank(launcher.pid, 0)
+    find_rank(launcher.pid, 1).send_signal(signal.SIGKILL)
+    _, told = launcher.communicate(timeout=LAUNCH_SECONDS)
+    assert launcher.returncode != 0
+    assert not survivor.is_running() or survivor.status() == psutil.STATUS_ZOMBIE
+    (out / "told.txt").write_text(told, encoding="utf-8")
+    assert not (out / "final").exists()
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(overrides: list[str], killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The killed run taken up, every stage whole and in pieces, runs that must fail: all in one launch."""
     root = tmp_path_factory.mktemp("runs")
     jobs = []
 
     def add(out: str, stage: str, *changes: str, copy: str = "", **more: object) -> None:
         job = dict(out=str(root / out), recipe=TINY, overrides=[*overrides, *changes], deepspeed=zero(stage))
-        job |= dict(copy=str(root / copy) if copy else "", state={}, stop_after=None, file_bytes=0)
+        job |= dict(copy=str(root / copy) if copy else "", keep="", state={}, stop_after=None, file_bytes=0)
         jobs.append(job | more)
 
     for stage in STAGES:
-        add(f"{stage}/whole", stage, "train.validate_every=5")
-        add(f"{stage}/pieces", stage, stop_after=KILLED_AFTER)
+        add(f"{stage}/whole", stage, f"train.validate_every={VALIDATE_EVERY}")
+        add(f"{stage}/pieces", stage, stop_after=KILLED_AFTER, keep=str(root / stage / "half"))
     for stage in STAGES:
         add(f"{stage}/pieces", stage)
+    add("zero3/killed", "zero3", copy=str(killed))
     add("other_world", "zero2", copy="zero2/whole", state={"processes": 3})
     add("other_stage", "zero1", copy="zero2/whole")
     (root / "unknown.json").write_text('{"zero_optimization": {"stage": 2, "no_such_setting": 1}}')
     add("unknown", str(root / "unknown.json"))
-    add("full", "zero2", stop_after=KILLED_AFTER)
-    add("full", "zero2", file_bytes=30_000)
+    add("full", "zero2", EVERY_STEP, copy="zero2/half", file_bytes=30_000)
     (root / "driver.py").write_text(DRIVER, encoding="utf-8")
     (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     done = subprocess.run(
@@ -211,7 +243,7 @@ def test_validation_is_the_same_at_every_stage(runs: Path) -> None:
         [row["validation/nats"] for row in read_log(runs / stage / "whole") if "validation/nats" in row]
         for stage in STAGES
     ]
-    assert len(found[0]) == STEPS // 5
+    assert len(found[0]) == STEPS // VALIDATE_EVERY
     assert np.allclose(found[0], found[1], atol=1e-5) and np.allclose(found[0], found[2], atol=1e-5)
     assert all(row["tokens_per_second"] > 0 for row in read_log(runs / "zero3" / "whole"))
 
@@ -239,39 +271,11 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(runs: Path) -> 
     assert len(list(whole.glob("*.pt"))) >= 3 and all(path.stat().st_size for path in whole.glob("*.pt"))
 
 
-def start_command(out: Path, overrides: list[str], stage: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "-m", "duotok.recipes.lm.train", TINY, "--out", str(out), "--deepspeed", zero(stage)]
-    command += [part for override in overrides for part in ("--set", override)]
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def find_rank(launcher: int, rank: int) -> psutil.Process:
-    for child in psutil.Process(launcher).children():
-        if child.environ().get("RANK") == str(rank):
-            return child
-    raise AssertionError(f"no process of rank {rank}")
-
-
-def test_a_killed_run_goes_on_where_it_was(runs: Path, overrides: list[str], tmp_path: Path) -> None:
-    out, deadline = tmp_path / "killed", time.monotonic() + LAUNCH_SECONDS
-    launcher = start_command(out, overrides, "zero3")
-    while (
-        not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < KILLED_AFTER
-    ):
-        assert launcher.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    survivor = find_rank(launcher.pid, 0)
-    find_rank(launcher.pid, 1).send_signal(signal.SIGKILL)
-    _, told = launcher.communicate(timeout=LAUNCH_SECONDS)
-    assert launcher.returncode != 0
-    assert not survivor.is_running() or survivor.status() == psutil.STATUS_ZOMBIE
+def test_a_killed_run_goes_on_where_it_was(killed: Path, runs: Path) -> None:
+    told = (killed / "told.txt").read_text()
     errors = [line for line in told.splitlines() if line.startswith("error: process 0: ")]
     assert len(errors) == 1, told[-4000:]
     assert "has died" in errors[0] or "told to end" in errors[0]
-    step = json.loads((out / "checkpoint" / "state.json").read_text())["step"]
+    step = json.loads((killed / "checkpoint" / "state.json").read_text())["step"]
     assert KILLED_AFTER - 1 <= step < STEPS and f"of step {step}" in errors[0]
-    assert not (out / "final").exists()
-    resumed = start_command(out, overrides, "zero3")
-    _, told = resumed.communicate(timeout=LAUNCH_SECONDS)
-    assert resumed.returncode == 0, told[-4000:]
-    assert_same_run(runs / "zero3" / "whole", out)
+    assert_same_run(runs / "zero3" / "whole", runs / "zero3" / "killed")

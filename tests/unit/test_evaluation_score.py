@@ -7,7 +7,7 @@ import torch
 
 from duotok.lm.model import DualTrackLM
 from duotok.recipes.bundle import assemble_bundle
-from duotok.recipes.evaluation import lm_part, results, score, speed, table
+from duotok.recipes.evaluation import decoding_part, lm_part, results, score, speed, table
 
 # DESIGN: the names that others rely on.
 PROMISED = (
@@ -27,6 +27,9 @@ PROMISED = (
     "renderer.vae_log10_mel_l1",
     "tokenizer.vocal_utilization",
     "tokenizer.accompaniment_normalized_entropy",
+    "decoding.in_key_guidance_1",
+    "decoding.harmony_ranked",
+    "long.key_agreement_sound",
 )
 SPEED = (
     "generate.rtf_30s",
@@ -34,6 +37,20 @@ SPEED = (
     "generate.peak_memory_gb",
     "encoding.vocal_times_real_time",
     "encoding.accompaniment_times_real_time",
+    "decoding.lm_seconds_per_second",
+    "decoding.lm_seconds_per_second_4",
+    "decoding.times_faster_than_plain_loop",
+)
+# What excerpts of 4 s are too short for.
+LONGER = (
+    "lm.shift_4s_cost_percent",
+    *(
+        f"lm.context_cnbpt_{series}_{seconds}s"
+        for series in ("vocal_to_accompaniment", "unconditional_accompaniment")
+        for seconds in (5, 10, 20, 30)
+    ),
+    "long.joint_beat_error_sound",
+    "long.inside_beat_error_sound",
 )
 
 
@@ -55,7 +72,9 @@ def whole_bundle(tiny_components, tiny_separator, tmp_path_factory):
 @pytest.fixture(scope="module")
 def figures(tiny_corpus, whole_bundle, tmp_path_factory):
     path = tmp_path_factory.mktemp("scores") / "results.json"
-    assert run("all", tiny_corpus, whole_bundle, path) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding_part, "GUIDANCES", (1.0,))
+        assert run("all", tiny_corpus, whole_bundle, path) == 0
     return json.loads(path.read_text())
 
 
@@ -93,7 +112,7 @@ def test_the_real_pair_beats_the_mismatched_one(figures):
 
 
 def test_every_row_of_the_table_has_its_figures(figures):
-    known = {**figures, **dict.fromkeys((*SPEED,), 1.0)}
+    known = {**figures, **dict.fromkeys((*SPEED, *LONGER), 1.0)}
     rows = [row for rows in table.ROWS.values() for row in rows]
     assert [row.label for row in rows if not set(row.keys) <= set(known)] == []
     assert len(table.render_table(known).splitlines()) == 2 + len(rows) + len(table.ROWS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.lm.layout import MODES
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.objective import LMObjective
 from duotok.recipes.corpus.manifest import read_manifest
@@ -415,6 +416,8 @@ def test_errors_name_the_setting(tmp_path: Path) -> None:
 def test_recipe_files_load(size: str) -> None:
     config = load_config(train.Config, RECIPES / f"{size}.yaml")
     assert config.data.vocal_to_accompaniment > 0
+    # Where training is long it is watched, on songs that it never sees.
+    assert size == "tiny" or (config.data.hold_out > 0 and config.train.validate_every > 0)
 
 
 def test_the_sizes_are_what_their_files_say() -> None:
@@ -443,6 +446,8 @@ def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: 
     (row,) = [row for row in rows if "validation/cnbpt/unconditional_vocal" in row]
     assert row["step"] == 2 and 0.5 < row["validation/cnbpt/vocal_to_accompaniment"] < 2
     assert row["tokens_per_second"] > 0 and math.isfinite(row["mfu"]) and row["mfu"] > 0
+    tasks = [name for row in rows for name in row if name.startswith(("vocal_nats/", "accompaniment_nats/"))]
+    assert tasks and {task.split("/")[1] for task in tasks} <= set(MODES)
     lm = DualTrackLM.from_pretrained(tmp_path / "run" / "final")
     assert lm.tokenizer_fingerprint == TokenShards(tokens).index.tokenizer_fingerprint
     assert lm.config.accompaniment_codes == 13
@@ -475,6 +480,9 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
         added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
         assert torch.allclose(losses[mode]["total"], plain + 0.5 * added)
     assert "accompaniment_prompt_nats" not in losses["unconditional"]
+    for mode, found in losses.items():
+        assert found[f"accompaniment_nats/{mode}"] == found["accompaniment_nats"]
+        assert [name for name in found if "/" in name] == [f"accompaniment_nats/{mode}"]
     # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
     moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
     layout = lm.lay_out(moved, "vocal_to_accompaniment")
