@@ -31,8 +31,8 @@ def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
         found = vae.decode_features(vae.encode_features(target[None]))[0]
         power, found_power = (features.magnitudes(values).square() @ filters for values in (target, found))
         width, found_width = (
-            values[:, features.mid_dim :].clamp_min(-4).square().unflatten(-1, (2, -1)).sum(dim=-2)
-            for values in (target, found)
+            with_mid.square() + beside.clamp_min(0).square()  # as side_spectrum does
+            for with_mid, beside in (x[:, features.mid_dim :].chunk(2, dim=-1) for x in (target, found))
         )
         energies = torch.stack([power, found_power, power * width, power * found_width]).sum(dim=1).double()
         if energies[0].sum() > 0:
