@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .spectrum import Stft
+from .spectrum import Stft, unit_phasors
 
 
 def advance_phases(magnitudes: Tensor, stft: Stft, first_phase: Tensor | None = None) -> Tensor:
@@ -70,11 +70,6 @@ def griffin_lim(
         previous = spectrum
         target = impose(ahead)
     return stft.inverse(target)
-
-
-def unit_phasors(spectrum: Tensor) -> Tensor:
-    """Return complex numbers of length 1 (0 where there is silence) in the directions of the spectrum."""
-    return spectrum / spectrum.abs().clamp_min(1e-9)
 
 
 def _nearest_peaks(is_peak: Tensor, bins: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Short-time spectra whose frame t is centred on samples 960 t .. 960 t + 959, and their pooled bins."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,50 +76,6 @@ class PooledBins(nn.Module):
         )
 
 
-class StereoSpectrum(NamedTuple):
-    """What a decoder knows of a stereo sound: everything but the phase of the middle."""
-
-    mid: Tensor  # [batch, bins, frames] magnitude of (left + right) / 2
-    side: Tensor  # [batch, bins, frames] magnitude of (left - right) / 2
-    coherence: Tensor  # [batch, bins, frames] in -1..1: 1 = side in phase with mid (left), -1 = right
-
-
-class StereoFeatures(nn.Module):
-    """Compressed stereo spectra: mid^p, side^p and coherence * side^p of the pooled bins.
-
-    The power p < 1 keeps loud partials (pitch, chords) distinct and quiet detail audible; a logarithm spends
-    the few latents on noise. The coherence says on which side a sound is, which magnitudes alone cannot.
-    """
-
-    PARTS = 3
-
-    def __init__(self, *, fft_size: int, hop_samples: int, low_bins: int, group: int, power: float) -> None:
-        super().__init__()
-        self.stft = Stft(fft_size, hop_samples)
-        self.pooled = PooledBins(self.stft.bins, low_bins, group)
-        self.power = power
-        self.dim = self.PARTS * self.pooled.dim
-
-    def forward(self, wave: Tensor) -> Tensor:
-        """wave [batch, 2, samples] -> features [batch, frames, dim]."""
-        left, right = wave.unbind(dim=1)
-        mid, side = (self.stft(part).transpose(1, 2) for part in ((left + right) / 2, (left - right) / 2))
-        mid_power, side_power = (self.pooled.mean(part.abs().square()) for part in (mid, side))
-        cross = self.pooled.mean((side * mid.conj()).real)
-        coherence = (cross / (mid_power * side_power).sqrt().clamp_min(1e-9)).clamp(-1, 1)
-        compressed_side = side_power.pow(self.power / 2)
-        return torch.cat(
-            [mid_power.pow(self.power / 2), compressed_side, coherence * compressed_side], dim=-1
-        )
-
-    def magnitudes(self, features: Tensor) -> Tensor:
-        """features [batch, frames, dim] -> pooled mid and side magnitudes [batch, frames, 2, dim / 3]."""
-        compressed = features[..., : 2 * self.pooled.dim].unflatten(-1, (2, self.pooled.dim))
-        return compressed.clamp_min(0).pow(1 / self.power)
-
-    def spectrum(self, features: Tensor) -> StereoSpectrum:
-        """features [batch, frames, dim] -> full-resolution magnitudes and coherence."""
-        mid, side = self.pooled.spread(self.magnitudes(features)).transpose(1, 3).unbind(dim=2)
-        _, compressed_side, signed_side = features.chunk(3, dim=-1)
-        coherence = (signed_side / compressed_side.clamp_min(1e-3)).clamp(-1, 1)
-        return StereoSpectrum(mid=mid, side=side, coherence=self.pooled.spread(coherence).transpose(1, 2))
+def unit_phasors(spectrum: Tensor) -> Tensor:
+    """Return complex numbers of length 1 (0 where there is silence) in the directions of the spectrum."""
+    return spectrum / spectrum.abs().clamp_min(1e-9)

@@ -12,8 +12,8 @@ from ..tokenizer.common.audio import SAMPLE_RATE_HZ
 from ..tokenizer.common.checkpoint import load_component, save_component
 from ..tokenizer.common.config import config_from_dict
 from ..tokenizer.common.errors import ConfigError
-from .phase import griffin_lim, unit_phasors
-from .spectrum import StereoFeatures, StereoSpectrum
+from .phase import griffin_lim
+from .stereo import BANDS, CODINGS, SPECTRUM, StereoFeatures
 from .vae_residual import ResidualBranch
 from .vae_song import decode_in_chunks
 
@@ -31,6 +31,9 @@ class SpectralVAEConfig:
     low_bins: int = 700  # kept one by one (8.2 kHz at 4096); those above are pooled
     group: int = 4  # bins per pooled value
     power: float = 0.2  # compression of magnitudes
+    side_coding: str = SPECTRUM  # or "bands": gains relative to the mid, see StereoFeatures
+    side_bands: int = 32  # of the coding "bands"
+    energy_gains: bool = False  # of decoded features, fitted so that each band keeps its mean energy
     corner_hz: float = 300.0  # a bin at f counts as 1 / (f + corner): loudness of pitches above noise
     encoder_blocks: int = 0  # ConvNeXt blocks of the encoder's correction; 0 = linear encoder
     decoder_blocks: int = 4  # the same of the decoder
@@ -39,7 +42,8 @@ class SpectralVAEConfig:
     phase_iterations: int = 8  # Griffin-Lim, after the phase-vocoder start
 
     def __post_init__(self) -> None:
-        for name in ("mid_latents", "side_latents", "fft_size", "hop_samples", "low_bins", "group", "dim"):
+        sizes = ("mid_latents", "side_latents", "fft_size", "hop_samples", "low_bins", "group", "side_bands")
+        for name in (*sizes, "dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("encoder_blocks", "decoder_blocks", "phase_iterations"):
@@ -51,6 +55,10 @@ class SpectralVAEConfig:
             )
         if self.low_bins + self.group > self.fft_size // 2:
             raise ConfigError(f"low_bins must leave room for a group below {self.fft_size // 2}")
+        if self.side_coding not in CODINGS:
+            raise ConfigError(f"side_coding must be one of {', '.join(CODINGS)}, got {self.side_coding!r}")
+        if self.energy_gains and self.side_coding != BANDS:
+            raise ConfigError(f"energy_gains need side_coding {BANDS}, got {self.side_coding}")
         if not 0 < self.power <= 1 or self.corner_hz <= 0:
             raise ConfigError("power must be in (0, 1] and corner_hz positive")
         if self.kernel_frames % 2 != 1:
@@ -65,6 +73,7 @@ class SpectralVAE(nn.Module):
     mid_basis: Tensor
     side_basis: Tensor
     latent_scale: Tensor
+    feature_gain: Tensor
 
     def __init__(self, config: SpectralVAEConfig) -> None:
         super().__init__()
@@ -76,20 +85,27 @@ class SpectralVAE(nn.Module):
             low_bins=config.low_bins,
             group=config.group,
             power=config.power,
+            coding=config.side_coding,
+            bands=config.side_bands,
         )
-        pooled = self.features.pooled.dim
+        mid_dim, side_dim = self.features.mid_dim, self.features.side_dim
         self.hop_samples = config.hop_samples
         self.latent_rate_hz = SAMPLE_RATE_HZ / config.hop_samples
         self.latent_dim = config.mid_latents + config.side_latents
-        if config.mid_latents > pooled or config.side_latents > 2 * pooled:
-            raise ConfigError(f"there are only {pooled} bins for {config.mid_latents} mid latents")
-        weight = (config.corner_hz / (self.features.pooled.frequencies_hz() + config.corner_hz)).sqrt()
-        self.register_buffer("feature_weight", weight.repeat(StereoFeatures.PARTS), persistent=False)
+        if config.mid_latents > mid_dim or config.side_latents > side_dim:
+            raise ConfigError(
+                f"mid_latents {config.mid_latents} and side_latents {config.side_latents} must be at most "
+                f"{mid_dim} and {side_dim}, which is what there is to code"
+            )
+        weight = self.features.weights(config.corner_hz)
+        self.register_buffer("feature_weight", weight, persistent=False)
         # The linear coding; `set_linear` fills it. Until then any orthonormal basis keeps the shapes alive.
         self.register_buffer("feature_mean", torch.zeros(self.features.dim))
-        self.register_buffer("mid_basis", torch.eye(pooled, config.mid_latents))
-        self.register_buffer("side_basis", torch.eye(2 * pooled, config.side_latents))
+        self.register_buffer("mid_basis", torch.eye(mid_dim, config.mid_latents))
+        self.register_buffer("side_basis", torch.eye(side_dim, config.side_latents))
         self.register_buffer("latent_scale", torch.ones(self.latent_dim))
+        # What a decoder knows only roughly it gives too softly, for it gives the mean of compressed values.
+        self.register_buffer("feature_gain", torch.ones(self.features.dim), persistent=config.energy_gains)
         shape = {"dim": config.dim, "kernel_frames": config.kernel_frames}
         self.encoder = (
             ResidualBranch(self.features.dim, self.latent_dim, blocks=config.encoder_blocks, **shape)
@@ -123,10 +139,8 @@ class SpectralVAE(nn.Module):
     def encode_features(self, features: Tensor) -> Tensor:
         """features [batch, frames, feature_dim] -> latents [batch, latent_dim, frames]."""
         centred = (features - self.feature_mean) * self.feature_weight
-        pooled = self.features.pooled.dim
-        linear = torch.cat(
-            [centred[..., :pooled] @ self.mid_basis, centred[..., pooled:] @ self.side_basis], dim=-1
-        )
+        mid, side = centred.split([self.features.mid_dim, self.features.side_dim], dim=-1)
+        linear = torch.cat([mid @ self.mid_basis, side @ self.side_basis], dim=-1)
         latents = linear / self.latent_scale
         if self.encoder is not None:
             latents = latents + self.encoder(centred)
@@ -141,7 +155,7 @@ class SpectralVAE(nn.Module):
         centred = torch.cat([mid @ self.mid_basis.T, side @ self.side_basis.T], dim=-1)
         if self.decoder is not None:
             centred = centred + self.decoder(latents)
-        return centred / self.feature_weight + self.feature_mean
+        return (centred / self.feature_weight + self.feature_mean) * self.feature_gain
 
     def decode(self, latents: Tensor, samples: int | None = None) -> Tensor:
         """latents [batch, latent_dim, frames] -> wave [batch, 2, samples], by default all frames * 960."""
@@ -153,19 +167,17 @@ class SpectralVAE(nn.Module):
         samples = longest if samples is None else samples
         if not 0 < samples <= longest:
             raise ConfigError(f"{latents.shape[2]} frames give 1 to {longest} samples, not {samples}")
-        return self.synthesize(self.features.spectrum(self.decode_features(latents)))[..., :samples]
+        return self.synthesize(self.decode_features(latents))[..., :samples]
 
-    def synthesize(self, spectrum: StereoSpectrum, held_mid: Tensor | None = None) -> Tensor:
-        """Find phases for the spectrum and return the wave [batch, 2, frames * 960].
+    def synthesize(self, features: Tensor, held_mid: Tensor | None = None) -> Tensor:
+        """Find phases for features [batch, frames, feature_dim]; return the wave [batch, 2, frames * 960].
 
         held_mid: complex mid spectrum [batch, bins, k] of the first k frames where sound is already there.
         """
         stft = self.features.stft
-        mid = griffin_lim(spectrum.mid, stft, iterations=self.config.phase_iterations, held=held_mid)
-        # The side follows the phase of the mid where both hold the same sound (that is what pans it), and is
-        # turned by a quarter where they do not (that is what makes it wide): no search, nothing cancels.
-        direction = torch.complex(spectrum.coherence, (1 - spectrum.coherence.square()).clamp_min(0).sqrt())
-        side = stft.inverse(spectrum.side * direction * unit_phasors(stft(mid)))
+        magnitudes = self.features.mid_magnitudes(features)
+        mid = griffin_lim(magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid)
+        side = stft.inverse(self.features.side_spectrum(features, stft(mid)))
         return torch.stack([mid + side, mid - side], dim=1)
 
     @torch.no_grad()

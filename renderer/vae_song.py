@@ -69,4 +69,4 @@ def _decode_chunk(vae: "SpectralVAE", latents: Tensor, start: int, stop: int, pa
         known = past.shape[-1] // vae.hop_samples - -(-stft.fft_size // (2 * vae.hop_samples))
         mid = past.mean(dim=0, keepdim=True).to(features.device)
         held = stft(mid)[..., :known]
-    return vae.synthesize(vae.features.spectrum(features), held)[0]
+    return vae.synthesize(features, held)[0]

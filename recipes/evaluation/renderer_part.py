@@ -9,6 +9,7 @@ from duotok.recipes.bundle import read_bundle_description
 from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
 from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.tokenizer.model import DuoTokenizer
@@ -18,7 +19,10 @@ _BANDS = ("50_300", "300_1000", "1000_3000")  # Hz
 
 
 def measure_renderer(settings: Settings) -> dict[str, float]:
-    """Chroma correlation, fine structure and log10-mel L1 of vae_… and round_trip_… (true codes to sound)."""
+    """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
+
+    The loudness error is of the VAE alone.
+    """
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     renderer = Renderer.from_pretrained(settings.bundle / "renderer")
     renderer.require_tokenizer(tokenizer.fingerprint)
@@ -43,7 +47,8 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
             rendered = renderer.decode(latents, samples)
         # Codes do not know the recording's level: compare at the same loudness.
         rendered = rendered * (wave.square().mean() / rendered.square().mean().clamp_min(1e-12)).sqrt()
-        rows.append(_compare(wave, through_vae, "vae") | _compare(wave, rendered, "round_trip"))
+        loudness = {"vae_loudness_error_lu": abs(loudness_difference_lu(through_vae, wave))}
+        rows.append(_compare(wave, through_vae, "vae") | loudness | _compare(wave, rendered, "round_trip"))
     figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
 
@@ -53,5 +58,6 @@ def _compare(wave: Tensor, found: Tensor, prefix: str) -> dict[str, float]:
     return {
         f"{prefix}_chroma_correlation": chroma_correlation(wave, found),
         f"{prefix}_log10_mel_l1": log10_mel_l1(wave, found),
+        f"{prefix}_stereo_width_error_db": abs(stereo_width_db(found) - stereo_width_db(wave)),
         **{f"{prefix}_fine_structure_{band}_hz": value for band, value in zip(_BANDS, fine, strict=True)},
     }

@@ -1,4 +1,4 @@
-"""Simple facts about a produced sound: peak, silent stretches, loudness against the vocal."""
+"""Simple facts about a produced sound: peak, silent stretches, stereo width, loudness against the vocal."""
 
 import math
 
@@ -9,6 +9,7 @@ from duotok.recipes.loudness import measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
+_MONO_DB = -60.0  # a side this far below the middle is none
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to
 
 
@@ -30,6 +31,17 @@ def longest_silence_seconds(wave: Tensor, *, threshold_db: float = -60.0) -> flo
         current = current + 1 if silent else 0
         longest = max(longest, current)
     return longest * _BLOCK_SAMPLES / SAMPLE_RATE_HZ
+
+
+def stereo_width_db(wave: Tensor) -> float:
+    """Energy of the side (left - right) over that of the middle (left + right), in dB within -60..60.
+
+    wave: [2, samples]; 0 is two unrelated channels of one level, -60 is mono or silence.
+    """
+    middle, side = (float((wave[0] + sign * wave[1]).double().square().sum()) for sign in (1, -1))
+    if side <= 0:
+        return _MONO_DB
+    return max(_MONO_DB, min(-_MONO_DB, 10 * math.log10(side / max(middle, 1e-30))))
 
 
 def loudness_difference_lu(wave: Tensor, reference: Tensor) -> float:

@@ -88,7 +88,13 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "Language model": LM_ROWS,
     "Guidance, ranking, whole songs": DECODING_ROWS,
     "Renderer": (
-        *_codec_rows("renderer.vae", "VAE", "0.85 or more", "0.25 or less"),
+        *_codec_rows("renderer.vae", "VAE", "0.95 or more", "0.18 or less"),
+        Row(
+            "VAE: error of stereo width (side over mid) / of loudness",
+            ("renderer.vae_stereo_width_error_db", "renderer.vae_loudness_error_lu"),
+            lambda width, loudness: f"{width:.1f} dB / {loudness:.1f} LU",
+            "1 dB / 0.5 LU or less",
+        ),
         *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
     ),
     "Tokenizer (vocal / accompaniment)": tuple(

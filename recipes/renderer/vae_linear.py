@@ -36,11 +36,11 @@ class Moments:
 @torch.no_grad()
 def fit_linear(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
     """Fit the VAE's linear coding: the principal components of the features of waves [2, samples]."""
-    pooled = vae.features.pooled.dim
-    moments = [Moments(pooled), Moments(2 * pooled)]
+    dims = [vae.features.mid_dim, vae.features.side_dim]
+    moments = [Moments(dim) for dim in dims]
     for wave in waves:
         weighted = vae.features(wave[None])[0] * vae.feature_weight
-        for part, values in zip(moments, weighted.split([pooled, 2 * pooled], dim=-1), strict=True):
+        for part, values in zip(moments, weighted.split(dims, dim=-1), strict=True):
             part.add(values)
     if moments[0].count < 2:
         raise DataError("no audio to fit the linear coding on; check the manifest")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from duotok.renderer.stereo import BANDS, band_filters
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -46,9 +47,9 @@ class VAEObjective(nn.Module):
         frequencies = vae.features.pooled.frequencies_hz()
         self.fine_bands = [_band(frequencies, low, high) for low, high in _FINE_BANDS_HZ]
         self.pitch_band = _band(frequencies, *_PITCH_BAND_HZ)
-        weight = vae.feature_weight[: len(frequencies)].square()
+        weight = vae.feature_weight[: vae.features.mid_dim].square()
         self.register_buffer("level_weight", weight / weight.mean(), persistent=False)
-        self.register_buffer("stereo_bands", _triangles(frequencies, _STEREO_BANDS), persistent=False)
+        self.register_buffer("stereo_bands", band_filters(frequencies, _STEREO_BANDS), persistent=False)
         # Mean variance of a weighted feature, so that the loss is a share of what there is to explain.
         variance = vae.latent_scale.square().sum() / vae.features.dim
         self.register_buffer("feature_deviation", variance.sqrt(), persistent=False)
@@ -61,7 +62,7 @@ class VAEObjective(nn.Module):
         latents = vae.encode_features(target)
         found = vae.decode_features(latents + self.config.noise * torch.randn_like(latents)).float()
         error = (found - target) * vae.feature_weight / self.feature_deviation
-        # Magnitudes [batch, frames, mid or side, bins]
+        # Magnitudes of the mid [batch, frames, bins]
         wanted, given = vae.features.magnitudes(target), vae.features.magnitudes(found)
         wanted_level, given_level = ((m + _LOG_FLOOR).log10() for m in (wanted, given))
         level = ((given_level - wanted_level).abs() * self.level_weight).mean()
@@ -84,21 +85,17 @@ class VAEObjective(nn.Module):
         return {"total": total, **losses}
 
     def _side_gains(self, features: Tensor, magnitudes: Tensor) -> Tensor:
-        """Return what the side is of the mid, in phase and in all: [batch, frames, 2, bands], about -1..1."""
-        mid, side = magnitudes.unbind(dim=2)
-        _, compressed, signed = features.chunk(3, dim=-1)
+        """Return what the side is of the mid, in phase and in all or beside: [batch, frames, 2 * bands]."""
+        side = features[..., self.vae.features.mid_dim :]
+        if self.vae.features.coding == BANDS:
+            return side
+        compressed, signed = side.chunk(2, dim=-1)
+        side = compressed.clamp_min(0).pow(1 / self.vae.features.power)
         coherence = (signed / compressed.clamp_min(0.1)).clamp(-1, 1)
-        power = mid.square() @ self.stereo_bands + _STEREO_FLOOR
-        in_phase = ((coherence * side * mid) @ self.stereo_bands) / power
+        power = magnitudes.square() @ self.stereo_bands + _STEREO_FLOOR
+        in_phase = ((coherence * side * magnitudes) @ self.stereo_bands) / power
         width = ((side.square() @ self.stereo_bands) / power + 1e-4).sqrt()
-        return torch.stack([in_phase.clamp(-1.5, 1.5), width.clamp_max(2.0)], dim=2)
-
-
-def _triangles(frequencies: Tensor, bands: int) -> Tensor:
-    """Return overlapping bands [bins, bands], equally wide in ERB rate (Glasberg and Moore 1990)."""
-    rate = (1 + 0.00437 * frequencies).log10()
-    place = rate / rate.max() * (bands - 1)
-    return (1 - (place[:, None] - torch.arange(bands)).abs()).clamp_min(0)
+        return torch.cat([in_phase.clamp(-1.5, 1.5), width.clamp_max(2.0)], dim=-1)
 
 
 def _band(frequencies: Tensor, low_hz: float, high_hz: float) -> slice:
@@ -107,11 +104,7 @@ def _band(frequencies: Tensor, low_hz: float, high_hz: float) -> slice:
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Mean correlation over the last dimension of the mid spectra (index 0 of dimension -2).
-
-    Frames count by their square root of energy: silence has no structure to keep.
-    """
-    first, second = first[..., 0, :], second[..., 0, :]
+    """Mean correlation over the last dimension; in silence it is 0, for that has no structure to keep."""
     first = first - first.mean(dim=-1, keepdim=True)
     second = second - second.mean(dim=-1, keepdim=True)
     product = (first * second).sum(dim=-1)
