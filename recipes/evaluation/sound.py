@@ -1,4 +1,4 @@
-"""Simple facts about a produced sound: peak, silent stretches, loudness against the vocal."""
+"""Simple facts about a produced sound: peak, silent stretches, loudness and width beside another sound."""
 
 import math
 
@@ -10,6 +10,7 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to
+_NARROWEST_DB = -60.0  # of side over mid: no sound counts as narrower
 
 
 def measure_peak(wave: Tensor) -> float:
@@ -38,3 +39,16 @@ def loudness_difference_lu(wave: Tensor, reference: Tensor) -> float:
     if math.isinf(level) and math.isinf(base):
         return 0.0
     return max(-_FAR_BELOW_DB, min(_FAR_BELOW_DB, level - base))
+
+
+def stereo_width_db(wave: Tensor) -> float:
+    """Energy of the side over that of the mid channel in dB, from -60 (mono, or silent) to 60.
+
+    wave: [2, samples].
+    """
+    left, right = wave.double()
+    mid, side = float((left + right).square().sum()), float((left - right).square().sum())
+    if max(mid, side) == 0:
+        return _NARROWEST_DB
+    ratio_db = 10 * math.log10(max(side, 1e-30) / max(mid, 1e-30))
+    return max(_NARROWEST_DB, min(-_NARROWEST_DB, ratio_db))
