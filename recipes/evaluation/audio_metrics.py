@@ -14,6 +14,19 @@ _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
 _MEL_SCALES = ((2048, 150), (512, 80))  # window in samples and bands
 
 
+def compare_spectra(reference: Tensor, found: Tensor) -> dict[str, float]:
+    """Chroma correlation, log10-mel L1 and fine structure by band, both waves [channels, samples]."""
+    fine = fine_structure(reference, found)
+    return {
+        "chroma_correlation": chroma_correlation(reference, found),
+        "log10_mel_l1": log10_mel_l1(reference, found),
+        **{
+            f"fine_structure_{low}_{high}_hz": value
+            for (low, high), value in zip(_FINE_BANDS_HZ, fine, strict=True)
+        },
+    }
+
+
 def chroma_correlation(reference: Tensor, found: Tensor) -> float:
     """Mean correlation of the mean-free 12-bin chroma of frames every 0.1 s; 1 is perfect.
 

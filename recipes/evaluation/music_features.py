@@ -54,7 +54,7 @@ class MusicFeatures:
 
     @torch.no_grad()
     def of_wave(self, wave: Tensor) -> Tensor:
-        """wave [channels, samples] at 48 kHz -> features [patches, 200] of whole patches of 3 s, at least one.
+        """wave [channels, samples] at 48 kHz -> features [patches, 200], one per whole 3 s, at least one.
 
         A shorter wave is continued by silence.
         """
@@ -87,9 +87,7 @@ class MusicFeatures:
         for number in (2, 3, 4):
             length = self._weights[f"conv2d_{number}/kernel"].shape[0]
             before = (length - 1) // 2
-            rhythm.append(
-                self._convolve(functional.pad(heard, (0, 0, before, length - 1 - before)), number)
-            )
+            rhythm.append(self._convolve(functional.pad(heard, (0, 0, before, length - 1 - before)), number))
         return torch.cat([found.amax(dim=3) for found in (*timbre, *rhythm)], dim=1).transpose(1, 2)
 
     def _convolve_all(self, layer: Tensor, number: int) -> Tensor:

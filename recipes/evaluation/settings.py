@@ -17,6 +17,7 @@ class Settings:
     seed: int = 0
     real_stems: Path | None = None  # folder with the four stems of a real song, for the separator
     speed: bool = True  # whether `generate` is also timed on 30 s and 180 s
+    folder: Path | None = None  # of quality's table, picture and kept measures; None = only its figures
 
     def __post_init__(self) -> None:
         if self.items is not None and self.items < 2:

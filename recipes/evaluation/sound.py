@@ -10,7 +10,7 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to
-_NARROWEST_DB = -60.0  # of side over mid: no sound counts as narrower
+_NARROWEST_DB = -40.0  # of side over mid, below which nobody hears a side
 
 
 def measure_peak(wave: Tensor) -> float:
@@ -42,7 +42,7 @@ def loudness_difference_lu(wave: Tensor, reference: Tensor) -> float:
 
 
 def stereo_width_db(wave: Tensor) -> float:
-    """Energy of the side over that of the mid channel in dB, from -60 (mono, or silent) to 60.
+    """Energy of the side over that of the mid channel in dB, from -40 (mono, or silent) to 40.
 
     wave: [2, samples].
     """
