@@ -194,3 +194,16 @@ def vocal_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocal") / "song.wav"
     soundfile.write(path, np.pad(sing(2.5, rate_hz=44_100), ((0, 7), (0, 0))), 44_100)
     return path
+
+
+@pytest.fixture(scope="session")
+def listening_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two systems with two clips each: tones of half a second to 0.8 s at different levels."""
+    root = tmp_path_factory.mktemp("sounds")
+    for number, system in enumerate(("original", "tokens")):
+        for clip, seconds in (("one", 0.5), ("two", 0.8)):
+            times = np.arange(round(seconds * 44_100)) / 44_100
+            tone = (0.5 - 0.4 * number) * np.sin(2 * np.pi * (220 + 110 * number) * times)
+            (root / system).mkdir(exist_ok=True)
+            soundfile.write(root / system / f"{clip}.wav", tone, 44_100)
+    return root

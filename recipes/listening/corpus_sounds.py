@@ -15,7 +15,7 @@ _ITEMS, _SECONDS = 6, 8.0
 def write_corpus_sounds(settings: Settings, track: str) -> list[str]:
     """Write settings.folder/SYSTEM/ITEM.wav of each excerpt and each of SYSTEMS there is; return the systems.
 
-    A bundle without a decoder of the track gives no round trip, and nothing is generated but accompaniments.
+    Nothing is generated but accompaniments. Raises DataError for a bundle without a decoder of the track.
     """
     folder = settings.folder
     if folder is None:
@@ -27,6 +27,11 @@ def write_corpus_sounds(settings: Settings, track: str) -> list[str]:
         seed=settings.seed,
     )
     maker = SoundMaker(settings.bundle, settings.seed)
+    if track not in maker.rendered_tracks:
+        raise DataError(
+            f"{settings.bundle} has no decoder of the {track}; it has one of the "
+            f"{' and '.join(maker.rendered_tracks)}"
+        )
     systems: list[str] = []
     for excerpt in tqdm(excerpts, desc="sounds", disable=None):
         made = maker.make(excerpt, excerpt, track)
