@@ -11,6 +11,7 @@ from torch import Tensor
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _RATE_HZ = 16_000
+_SHORTEST_SECONDS = 0.5  # that STOI, which judges stretches of 0.4 s, can be asked about
 # Measure -> the PyPI package that computes it.
 PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
 
@@ -39,6 +40,8 @@ def measure_stoi(reference: Tensor, found: Tensor) -> float:
     """
     from pystoi import stoi
 
+    if reference.shape[-1] < _SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # pystoi warns where it has too little to judge
         try:

@@ -30,7 +30,7 @@ def test_the_mel_distance_is_about_four_times_a_log10_mel_l1():
 
 
 def test_the_width_is_the_energy_of_the_side_over_the_mid():
-    left, right = noise()
+    left, right = noise().double()
     mid, side = left + right, left - right
     expected = 10 * math.log10(float(side.square().sum() / mid.square().sum()))
     assert stereo_width_db(torch.stack([left, right])) == pytest.approx(expected)
