@@ -1,9 +1,9 @@
 """What the tagger musicnn hears in music: features for Frechet distances, computed without TensorFlow.
 
 musicnn (Pons & Serra, 2019) ships the weights of its network for MagnaTagATune in its PyPI package (ISC
-licence). Install it by `pip install --no-deps musicnn`: of its dependencies none is needed here. The features
-are its "penultimate" ones: the normalized last hidden layer, 200 numbers per patch of 3 s. The wiring is that of
-the graph in the package's .meta file.
+licence). Install it by `pip install --no-deps musicnn`: of its dependencies only librosa is needed here. The
+features are its "penultimate" ones: the normalized last hidden layer, 200 numbers per patch of 3 s. The
+wiring is that of the graph in the package's .meta file.
 """
 
 from collections.abc import Mapping

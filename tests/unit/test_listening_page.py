@@ -160,3 +160,15 @@ def test_the_key_of_another_version_is_told(made, tmp_path):
     (tmp_path / "key.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="format 2"):
         read_key(tmp_path / "key.json")
+
+
+def test_sounds_of_a_corpus_make_a_page(tiny_corpus, tiny_bundle, tmp_path, capsys):
+    options = ["sounds", "--corpus", str(tiny_corpus), "--bundle", str(tiny_bundle), "--items", "2"]
+    sounds = tmp_path / "sounds"
+    assert listen.main([*options, "--seconds", "4", "--out", str(sounds)]) == 0
+    assert capsys.readouterr().out.endswith("original, vae, round_trip, generated\n")
+    assert listen.main(["page", "--sounds", str(sounds), "--out", str(tmp_path / "p.html")]) == 0
+    assert "8 clips of 4 systems" in capsys.readouterr().out
+    assert read_key(tmp_path / "p.key.json").systems == ["generated", "original", "round_trip", "vae"]
+    assert listen.main([*options, "--track", "vocal", "--out", str(tmp_path / "vocals")]) == 1
+    assert "has no decoder of the vocal; it has one of the accompaniment" in capsys.readouterr().err

@@ -111,25 +111,8 @@ def test_a_missing_or_short_file_is_told(tmp_path, tensors):
         read_tensor_bundle(tmp_path, "m")
 
 
-def make_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights of musicnn's names and shapes."""
-    rng = np.random.default_rng(seed)
-    shapes = [(7, 38, 1, 204), (7, 67, 1, 204), (128, 1, 1, 51), (64, 1, 1, 51), (32, 1, 1, 51)]
-    shapes += [(7, 561, 1, 64), (7, 64, 1, 64), (7, 64, 1, 64)]
-    weights = {"dense/kernel": rng.normal(size=(1506, 200)) / 40, "dense/bias": rng.normal(size=200)}
-    for number, shape in enumerate(shapes):
-        name = f"conv2d_{number}" if number else "conv2d"
-        weights[f"{name}/kernel"] = rng.normal(size=shape) / np.sqrt(shape[0] * shape[1])
-        weights[f"{name}/bias"] = rng.normal(size=shape[3])
-    for number, size in enumerate((1, 204, 204, 51, 51, 51, 64, 64, 64, 1506, 200)):
-        name = f"batch_normalization_{number}" if number else "batch_normalization"
-        weights[f"{name}/moving_mean"], weights[f"{name}/beta"] = rng.normal(size=(2, size))
-        weights[f"{name}/moving_variance"], weights[f"{name}/gamma"] = rng.uniform(0.5, 2, size=(2, size))
-    return {name: values.astype(np.float32) for name, values in weights.items()}
-
-
-def test_the_network_needs_no_package_for_its_shapes():
-    network = MusicFeatures(make_weights())
+def test_the_network_needs_no_package_for_its_shapes(musicnn_weights):
+    network = MusicFeatures(musicnn_weights)
     times = torch.arange(48_000 * 7) / 48_000
     tone = 0.1 * torch.sin(2 * torch.pi * 440 * times).repeat(2, 1)
     features = network.of_wave(tone)
@@ -140,8 +123,8 @@ def test_the_network_needs_no_package_for_its_shapes():
     assert not torch.allclose(network.of_wave(0 * tone)[0], features[0], atol=0.1)
 
 
-def test_pooling_sees_all_frames():
-    network = MusicFeatures(make_weights())
+def test_pooling_sees_all_frames(musicnn_weights):
+    network = MusicFeatures(musicnn_weights)
     mel = torch.from_numpy(np.random.default_rng(1).uniform(0, 2, (1, 187, 96)).astype(np.float32))
     base = network.of_patches(mel)
     for frame in (0, 93, 186):
