@@ -1,13 +1,13 @@
 """Figures of the renderer on test accompaniments: the VAE alone, and codes -> latents -> sound."""
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.bundle import read_bundle_description
-from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
+from duotok.recipes.evaluation.audio_metrics import compare_spectra
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.rebuilding import match_level, rebuild_by_vae, rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
 from duotok.recipes.settings import resolve_settings
@@ -15,7 +15,6 @@ from duotok.renderer.song import Renderer
 from duotok.tokenizer.model import DuoTokenizer
 
 _ITEMS, _SECONDS = 12, 8.0
-_BANDS = ("50_300", "300_1000", "1000_3000")  # Hz
 
 
 def measure_renderer(settings: Settings) -> dict[str, float]:
@@ -36,28 +35,19 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     rows: list[dict[str, float]] = []
     for excerpt in tqdm(excerpts, desc="renderer", disable=None):
         wave = excerpt.read("accompaniment")
-        samples = wave.shape[-1]
-        with torch.no_grad():
-            through_vae = renderer.vae.decode(renderer.vae.encode(wave[None]), samples)[0]
-            codes = tokenizer.encode(wave[None], "accompaniment")
-            features = tokenizer.features(codes, "accompaniment")[0]
-            latents = renderer.render_latents(
-                features, steps=generation.steps, guidance=generation.render_guidance, seed=settings.seed
-            )
-            rendered = renderer.decode(latents, samples)
-        # Codes do not know the recording's level: compare at the same loudness.
-        rendered = rendered * (wave.square().mean() / rendered.square().mean().clamp_min(1e-12)).sqrt()
-        loudness = {"vae_loudness_error_lu": abs(loudness_difference_lu(through_vae, wave))}
-        rows.append(_compare(wave, through_vae, "vae") | loudness | _compare(wave, rendered, "round_trip"))
+        through_vae = rebuild_by_vae(renderer, wave)
+        rendered = rebuild_from_codes(tokenizer, renderer, wave, "accompaniment", generation, settings.seed)
+        sounds = {"vae": through_vae, "round_trip": match_level(rendered, wave)}
+        row = {
+            f"{sound}_{name}": value
+            for sound, found in sounds.items()
+            for name, value in (compare_spectra(wave, found) | compare_width(wave, found)).items()
+        }
+        rows.append(row | {"vae_loudness_error_lu": abs(loudness_difference_lu(through_vae, wave))})
     figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
 
 
-def _compare(wave: Tensor, found: Tensor, prefix: str) -> dict[str, float]:
-    fine = fine_structure(wave, found)
-    return {
-        f"{prefix}_chroma_correlation": chroma_correlation(wave, found),
-        f"{prefix}_log10_mel_l1": log10_mel_l1(wave, found),
-        f"{prefix}_stereo_width_error_db": abs(stereo_width_db(found) - stereo_width_db(wave)),
-        **{f"{prefix}_fine_structure_{band}_hz": value for band, value in zip(_BANDS, fine, strict=True)},
-    }
+def compare_width(wave: Tensor, found: Tensor) -> dict[str, float]:
+    """How far the stereo width is off, both waves [2, samples]."""
+    return {"stereo_width_error_db": abs(stereo_width_db(found) - stereo_width_db(wave))}
