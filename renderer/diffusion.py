@@ -12,6 +12,7 @@ from ..tokenizer.common.checkpoint import load_component, save_component
 from ..tokenizer.common.config import config_from_dict
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath
+from .diffusion_solver import AUTO, SolverConfig, make_solver
 from .transformer import MODULATIONS, ModulatedTransformer, TimeEmbedding
 
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
@@ -172,17 +173,18 @@ class DiffusionDecoder(nn.Module):
         guidance: float,
         generator: torch.Generator,
         known_latents: Tensor | None = None,
+        solver: str = AUTO,
+        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps: solver steps (the paper's reference is 50). guidance: 1 = none; otherwise prediction =
+        steps, solver, shift: see SolverConfig (the paper's reference is 50 steps). guidance: 1 = none; otherwise prediction =
         unconditional + guidance * (conditional - unconditional), both in one batch. generator: of the CPU, so
         that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first k frames: the
         network sees them clean, every step holds them at their exact noisy version, the result has them as
         they were given.
         """
-        if steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {steps}")
+        walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
         batch, frames25, _ = features.shape
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         known = self._known(known_latents, shape, features)
@@ -190,17 +192,16 @@ class DiffusionDecoder(nn.Module):
         copies = 1 if guidance == 1 else 2
         known_copies = Known(*(part.repeat(copies, 1, 1) for part in known))
         noise = torch.randn(shape, generator=generator).to(features)
-        solver = self.path.make_solver(steps)
         latents = noise
-        for timestep in solver.timesteps:
-            time = self.path.solver_time(timestep).to(features).expand(batch)
+        for run, time in enumerate(walk.times.to(features)):
+            time = time.expand(batch)
             held = self.path.mix(known.latents, noise, time[:, None, None])
             latents = torch.where(known.mask > 0, held, latents)
             target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, known_copies)
             if copies == 2:
                 conditional, unconditional = target.chunk(2)
                 target = unconditional + guidance * (conditional - unconditional)
-            latents = solver.step(target, timestep, latents, return_dict=False)[0]
+            latents = walk.step(target, run, latents)
         latents = self.denormalize(latents)
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents

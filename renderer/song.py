@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..tokenizer.common.errors import ConfigError
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
+from .diffusion_solver import AUTO
 from .vae import SpectralVAE
 
 Progress = Callable[[int], None]
@@ -82,6 +83,8 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
+        solver: str = AUTO,
+        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
@@ -100,6 +103,8 @@ class Renderer:
                 guidance=guidance,
                 generator=generator,
                 known_latents=known,
+                solver=solver,
+                shift=shift,
             )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:
