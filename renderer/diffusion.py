@@ -74,6 +74,7 @@ class DiffusionDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint: str | None = None
+        self.track: str | None = None  # whose latents it learned; None where nobody wrote it down
         self.tokenizer_fingerprint: str | None = None
         self.vae_fingerprint: str | None = None
         self.path = DiffusionPath(config.objective)
@@ -178,13 +179,18 @@ class DiffusionDecoder(nn.Module):
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps, solver, shift: see SolverConfig (the paper's reference is 50 steps). guidance: 1 = none; otherwise prediction =
-        unconditional + guidance * (conditional - unconditional), both in one batch. generator: of the CPU, so
-        that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first k frames: the
-        network sees them clean, every step holds them at their exact noisy version, the result has them as
-        they were given.
+        steps, solver, shift: see SolverConfig (the paper's reference is 50 steps). guidance: 1 = none, else
+        prediction = unconditional + guidance * (conditional - unconditional), both in one batch. generator:
+        of the CPU, so that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first
+        k frames: the network sees them clean, every step holds them at their exact noisy version, the result
+        has them as they were given.
         """
         walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
+        if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
+            raise ConfigError(
+                f"the decoder needs features [batch, frames of 40 ms, {self.config.feature_dim}], at least "
+                f"one frame; got {tuple(features.shape)}"
+            )
         batch, frames25, _ = features.shape
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         known = self._known(known_latents, shape, features)
@@ -223,8 +229,14 @@ class DiffusionDecoder(nn.Module):
             mask[:, :, :count] = 1
         return Known(latents=clean, mask=mask)
 
-    def require(self, *, tokenizer: str | None = None, vae: str | None = None) -> None:
-        """Raise CheckpointError unless this decoder was trained on the components of these fingerprints."""
+    def require(
+        self, *, tokenizer: str | None = None, vae: str | None = None, track: str | None = None
+    ) -> None:
+        """Raise CheckpointError unless this decoder was trained on this track and on these fingerprints."""
+        if track is not None and self.track is not None and track != self.track:
+            raise CheckpointError(
+                f"a diffusion decoder of the {track} is needed, the one given was trained on the {self.track}"
+            )
         pairs = (("tokenizer", tokenizer, self.tokenizer_fingerprint), ("VAE", vae, self.vae_fingerprint))
         for name, given, own in pairs:
             if given is not None and own is not None and given != own:
@@ -236,8 +248,9 @@ class DiffusionDecoder(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
     ) -> None:
-        """Write the decoder folder; the fingerprints of its tokenizer and VAE go along."""
+        """Write the decoder folder; its track and the fingerprints of its tokenizer and VAE go along."""
         extra = {
+            **({} if self.track is None else {"track": self.track}),
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "vae_fingerprint": self.vae_fingerprint,
             **(extra or {}),
@@ -256,6 +269,7 @@ class DiffusionDecoder(nn.Module):
         )
         assert isinstance(model, cls)
         model.fingerprint = description["fingerprint"]
+        model.track = description["extra"].get("track")
         model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
         model.vae_fingerprint = description["extra"].get("vae_fingerprint")
         return model

@@ -21,7 +21,9 @@ class SolverConfig:
 
     steps: int = 8  # runs of the network; Heun's method, which runs it twice per step, makes at most as many
     solver: str = AUTO  # euler (DDIM under v), heun, dpm (DPM-Solver++ 2M), unipc; auto: the objective's own
-    shift: float = 1.0  # flow only: above 1 more of the steps are spent near the noise (arXiv 2403.03206, 5.3)
+    shift: float = (
+        1.0  # flow only: above 1 more of the steps are spent near the noise (arXiv 2403.03206, 5.3)
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -99,6 +101,7 @@ def _solver_of_flow(name: str, levels: np.ndarray) -> Solver:
         )
         scheduler.set_timesteps(len(levels))
         scheduler.sigmas = torch.from_numpy(np.append(levels, 0)).float()
+    scheduler.set_begin_index(0)  # otherwise found by the timestep, which may occur twice when rounded
     return Solver(scheduler, torch.from_numpy(levels).float())
 
 

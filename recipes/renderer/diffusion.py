@@ -66,6 +66,7 @@ def build(config: Config) -> Task:
     decoder = DiffusionDecoder(config.model)
     decoder.latent_mean.copy_(mean)
     decoder.latent_deviation.copy_(deviation)
+    decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
     objective = DiffusionObjective(decoder, tokenizer, origin.track, config.loss)

@@ -51,7 +51,7 @@ def make_decoder() -> DiffusionDecoder:
 class FingerprintOnly:
     """Stands where the autoencoder stands; rendering latents needs no sound."""
 
-    fingerprint = "vae"
+    fingerprint, latent_dim, latent_rate_hz = "vae", 64, 50.0
 
 
 @pytest.fixture(scope="module")

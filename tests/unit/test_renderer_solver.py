@@ -11,10 +11,12 @@ ALL = [(objective, name) for objective, names in SOLVERS.items() for name in nam
 all_solvers = pytest.mark.parametrize(("objective", "name"), ALL)
 
 
-def walk(objective: str, deviation: float, mean: float = 0.5, **settings) -> tuple[torch.Tensor, torch.Tensor]:
+def walk(
+    objective: str, deviation: float, mean: float = 0.5, **settings
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise, and where the exact prediction for Gaussian latents leads it."""
     path = DiffusionPath(objective)
-    noise = torch.randn(1, 1, 4_000, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 500, generator=torch.Generator().manual_seed(0))
     latents = noise
     solver = make_solver(objective, SolverConfig(**settings))
     for run, time in enumerate(solver.times):
@@ -55,8 +57,8 @@ def test_shift_spends_steps_near_the_noise_and_keeps_the_end(name):
     plain = make_solver("flow", SolverConfig(solver=name)).times
     shifted = make_solver("flow", SolverConfig(solver=name, shift=3.0)).times
     assert (shifted[1:] > plain[1:]).all()
-    noise, latents = walk("flow", 0.3, steps=400, solver=name, shift=3.0)
-    assert torch.allclose(latents, 0.5 + 0.3 * noise, atol=0.02)
+    noise, latents = walk("flow", 0.3, steps=200, solver=name, shift=3.0)
+    assert torch.allclose(latents, 0.5 + 0.3 * noise, atol=0.04)
 
 
 def test_v_levels_are_those_of_the_solver():
