@@ -53,8 +53,8 @@ class Renderer:
             decoder.require(vae=vae.fingerprint, track=track)
             if (decoder.config.latent_dim, LATENT_RATE_HZ) != (vae.latent_dim, vae.latent_rate_hz):
                 raise CheckpointError(
-                    f"the {track} decoder makes {decoder.config.latent_dim} latents at {LATENT_RATE_HZ} Hz, the "
-                    f"VAE has {vae.latent_dim} at {vae.latent_rate_hz:g} Hz; use the parts of one bundle"
+                    f"the {track} decoder makes {decoder.config.latent_dim} latents at {LATENT_RATE_HZ} Hz, "
+                    f"the VAE has {vae.latent_dim} at {vae.latent_rate_hz:g} Hz; use the parts of one bundle"
                 )
         self.vae = vae
         self.decoders = dict(decoders)

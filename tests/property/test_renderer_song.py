@@ -10,6 +10,7 @@ from duotok.renderer.song import OVERLAP_FRAMES, WINDOW_FRAMES, Renderer, plan_w
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(2, 800), st.data())
 def test_windows_cover_every_frame_once(frames, window, data):
     overlap = data.draw(st.integers(0, window - 1))
