@@ -78,13 +78,17 @@ def render(arguments: argparse.Namespace) -> None:
             codes = tokenizer.encode(recording.listened.to(device), track)[0].cpu()
             stored = TrackCodes(codes=codes, track=track, samples=recording.wave.shape[-1])
         frames = len(stored.codes)
-        with torch.inference_mode(), tqdm(total=frames, unit="token", disable=None) as progress:
+        with torch.inference_mode(), tqdm(total=frames, unit="token", disable=None) as bar:
+
+            def tell(count: int) -> None:
+                bar.update(count)
+
             latents = renderer.render_latents(
                 tokenizer.features(stored.codes[None].to(device), track)[0],
                 steps=settings.steps,
                 guidance=settings.render_guidance,
                 seed=arguments.seed,
-                progress=progress.update,
+                progress=tell,
                 track=track,
             )
             wave = renderer.decode(latents, stored.samples).cpu().float()

@@ -9,6 +9,7 @@ from duotok.recipes.bundle import read_bundle_description
 from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
 from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.whole_song import measure_whole_song
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.tokenizer.model import DuoTokenizer
@@ -45,6 +46,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
         rendered = rendered * (wave.square().mean() / rendered.square().mean().clamp_min(1e-12)).sqrt()
         rows.append(_compare(wave, through_vae, "vae") | _compare(wave, rendered, "round_trip"))
     figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    figures |= measure_whole_song(tokenizer, renderer, excerpts, generation, settings)
     return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
 
 

@@ -25,6 +25,8 @@ PROMISED = (
     "renderer.vae_chroma_correlation",
     "renderer.vae_fine_structure_300_1000_hz",
     "renderer.vae_log10_mel_l1",
+    "renderer.joint_flux_ratio",
+    "renderer.chunk_joint_flux_ratio",
     "tokenizer.vocal_utilization",
     "tokenizer.accompaniment_normalized_entropy",
 )
@@ -34,6 +36,7 @@ SPEED = (
     "generate.peak_memory_gb",
     "encoding.vocal_times_real_time",
     "encoding.accompaniment_times_real_time",
+    "renderer.seconds_per_second",
 )
 
 
