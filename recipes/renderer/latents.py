@@ -65,11 +65,19 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
 
     from duotok.recipes.corpus.manifest import read_manifest
     from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
+    from duotok.renderer.diffusion import LATENTS_PER_FEATURE
     from duotok.renderer.vae import SpectralVAE
+    from duotok.tokenizer.common.errors import CheckpointError
     from duotok.tokenizer.model import DuoTokenizer
 
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
     vae = SpectralVAE.from_pretrained(arguments.vae).to(arguments.device)
+    if vae.latent_rate_hz != LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:
+        raise CheckpointError(
+            f"the VAE {arguments.vae} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
+            f"{LATENTS_PER_FEATURE} per code, {LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:g} Hz; "
+            f"give a VAE of that rate"
+        )
     origin = ShardOrigin(
         track=arguments.track,
         tokenizer_fingerprint=str(tokenizer.fingerprint),

@@ -119,6 +119,7 @@ def test_start_is_the_gaussian_guess():
 def test_stored_decoder_is_the_same(tmp_path):
     decoder = make_decoder()
     decoder.tokenizer_fingerprint, decoder.vae_fingerprint = "aa", "bb"
+    decoder.track = "vocal"
     decoder.save_pretrained(tmp_path / "decoder")
     loaded = DiffusionDecoder.from_pretrained(tmp_path / "decoder")
     assert loaded.fingerprint == decoder.fingerprint is not None
@@ -127,6 +128,9 @@ def test_stored_decoder_is_the_same(tmp_path):
     loaded.require(tokenizer="aa", vae="bb")
     with pytest.raises(CheckpointError, match="tokenizer aa"):
         loaded.require(tokenizer="zz")
+    loaded.require(track="vocal")
+    with pytest.raises(CheckpointError, match="of the accompaniment is needed"):
+        loaded.require(track="accompaniment")
     with pytest.raises(CheckpointError, match="VAE bb"):
         loaded.require(vae="zz")
 
@@ -145,5 +149,11 @@ def test_impossible_requests_are_refused():
     features = torch.randn(1, 4, 12)
     with pytest.raises(ConfigError, match="steps"):
         draw(decoder, features, steps=0)
+    with pytest.raises(ConfigError, match="solver"):
+        draw(decoder, features, solver="magic")
+    with pytest.raises(ConfigError, match="at least one frame"):
+        draw(decoder, features[:, :0])
+    with pytest.raises(ConfigError, match=r"features \[batch, frames of 40 ms, 12\]"):
+        draw(decoder, torch.randn(1, 4, 13))
     with pytest.raises(ConfigError, match="known_latents"):
         draw(decoder, features, known_latents=torch.zeros(1, 6, 9))
