@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_split
 from duotok.recipes.evaluation.sound_quality import LIVELINESS, MEASURES, measure_quality
+from duotok.recipes.pipeline import choose_device
 from duotok.recipes.renderer.latents import pad_to_frames
 from duotok.recipes.renderer.matched_codecs import FrozenCodec
 from duotok.renderer.diffusion import DiffusionDecoder
@@ -34,18 +36,22 @@ def listen_to_decoder(config: "Config", codec: FrozenCodec, folder: Path) -> Row
     """Mean quality of recording -> codes -> latents -> sound."""
     decoder = DiffusionDecoder.from_pretrained(folder)
     decoder.require(tokenizer=codec.source.fingerprint)
-    renderer = Renderer(SpectralVAE.from_pretrained(config.vae), {config.track: decoder})
+    device = choose_device("auto")
+    renderer = Renderer(SpectralVAE.from_pretrained(config.vae), {config.track: decoder}).to(device)
+    assert isinstance(codec.source, nn.Module)
+    codec.source.cpu()  # training may have moved it
     rows = []
     for number, excerpt in enumerate(choose(config)):
         wave = excerpt.read(config.track)
+        features = codec.source.features(codec.encode(pad_to_frames(wave))[None], config.track)[0]
         latents = renderer.render_latents(
-            codec.source.features(codec.encode(pad_to_frames(wave))[None], config.track)[0],
+            features.to(device),
             steps=config.steps,
             guidance=config.guidance,
             seed=config.train.seed + number,
             track=config.track,
         )
-        rows.append(measure_quality(wave, renderer.decode(latents, wave.shape[-1])))
+        rows.append(measure_quality(wave, renderer.decode(latents, wave.shape[-1]).cpu()))
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     return _mean(rows) | {"decoder_parameters": parameters}
 
