@@ -10,6 +10,7 @@ from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
 from duotok.recipes.evaluation.rebuilding import match_level, rebuild_by_vae, rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
+from duotok.recipes.evaluation.whole_song import measure_whole_song
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.tokenizer.model import DuoTokenizer
@@ -45,6 +46,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
         }
         rows.append(row | {"vae_loudness_error_lu": abs(loudness_difference_lu(through_vae, wave))})
     figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    figures |= measure_whole_song(tokenizer, renderer, excerpts, generation, settings)
     return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
 
 

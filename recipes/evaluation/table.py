@@ -98,6 +98,18 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "1 dB / 0.5 LU or less",
         ),
         *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
+        Row(
+            "spectral flux over its median at joints of windows / of decoded chunks / anywhere",
+            tuple(f"renderer.{place}_flux_ratio" for place in ("joint", "chunk_joint", "anywhere")),
+            _plain(2),
+            "1.2 or less",
+        ),
+        Row(
+            "computing per second of audio, two CPU cores",
+            ("renderer.seconds_per_second",),
+            _plain(2, " s"),
+            "0.25 s or less",
+        ),
     ),
     "Quality of the sound": (
         Row(
