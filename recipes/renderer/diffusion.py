@@ -39,6 +39,8 @@ class Config:
 
     tokenizer: str  # folder of the frozen tokenizer
     data: DataConfig
+    # A decoder of the same track and VAE to go on from, instead of a new one; its tokenizer may be another.
+    start_from: str | None = None
     model: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -68,9 +70,12 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
     mean, deviation = shards.statistics()
     _check_widths(config.model, tokenizer.dim, len(mean))
     torch.manual_seed(config.train.seed)
-    decoder = DiffusionDecoder(config.model)
-    decoder.latent_mean.copy_(mean)
-    decoder.latent_deviation.copy_(deviation)
+    if config.start_from is None:
+        decoder = DiffusionDecoder(config.model)
+        decoder.latent_mean.copy_(mean)
+        decoder.latent_deviation.copy_(deviation)
+    else:
+        decoder = _open_start(config.start_from, config.model, origin)
     decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
@@ -85,6 +90,14 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
         }
 
     return Task(objective, make_batch, decoder.save_pretrained)
+
+
+def _open_start(folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin) -> DiffusionDecoder:
+    decoder = DiffusionDecoder.from_pretrained(folder)
+    decoder.require(track=origin.track, vae=origin.vae_fingerprint)
+    if decoder.config != model:
+        raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
+    return decoder.train()
 
 
 def _check_widths(model: DiffusionDecoderConfig, feature_dim: int, latent_dim: int) -> None:

@@ -166,3 +166,21 @@ def test_base_is_the_papers_size():
     with torch.device("meta"):
         decoder = DiffusionDecoder(config.model)
     assert 380e6 < sum(parameter.numel() for parameter in decoder.parameters()) < 420e6
+
+
+def test_a_start_is_gone_on_from(tmp_path, tokenizer_folder, latents_folder):
+    first = load(tokenizer_folder, latents_folder, "train.steps=2")
+    run_training(recipe.build(first), first.train, tmp_path / "first")
+    start = f"start_from={tmp_path / 'first' / 'final'}"
+    objective = recipe.build(load(tokenizer_folder, latents_folder, start)).objective
+    known = DiffusionDecoder.from_pretrained(tmp_path / "first" / "final").state_dict()
+    for name, weight in objective.decoder.state_dict().items():
+        torch.testing.assert_close(weight, known[name])
+    with pytest.raises(ConfigError, match="another model"):
+        recipe.build(load(tokenizer_folder, latents_folder, start, "model.blocks=1", "model.dim=48"))
+    other = tmp_path / "other-latents"
+    fingerprint = str(DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint)
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint=fingerprint, vae_fingerprint="new")
+    write_shard(other, 0, {"a": make_pair(120, 1)}, origin)
+    with pytest.raises(CheckpointError, match="trained on the VAE vae"):
+        recipe.build(load(tokenizer_folder, other, start))
