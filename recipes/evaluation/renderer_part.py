@@ -1,63 +1,78 @@
 """Figures of the renderer on test accompaniments: the VAE alone, and codes -> latents -> sound."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.bundle import read_bundle_description
-from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
 from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
+from duotok.recipes.evaluation.vae_quality import (
+    compare_sounds,
+    mean_figures,
+    measure_recordings,
+    measure_vae,
+)
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
+from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.model import DuoTokenizer
 
 _ITEMS, _SECONDS = 12, 8.0
-_BANDS = ("50_300", "300_1000", "1000_3000")  # Hz
 
 
 def measure_renderer(settings: Settings) -> dict[str, float]:
     """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
 
-    The loudness error is of the VAE alone.
+    The loudness error is of the VAE alone. With settings.recordings also those of recordings_vae_…; with
+    settings.vae nothing but the VAE in that folder is measured.
     """
-    tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
-    renderer = Renderer.from_pretrained(settings.bundle / "renderer")
-    renderer.require_tokenizer(tokenizer.fingerprint)
-    generation = resolve_settings(read_bundle_description(settings.bundle).get("defaults") or {}, {})
     excerpts = choose_excerpts(
         read_test_items(settings.corpus),
         count=settings.items or _ITEMS,
         seconds=settings.seconds or _SECONDS,
         seed=settings.seed,
     )
-    rows: list[dict[str, float]] = []
+    if settings.vae is not None:
+        vae = SpectralVAE.from_pretrained(settings.vae)
+        rows = [
+            _named("vae", measure_vae(vae, excerpt.read("accompaniment")))
+            for excerpt in tqdm(excerpts, desc="VAE", disable=None)
+        ]
+    else:
+        renderer = Renderer.from_pretrained(settings.bundle / "renderer")
+        vae = renderer.vae
+        rows = _measure_both(settings, renderer, excerpts)
+    figures = mean_figures(rows)
+    if settings.recordings is not None:
+        figures |= measure_recordings(vae, settings.recordings, excerpts[0].seconds)
+    return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
+
+
+def _measure_both(
+    settings: Settings, renderer: Renderer, excerpts: Sequence[Excerpt]
+) -> list[dict[str, float]]:
+    """The figures of each excerpt through the VAE alone, and from its codes to sound."""
+    tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
+    renderer.require_tokenizer(tokenizer.fingerprint)
+    generation = resolve_settings(read_bundle_description(settings.bundle).get("defaults") or {}, {})
+    rows = []
     for excerpt in tqdm(excerpts, desc="renderer", disable=None):
         wave = excerpt.read("accompaniment")
-        samples = wave.shape[-1]
         with torch.no_grad():
-            through_vae = renderer.vae.decode(renderer.vae.encode(wave[None]), samples)[0]
             codes = tokenizer.encode(wave[None], "accompaniment")
             features = tokenizer.features(codes, "accompaniment")[0]
             latents = renderer.render_latents(
                 features, steps=generation.steps, guidance=generation.render_guidance, seed=settings.seed
             )
-            rendered = renderer.decode(latents, samples)
+            rendered = renderer.decode(latents, wave.shape[-1])
         # Codes do not know the recording's level: compare at the same loudness.
         rendered = rendered * (wave.square().mean() / rendered.square().mean().clamp_min(1e-12)).sqrt()
-        loudness = {"vae_loudness_error_lu": abs(loudness_difference_lu(through_vae, wave))}
-        rows.append(_compare(wave, through_vae, "vae") | loudness | _compare(wave, rendered, "round_trip"))
-    figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
+        vae_row = _named("vae", measure_vae(renderer.vae, wave))
+        rows.append(vae_row | _named("round_trip", compare_sounds(wave, rendered)))
+    return rows
 
 
-def _compare(wave: Tensor, found: Tensor, prefix: str) -> dict[str, float]:
-    fine = fine_structure(wave, found)
-    return {
-        f"{prefix}_chroma_correlation": chroma_correlation(wave, found),
-        f"{prefix}_log10_mel_l1": log10_mel_l1(wave, found),
-        f"{prefix}_stereo_width_error_db": abs(stereo_width_db(found) - stereo_width_db(wave)),
-        **{f"{prefix}_fine_structure_{band}_hz": value for band, value in zip(_BANDS, fine, strict=True)},
-    }
+def _named(prefix: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in figures.items()}
