@@ -2,7 +2,8 @@
 
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
 PART is one of PARTS, or all. Only DIR/test.jsonl is read. The figures of PART are replaced in
-results.json, those of other parts stay; table.py makes a Markdown table of the file.
+results.json, those of other parts stay; table.py makes a Markdown table of the file. "renderer --vae FOLDER"
+measures a VAE alone, before there is a bundle that holds it.
 """
 
 import argparse

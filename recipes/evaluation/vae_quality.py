@@ -54,7 +54,7 @@ def measure_recordings(vae: SpectralVAE, source: Path, seconds: float) -> Figure
     for song in tqdm(songs, desc="recordings", disable=None):
         name = _short_name(song, source)
         rows[f"{name}_{song.key}" if name in rows else name] = mean_figures(
-            measure_vae(vae, wave) for wave in _read_pieces(song, seconds)
+            measure_vae(vae, wave) for wave in read_pieces(song, seconds)
         )
     figures = {f"recordings_vae_{key}": value for key, value in mean_figures(rows.values()).items()}
     for name, row in rows.items():
@@ -68,8 +68,8 @@ def mean_figures(rows: Iterable[Mapping[str, float]]) -> Figures:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def _read_pieces(song: SongFile, seconds: float) -> Sequence[Tensor]:
-    """Stretches [2, samples] of a recording that are not silent."""
+def read_pieces(song: SongFile, seconds: float) -> Sequence[Tensor]:
+    """Stretches [2, samples] of a recording, spread evenly over it, less those that are silent."""
     paths = [song.mix] if song.mix is not None else list(song.stems.values())
     whole = min(audio_seconds(path) for path in paths)
     if whole < _SHORTEST_SECONDS:

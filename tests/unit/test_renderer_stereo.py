@@ -1,5 +1,7 @@
 """The VAE whose side is coded in bands: width, level, place; its start from another VAE; smooth latents."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,14 @@ from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 RATE = 48_000
-SMALL = {"decoder_blocks": 1, "dim": 8, "low_bins": 400, "group": 16, "phase_iterations": 4}
-CODED = {**SMALL, "mid_latents": 56, "side_latents": 8, "side_coding": BANDS, "energy_gains": True}
+SMALL: dict[str, Any] = {"decoder_blocks": 1, "dim": 8, "low_bins": 400, "group": 16, "phase_iterations": 4}
+CODED: dict[str, Any] = {
+    **SMALL,
+    "mid_latents": 56,
+    "side_latents": 8,
+    "side_coding": BANDS,
+    "energy_gains": True,
+}
 
 
 def play_band(seed: int, seconds: float) -> Tensor:
