@@ -14,6 +14,7 @@ from duotok.recipes.renderer.vae_linear import fit_linear
 from duotok.recipes.renderer.vae_start import fit_from_start
 from duotok.renderer.stereo import BANDS, StereoFeatures, band_filters
 from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
+from duotok.renderer.vae_song import decode_in_chunks
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 RATE = 48_000
@@ -129,6 +130,21 @@ def test_stored_gains_come_back(vae, tmp_path):
     loaded = SpectralVAE.from_pretrained(tmp_path / "vae")
     assert torch.equal(loaded.feature_gain, vae.feature_gain) and not torch.all(vae.feature_gain == 1)
     assert torch.equal(through(loaded, play_band(3, 0.5)), through(vae, play_band(3, 0.5)))
+
+
+@torch.no_grad()
+def test_a_song_in_chunks_is_as_wide_as_in_one_pass(vae):
+    latents = vae.encode(play_band(8, 4.0)[None])[0]
+    samples = latents.shape[1] * 960 - 123
+    chunked = decode_in_chunks(vae, latents, samples, chunk_frames=80)
+    whole = vae.decode(latents[None], samples)[0]
+    assert stereo_width_db(chunked) == pytest.approx(stereo_width_db(whole), abs=0.3)
+    assert chunked.diff(n=2).abs().max() < 1.1 * whole.diff(n=2).abs().max()  # no clicks
+    for side in range(2):
+        chunked_level, level = (
+            (vae.features.stft(w[side][None]).abs() + 0.01).log10() for w in (chunked, whole)
+        )
+        assert (chunked_level - level).abs().mean() < 0.05
 
 
 @torch.no_grad()
