@@ -1,7 +1,7 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
 Run: python -m duotok.recipes.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
-         [--separator DIR] --out DIR --half
+         [--vocal-decoder DIR] [--separator DIR] --out DIR --half
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 LARGEST_BYTES = 100_000_000
 COMPONENTS = ("tokenizer", "lm", "renderer/vae", "renderer/accompaniment")
-OPTIONAL_COMPONENTS = ("separator",)
+OPTIONAL_COMPONENTS = ("renderer/vocal", "separator")
 _DESCRIPTION = "bundle.json"
 
 
@@ -110,6 +110,7 @@ def assemble_bundle(
     lm: str | Path,
     vae: str | Path,
     accompaniment: str | Path,
+    vocal_decoder: str | Path | None = None,
     separator: str | Path | None = None,
     half: bool = True,
     name: str = "small",
@@ -125,7 +126,7 @@ def assemble_bundle(
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.vae import SpectralVAE
     from duotok.tokenizer.common.checkpoint import replace_folder
-    from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.model import TRACKS, DuoTokenizer
     from duotok.tokenizer.separator import MaskSeparator
 
     out = Path(out)
@@ -136,10 +137,17 @@ def assemble_bundle(
         "renderer/accompaniment": DiffusionDecoder.from_pretrained(accompaniment),
     }
     _require_same("language model", lm, "tokenizer", models["lm"].tokenizer_fingerprint, models["tokenizer"])
-    decoder = models["renderer/accompaniment"]
-    _require_same("renderer", accompaniment, "tokenizer", decoder.tokenizer_fingerprint, models["tokenizer"])
-    _require_same("renderer", accompaniment, "VAE", decoder.vae_fingerprint, models["renderer/vae"])
     sources: dict[str, str | Path] = dict(zip(COMPONENTS, (tokenizer, lm, vae, accompaniment), strict=True))
+    if vocal_decoder is not None:
+        models["renderer/vocal"] = DiffusionDecoder.from_pretrained(vocal_decoder)
+        sources["renderer/vocal"] = vocal_decoder
+    for track in TRACKS:
+        decoder = models.get(f"renderer/{track}")
+        if decoder is not None:
+            folder = sources[f"renderer/{track}"]
+            decoder.require(track=track)
+            _require_same("renderer", folder, "tokenizer", decoder.tokenizer_fingerprint, models["tokenizer"])
+            _require_same("renderer", folder, "VAE", decoder.vae_fingerprint, models["renderer/vae"])
     if separator is not None:
         models["separator"] = MaskSeparator.from_pretrained(separator)
         sources["separator"] = separator
@@ -243,6 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--out", "bundle folder to write; replaced when it exists"),
     ):
         parser.add_argument(option, type=Path, required=True, metavar="DIR", help=text)
+    parser.add_argument(
+        "--vocal-decoder",
+        type=Path,
+        metavar="DIR",
+        help="diffusion decoder folder of the vocal, if there is one",
+    )
     parser.add_argument("--separator", type=Path, metavar="DIR", help="separator folder, if there is one")
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
@@ -264,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lm=arguments.lm,
             vae=arguments.vae,
             accompaniment=arguments.accompaniment,
+            vocal_decoder=arguments.vocal_decoder,
             separator=arguments.separator,
             half=arguments.half,
             name=arguments.name,

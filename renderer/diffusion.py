@@ -12,6 +12,7 @@ from ..tokenizer.common.checkpoint import load_component, save_component
 from ..tokenizer.common.config import config_from_dict
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath
+from .diffusion_solver import AUTO, SolverConfig, make_solver
 from .transformer import MODULATIONS, ModulatedTransformer, TimeEmbedding
 
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
@@ -73,6 +74,7 @@ class DiffusionDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint: str | None = None
+        self.track: str | None = None  # whose latents it learned; None where nobody wrote it down
         self.tokenizer_fingerprint: str | None = None
         self.vae_fingerprint: str | None = None
         self.path = DiffusionPath(config.objective)
@@ -172,17 +174,23 @@ class DiffusionDecoder(nn.Module):
         guidance: float,
         generator: torch.Generator,
         known_latents: Tensor | None = None,
+        solver: str = AUTO,
+        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps: solver steps (the paper's reference is 50). guidance: 1 = none; otherwise prediction =
-        unconditional + guidance * (conditional - unconditional), both in one batch. generator: of the CPU, so
-        that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first k frames: the
-        network sees them clean, every step holds them at their exact noisy version, the result has them as
-        they were given.
+        steps, solver, shift: see SolverConfig (the paper's reference is 50 steps). guidance: 1 = none, else
+        prediction = unconditional + guidance * (conditional - unconditional), both in one batch. generator:
+        of the CPU, so that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first
+        k frames: the network sees them clean, every step holds them at their exact noisy version, the result
+        has them as they were given.
         """
-        if steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {steps}")
+        walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
+        if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
+            raise ConfigError(
+                f"the decoder needs features [batch, frames of 40 ms, {self.config.feature_dim}], at least "
+                f"one frame; got {tuple(features.shape)}"
+            )
         batch, frames25, _ = features.shape
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         known = self._known(known_latents, shape, features)
@@ -190,17 +198,16 @@ class DiffusionDecoder(nn.Module):
         copies = 1 if guidance == 1 else 2
         known_copies = Known(*(part.repeat(copies, 1, 1) for part in known))
         noise = torch.randn(shape, generator=generator).to(features)
-        solver = self.path.make_solver(steps)
         latents = noise
-        for timestep in solver.timesteps:
-            time = self.path.solver_time(timestep).to(features).expand(batch)
+        for run, time in enumerate(walk.times.to(features)):
+            time = time.expand(batch)
             held = self.path.mix(known.latents, noise, time[:, None, None])
             latents = torch.where(known.mask > 0, held, latents)
             target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, known_copies)
             if copies == 2:
                 conditional, unconditional = target.chunk(2)
                 target = unconditional + guidance * (conditional - unconditional)
-            latents = solver.step(target, timestep, latents, return_dict=False)[0]
+            latents = walk.step(target, run, latents)
         latents = self.denormalize(latents)
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents
@@ -222,8 +229,14 @@ class DiffusionDecoder(nn.Module):
             mask[:, :, :count] = 1
         return Known(latents=clean, mask=mask)
 
-    def require(self, *, tokenizer: str | None = None, vae: str | None = None) -> None:
-        """Raise CheckpointError unless this decoder was trained on the components of these fingerprints."""
+    def require(
+        self, *, tokenizer: str | None = None, vae: str | None = None, track: str | None = None
+    ) -> None:
+        """Raise CheckpointError unless this decoder was trained on this track and on these fingerprints."""
+        if track is not None and self.track is not None and track != self.track:
+            raise CheckpointError(
+                f"a diffusion decoder of the {track} is needed, the one given was trained on the {self.track}"
+            )
         pairs = (("tokenizer", tokenizer, self.tokenizer_fingerprint), ("VAE", vae, self.vae_fingerprint))
         for name, given, own in pairs:
             if given is not None and own is not None and given != own:
@@ -235,8 +248,9 @@ class DiffusionDecoder(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
     ) -> None:
-        """Write the decoder folder; the fingerprints of its tokenizer and VAE go along."""
+        """Write the decoder folder; its track and the fingerprints of its tokenizer and VAE go along."""
         extra = {
+            **({} if self.track is None else {"track": self.track}),
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "vae_fingerprint": self.vae_fingerprint,
             **(extra or {}),
@@ -255,6 +269,7 @@ class DiffusionDecoder(nn.Module):
         )
         assert isinstance(model, cls)
         model.fingerprint = description["fingerprint"]
+        model.track = description["extra"].get("track")
         model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
         model.vae_fingerprint = description["extra"].get("vae_fingerprint")
         return model

@@ -1,12 +1,12 @@
 """The training loss of the diffusion decoder (P C.4)."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..tokenizer.common.errors import ConfigError
-from ..tokenizer.model import DuoTokenizer
 from .diffusion import LATENTS_PER_FEATURE, Condition, DiffusionDecoder, Known
 
 
@@ -28,13 +28,29 @@ class DiffusionLossConfig:
             raise ConfigError("loss.known_seconds and loss.time_deviation must be positive")
 
 
+class CodeFeatures(Protocol):
+    """What gives features of codes: the tokenizer, or the code vectors of any other."""
+
+    fingerprint: str | None
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        ...
+
+    def features(self, codes: Tensor, track: str) -> Tensor:
+        """codes [batch, frames25, ...] -> features [batch, frames25, dim]."""
+        ...
+
+
 class DiffusionObjective(nn.Module):
     """Codes and their latents -> loss of the decoder; the tokenizer stays as it is."""
 
     def __init__(
-        self, decoder: DiffusionDecoder, tokenizer: DuoTokenizer, track: str, config: DiffusionLossConfig
+        self, decoder: DiffusionDecoder, tokenizer: CodeFeatures, track: str, config: DiffusionLossConfig
     ) -> None:
         super().__init__()
+        assert isinstance(tokenizer, nn.Module)
         self.decoder = decoder
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.track = track
@@ -49,11 +65,12 @@ class DiffusionObjective(nn.Module):
     def forward(self, codes: Tensor, offset: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """Return the losses "total", "diffusion" (mean squared error) and "regression" (nats per number).
 
-        codes: [batch, context frames] int64, more than the window needs; offset: [batch], where the window
-        begins in them; latents: [batch, latent_dim, frames] of the window alone.
+        codes: [batch, context frames] int64 (with a third dimension where a frame has several codes), more
+        than the window needs; offset: [batch], where the window begins in them; latents: [batch, latent_dim,
+        frames] of the window alone.
         """
         frames25 = latents.shape[2] // LATENTS_PER_FEATURE
-        features = self.tokenizer.features(codes, self.track)
+        features = self._features(codes)
         index = offset[:, None] + torch.arange(frames25, device=codes.device)
         features = features.gather(1, index[:, :, None].expand(-1, -1, features.shape[2]))
         clean = self.decoder.normalize(latents)
@@ -73,6 +90,10 @@ class DiffusionObjective(nn.Module):
             losses["regression"] = regression_loss(condition, clean)
             losses["total"] = diffusion + self.config.regression_weight * losses["regression"]
         return losses
+
+    def _features(self, codes: Tensor) -> Tensor:
+        tokenizer: CodeFeatures = self.tokenizer  # type: ignore[assignment]
+        return tokenizer.features(codes, self.track)
 
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape

@@ -1,13 +1,12 @@
-"""The way from latents to noise: levels, what is predicted, the best Gaussian guess, solvers."""
+"""The way from latents to noise: levels, what is predicted, the best Gaussian guess."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 OBJECTIVES = ("flow", "v")
-TRAINING_STEPS = 1000  # resolution of the solvers' time
 
 
 class Guess(NamedTuple):
@@ -64,32 +63,3 @@ class DiffusionPath:
         else:
             offset = level * (noisy * signal * (1 - variance) - mean) / total
         return Guess(offset=offset, scale=deviation / total.sqrt())
-
-    def make_solver(self, steps: int) -> Any:
-        """Return a diffusers scheduler set to that many steps: Euler for flow, DPM-Solver++ (2M) for v."""
-        if self.objective == "flow":
-            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-                FlowMatchEulerDiscreteScheduler,
-            )
-
-            flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS)
-            # Evenly spaced down to 1 / steps; the default would waste the last step on a level of 0.001.
-            flow.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
-            return flow
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-        solver = DPMSolverMultistepScheduler(
-            num_train_timesteps=TRAINING_STEPS,
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="v_prediction",
-            timestep_spacing="trailing",
-            final_sigmas_type="zero",
-        )
-        solver.set_timesteps(steps)
-        return solver
-
-    def solver_time(self, timestep: Tensor) -> Tensor:
-        """Return the time in 0..1 of a solver's timestep."""
-        if self.objective == "flow":
-            return timestep / TRAINING_STEPS
-        return (timestep + 1) / TRAINING_STEPS  # diffusers' table: entry i is the level after i + 1 steps

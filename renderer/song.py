@@ -7,14 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tokenizer.common.errors import ConfigError
+from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
+from .diffusion_solver import AUTO
 from .vae import SpectralVAE
 
 Progress = Callable[[int], None]
 
 WINDOW_FRAMES = 750  # 30 s at 25 Hz
 OVERLAP_FRAMES = 75  # 3 s
+LATENT_RATE_HZ = 25 * LATENTS_PER_FEATURE
 
 
 class Window(NamedTuple):
@@ -47,8 +49,13 @@ class Renderer:
     """Features of one track's codes -> latents -> 48 kHz stereo wave, for songs of any length."""
 
     def __init__(self, vae: SpectralVAE, decoders: Mapping[str, DiffusionDecoder]) -> None:
-        for decoder in decoders.values():
-            decoder.require(vae=vae.fingerprint)
+        for track, decoder in decoders.items():
+            decoder.require(vae=vae.fingerprint, track=track)
+            if (decoder.config.latent_dim, LATENT_RATE_HZ) != (vae.latent_dim, vae.latent_rate_hz):
+                raise CheckpointError(
+                    f"the {track} decoder makes {decoder.config.latent_dim} latents at {LATENT_RATE_HZ} Hz, "
+                    f"the VAE has {vae.latent_dim} at {vae.latent_rate_hz:g} Hz; use the parts of one bundle"
+                )
         self.vae = vae
         self.decoders = dict(decoders)
 
@@ -82,6 +89,8 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
+        solver: str = AUTO,
+        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
@@ -100,6 +109,8 @@ class Renderer:
                 guidance=guidance,
                 generator=generator,
                 known_latents=known,
+                solver=solver,
+                shift=shift,
             )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:
@@ -108,10 +119,16 @@ class Renderer:
 
     def decode(self, latents: Tensor, samples: int, progress: Progress | None = None) -> Tensor:
         """Return the wave [2, samples] of latents [latent_dim, frames], computed in overlapping chunks."""
+        if latents.ndim != 2 or latents.shape[0] != self.vae.latent_dim:
+            raise ConfigError(
+                f"the VAE needs latents [{self.vae.latent_dim}, frames], got {tuple(latents.shape)}"
+            )
         return self.vae.decode_song(latents, samples, progress)
 
     def _decoder(self, track: str) -> DiffusionDecoder:
         if track not in self.decoders:
             known = ", ".join(self.decoders)
-            raise ConfigError(f"this renderer has no decoder of the {track}; it has {known}")
+            raise ConfigError(
+                f"this model has no {track} decoder, only {known}; give a model with renderer/{track}"
+            )
         return self.decoders[track]

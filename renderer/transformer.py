@@ -82,10 +82,9 @@ class ModulatedTransformer(nn.Module):
     def __init__(self, *, dim: int, heads: int, window: int, feed_forward_dim: int, blocks: int) -> None:
         super().__init__()
         self.rotary = RotaryPositions(dim // heads)
-        self.blocks = nn.ModuleList(
-            ModulatedBlock(dim, heads, window, feed_forward_dim) for _ in range(blocks)
-        )
-        for block in self.blocks:
+        stack = [ModulatedBlock(dim, heads, window, feed_forward_dim) for _ in range(blocks)]
+        self.blocks = nn.ModuleList(stack)
+        for block in stack:
             # Branches start small, so that a deep stack starts near the identity.
             for linear in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(linear.weight, std=0.02 / blocks**0.5)

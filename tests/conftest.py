@@ -194,3 +194,34 @@ def vocal_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocal") / "song.wav"
     soundfile.write(path, np.pad(sing(2.5, rate_hz=44_100), ((0, 7), (0, 0))), 44_100)
     return path
+
+
+@pytest.fixture(scope="session")
+def listening_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two systems with two clips each: tones of half a second to 0.8 s at different levels."""
+    root = tmp_path_factory.mktemp("sounds")
+    for number, system in enumerate(("original", "tokens")):
+        for clip, seconds in (("one", 0.5), ("two", 0.8)):
+            times = np.arange(round(seconds * 44_100)) / 44_100
+            tone = (0.5 - 0.4 * number) * np.sin(2 * np.pi * (220 + 110 * number) * times)
+            (root / system).mkdir(exist_ok=True)
+            soundfile.write(root / system / f"{clip}.wav", tone, 44_100)
+    return root
+
+
+@pytest.fixture(scope="session")
+def musicnn_weights() -> dict[str, np.ndarray]:
+    """Random weights of the names and shapes of the tagger musicnn, whose own come with its package."""
+    rng = np.random.default_rng(0)
+    shapes = [(7, 38, 1, 204), (7, 67, 1, 204), (128, 1, 1, 51), (64, 1, 1, 51), (32, 1, 1, 51)]
+    shapes += [(7, 561, 1, 64), (7, 64, 1, 64), (7, 64, 1, 64)]
+    weights = {"dense/kernel": rng.normal(size=(1506, 200)) / 40, "dense/bias": rng.normal(size=200)}
+    for number, shape in enumerate(shapes):
+        name = f"conv2d_{number}" if number else "conv2d"
+        weights[f"{name}/kernel"] = rng.normal(size=shape) / np.sqrt(shape[0] * shape[1])
+        weights[f"{name}/bias"] = rng.normal(size=shape[3])
+    for number, size in enumerate((1, 204, 204, 51, 51, 51, 64, 64, 64, 1506, 200)):
+        name = f"batch_normalization_{number}" if number else "batch_normalization"
+        weights[f"{name}/moving_mean"], weights[f"{name}/beta"] = rng.normal(size=(2, size))
+        weights[f"{name}/moving_variance"], weights[f"{name}/gamma"] = rng.uniform(0.5, 2, size=(2, size))
+    return {name: values.astype(np.float32) for name, values in weights.items()}

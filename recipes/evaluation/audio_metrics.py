@@ -11,6 +11,20 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _FINE_FFT = 8192
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
+_MEL_SCALES = ((2048, 150), (512, 80))  # window in samples and bands
+
+
+def compare_spectra(reference: Tensor, found: Tensor) -> dict[str, float]:
+    """Chroma correlation, log10-mel L1 and fine structure by band, both waves [channels, samples]."""
+    fine = fine_structure(reference, found)
+    return {
+        "chroma_correlation": chroma_correlation(reference, found),
+        "log10_mel_l1": log10_mel_l1(reference, found),
+        **{
+            f"fine_structure_{low}_{high}_hz": value
+            for (low, high), value in zip(_FINE_BANDS_HZ, fine, strict=True)
+        },
+    }
 
 
 def chroma_correlation(reference: Tensor, found: Tensor) -> float:
@@ -46,6 +60,27 @@ def log10_mel_l1(reference: Tensor, found: Tensor) -> float:
         for wave in _to_mono(reference, found)
     ]
     return float(np.abs(levels[0] - levels[1]).mean())
+
+
+def mel_distance(reference: Tensor, found: Tensor) -> float:
+    """Mel distance of codec papers, by the definition of descript-audio-codec's evaluation; 0 is perfect.
+
+    The sum over two mel spectrograms (window 2048 with 150 bands, 512 with 80; a quarter window apart) of
+    the mean difference of log10 of the squared magnitude (no less than 1e-5 before squaring) and of the
+    magnitude itself. P does not define its mel distance, but this one agrees with its numbers: it is about
+    four times a log10-mel L1, as are those of P table 1 (0.95) beside those of its ablation (0.24).
+    """
+    total = 0.0
+    waves = _to_mono(reference, found)
+    for window, bands in _MEL_SCALES:
+        filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=window, n_mels=bands)
+        first, second = (
+            filters @ np.abs(librosa.stft(wave, n_fft=window, hop_length=window // 4, pad_mode="reflect"))
+            for wave in waves
+        )
+        levels = [2 * np.log10(np.maximum(mel, 1e-5)) for mel in (first, second)]
+        total += np.abs(levels[0] - levels[1]).mean() + np.abs(first - second).mean()
+    return float(total)
 
 
 def _to_mono(*waves: Tensor) -> list[np.ndarray]:

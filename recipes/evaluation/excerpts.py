@@ -41,12 +41,18 @@ class Excerpt:
 
 def read_test_items(corpus: Path) -> list[Item]:
     """All items of corpus/test.jsonl, which must hold the test split and nothing else."""
-    items = read_manifest(corpus / "test.jsonl")
-    foreign = [item.id for item in items if item.split != "test"]
+    return read_split(corpus, "test")
+
+
+def read_split(corpus: Path, split: str) -> list[Item]:
+    """All items of corpus/<split>.jsonl, which must hold that split and nothing else."""
+    path = corpus / f"{split}.jsonl"
+    items = read_manifest(path)
+    foreign = [item.id for item in items if item.split != split]
     if foreign:
-        raise DataError(f"{corpus / 'test.jsonl'} holds {foreign[0]}, which is not of the test split")
+        raise DataError(f"{path} holds {foreign[0]}, which is not of the {split} split")
     if not items:
-        raise DataError(f"{corpus / 'test.jsonl'} has no items; make them by duotok.recipes.corpus.popband")
+        raise DataError(f"{path} has no items; make them by duotok.recipes.corpus.popband")
     return sorted(items, key=lambda item: item.id)
 
 

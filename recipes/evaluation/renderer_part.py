@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from tqdm import tqdm
 
 from duotok.recipes.bundle import read_bundle_description
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
+from duotok.recipes.evaluation.rebuilding import match_level, rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.vae_quality import (
     compare_sounds,
@@ -14,6 +14,7 @@ from duotok.recipes.evaluation.vae_quality import (
     measure_recordings,
     measure_vae,
 )
+from duotok.recipes.evaluation.whole_song import measure_whole_song
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.renderer.vae import SpectralVAE
@@ -40,38 +41,30 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
             _named("vae", measure_vae(vae, excerpt.read("accompaniment")))
             for excerpt in tqdm(excerpts, desc="VAE", disable=None)
         ]
+        figures = mean_figures(rows)
     else:
         renderer = Renderer.from_pretrained(settings.bundle / "renderer")
         vae = renderer.vae
-        rows = _measure_both(settings, renderer, excerpts)
-    figures = mean_figures(rows)
+        figures = _measure_whole_renderer(settings, renderer, excerpts)
     if settings.recordings is not None:
         figures |= measure_recordings(vae, settings.recordings, excerpts[0].seconds)
     return figures | {"excerpts": len(excerpts), "excerpt_seconds": excerpts[0].seconds}
 
 
-def _measure_both(
+def _measure_whole_renderer(
     settings: Settings, renderer: Renderer, excerpts: Sequence[Excerpt]
-) -> list[dict[str, float]]:
-    """The figures of each excerpt through the VAE alone, and from its codes to sound."""
+) -> dict[str, float]:
+    """The VAE alone, codes to sound, and the joints and seconds of a long song."""
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     renderer.require_tokenizer(tokenizer.fingerprint)
     generation = resolve_settings(read_bundle_description(settings.bundle).get("defaults") or {}, {})
     rows = []
     for excerpt in tqdm(excerpts, desc="renderer", disable=None):
         wave = excerpt.read("accompaniment")
-        with torch.no_grad():
-            codes = tokenizer.encode(wave[None], "accompaniment")
-            features = tokenizer.features(codes, "accompaniment")[0]
-            latents = renderer.render_latents(
-                features, steps=generation.steps, guidance=generation.render_guidance, seed=settings.seed
-            )
-            rendered = renderer.decode(latents, wave.shape[-1])
-        # Codes do not know the recording's level: compare at the same loudness.
-        rendered = rendered * (wave.square().mean() / rendered.square().mean().clamp_min(1e-12)).sqrt()
-        vae_row = _named("vae", measure_vae(renderer.vae, wave))
-        rows.append(vae_row | _named("round_trip", compare_sounds(wave, rendered)))
-    return rows
+        rendered = rebuild_from_codes(tokenizer, renderer, wave, "accompaniment", generation, settings.seed)
+        round_trip = compare_sounds(wave, match_level(rendered, wave))
+        rows.append(_named("vae", measure_vae(renderer.vae, wave)) | _named("round_trip", round_trip))
+    return mean_figures(rows) | measure_whole_song(tokenizer, renderer, excerpts, generation, settings)
 
 
 def _named(prefix: str, figures: dict[str, float]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
 PART is one of PARTS, or all. Only DIR/test.jsonl is read. The figures of PART are replaced in
 results.json, those of other parts stay; table.py makes a Markdown table of the file. "renderer --vae FOLDER"
-measures a VAE alone, before there is a bundle that holds it.
+measures a VAE alone, before there is a bundle that holds it. The part quality has a table and a picture of
+its own.
 """
 
 import argparse
@@ -24,6 +25,7 @@ MEASURES = {
     "separation": ("separation_part", "measure_separation"),
     "lm": ("lm_part", "measure_lm"),
     "renderer": ("renderer_part", "measure_renderer"),
+    "quality": ("quality_part", "measure_quality"),
     "generate": ("generate_part", "measure_generate"),
     "decoding": ("decoding_part", "measure_decoding"),
     "long": ("long_part", "measure_long"),
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
     parser.add_argument("--no-sound", action="store_true", help="decoding, long: read codes only")
     parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="of quality's table, picture and kept measures (default: quality, at --out)",
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> None:
@@ -75,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             speed=not arguments.no_speed,
             sound=not arguments.no_sound,
             plots=arguments.plots,
+            folder=arguments.folder or arguments.out.parent / "quality",
         )
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, settings)

@@ -21,6 +21,7 @@ class Settings:
     speed: bool = True  # whether `generate` (on 30 s and 180 s), encoding and decoding are also timed
     sound: bool = True  # whether `decoding` and `long` also render what they compose, and listen to it
     plots: Path | None = None  # folder for the pictures of the parts that draw some
+    folder: Path | None = None  # of quality's table, picture and kept measures; None = only its figures
 
     def __post_init__(self) -> None:
         if self.items is not None and self.items < 2:

@@ -1,4 +1,4 @@
-"""Simple facts about a produced sound: peak, silent stretches, stereo width, loudness against the vocal."""
+"""Simple facts about a produced sound: peak, silent stretches, stereo width, loudness beside another."""
 
 import math
 
@@ -9,8 +9,8 @@ from duotok.recipes.loudness import measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
-_MONO_DB = -60.0  # a side this far below the middle is none
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to
+_NARROWEST_DB = -40.0  # of side over mid, below which nobody hears a side
 
 
 def measure_peak(wave: Tensor) -> float:
@@ -33,20 +33,22 @@ def longest_silence_seconds(wave: Tensor, *, threshold_db: float = -60.0) -> flo
     return longest * _BLOCK_SAMPLES / SAMPLE_RATE_HZ
 
 
-def stereo_width_db(wave: Tensor) -> float:
-    """Energy of the side (left - right) over that of the middle (left + right), in dB within -60..60.
-
-    wave: [2, samples]; 0 is two unrelated channels of one level, -60 is mono or silence.
-    """
-    middle, side = (float((wave[0] + sign * wave[1]).double().square().sum()) for sign in (1, -1))
-    if side <= 0:
-        return _MONO_DB
-    return max(_MONO_DB, min(-_MONO_DB, 10 * math.log10(side / max(middle, 1e-30))))
-
-
 def loudness_difference_lu(wave: Tensor, reference: Tensor) -> float:
     """How much louder wave is than the reference, in LU (BS.1770); -120 or 120 where one is silent."""
     level, base = measure_loudness(wave), measure_loudness(reference)
     if math.isinf(level) and math.isinf(base):
         return 0.0
     return max(-_FAR_BELOW_DB, min(_FAR_BELOW_DB, level - base))
+
+
+def stereo_width_db(wave: Tensor) -> float:
+    """Energy of the side over that of the mid channel in dB, from -40 (mono, or silent) to 40.
+
+    wave: [2, samples].
+    """
+    left, right = wave.double()
+    mid, side = float((left + right).square().sum()), float((left - right).square().sum())
+    if max(mid, side) == 0:
+        return _NARROWEST_DB
+    ratio_db = 10 * math.log10(max(side, 1e-30) / max(mid, 1e-30))
+    return max(_NARROWEST_DB, min(-_NARROWEST_DB, ratio_db))

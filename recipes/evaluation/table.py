@@ -43,6 +43,8 @@ def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...
 
 
 _G, _T, _R = "generate.", "tokenizer.", "readouts."
+_A, _V = "quality.accompaniment_", "quality.vocal_"
+_ANCHORS = ("quality.frechet_same_style", "quality.frechet_other_style")
 _MARGIN = "+0.15 or more"
 _IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")
 _HARMONY = ("harmony_real", "harmony_real_mismatched", "harmony_silence")
@@ -112,6 +114,38 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "as on test songs",
         ),
         *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
+        Row(
+            "spectral flux over its median at joints of windows / of decoded chunks / anywhere",
+            tuple(f"renderer.{place}_flux_ratio" for place in ("joint", "chunk_joint", "anywhere")),
+            _plain(2),
+            "1.2 or less",
+        ),
+        Row(
+            "computing per second of audio, two CPU cores",
+            ("renderer.seconds_per_second",),
+            _plain(2, " s"),
+            "0.25 s or less",
+        ),
+    ),
+    "Quality of the sound": (
+        Row(
+            "mel distance of VAE / codes to sound / another song",
+            tuple(f"{_A}{sound}_mel_distance" for sound in ("vae", "round_trip", "shuffled")),
+            _plain(2),
+            "lower",
+        ),
+        Row(
+            "Frechet distance of codes to sound / generated / halves of one style / of two styles",
+            (_A + "round_trip_frechet", _A + "generated_frechet", *_ANCHORS),
+            _plain(1),
+            "less than half of the last",
+        ),
+        Row(
+            "vocal, codes to sound: PESQ / STOI (paper: 1.76 / 0.55)",
+            (_V + "round_trip_pesq", _V + "round_trip_stoi"),
+            _plain(2),
+            "higher",
+        ),
     ),
     "Tokenizer (vocal / accompaniment)": tuple(
         Row(label, (_T + "vocal_" + key, _T + "accompaniment_" + key), _plain(2), should)

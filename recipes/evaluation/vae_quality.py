@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.corpus.song_files import SongFile, find_songs
-from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
+from duotok.recipes.evaluation.audio_metrics import compare_spectra
+from duotok.recipes.evaluation.rebuilding import rebuild_by_vae
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.audio import audio_seconds, read_audio
 from duotok.tokenizer.common.errors import DataError
 
-_BANDS = ("50_300", "300_1000", "1000_3000")  # Hz
 _PIECES = 4  # of a recording that is long enough, spread over it
 _SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4
@@ -25,19 +25,13 @@ Figures = dict[str, float]
 
 def compare_sounds(wave: Tensor, found: Tensor) -> Figures:
     """Chroma correlation, log10-mel L1, fine structure and error of width of found [2, samples]."""
-    fine = fine_structure(wave, found)
-    return {
-        "chroma_correlation": chroma_correlation(wave, found),
-        "log10_mel_l1": log10_mel_l1(wave, found),
-        "stereo_width_error_db": abs(stereo_width_db(found) - stereo_width_db(wave)),
-        **{f"fine_structure_{band}_hz": value for band, value in zip(_BANDS, fine, strict=True)},
-    }
+    width = abs(stereo_width_db(found) - stereo_width_db(wave))
+    return compare_spectra(wave, found) | {"stereo_width_error_db": width}
 
 
 def measure_vae(vae: SpectralVAE, wave: Tensor) -> Figures:
     """Figures of wave [2, samples] at 48 kHz through the VAE: those of compare_sounds, and the loudness."""
-    with torch.no_grad():
-        found = vae.decode(vae.encode(wave[None]), wave.shape[-1])[0]
+    found = rebuild_by_vae(vae, wave)
     loudness = abs(loudness_difference_lu(found, wave))
     return compare_sounds(wave, found) | {"loudness_error_lu": loudness}
 

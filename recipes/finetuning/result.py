@@ -35,13 +35,14 @@ def write_model(
     description = read_bundle_description(source)
     folder = work / "lm"
     lm.save_pretrained(folder, extra={"finetuned": dict(provenance)})
-    separator = source / "separator"
+    vocal_decoder, separator = source / "renderer" / "vocal", source / "separator"
     return assemble_bundle(
         out,
         tokenizer=source / "tokenizer",
         lm=folder,
         vae=source / "renderer" / "vae",
         accompaniment=source / "renderer" / "accompaniment",
+        vocal_decoder=vocal_decoder if vocal_decoder.is_dir() else None,
         separator=separator if separator.is_dir() else None,
         half=is_half(source / "lm"),
         name=name,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from duotok.recipes.command import recipe_main
-from duotok.recipes.renderer.latent_shards import LatentShards
+from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
 from duotok.recipes.training import Task, TrainConfig
 from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
-from duotok.renderer.diffusion_objective import DiffusionLossConfig, DiffusionObjective
+from duotok.renderer.diffusion_objective import CodeFeatures, DiffusionLossConfig, DiffusionObjective
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -56,6 +56,11 @@ def build(config: Config) -> Task:
             f"the shards in {config.data.latents} were made by the tokenizer {origin.tokenizer_fingerprint}, "
             f"{config.tokenizer} is {tokenizer.fingerprint}; make the shards again"
         )
+    return make_task(shards, origin, tokenizer, config)
+
+
+def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures, config: Config) -> Task:
+    """Make the objective and its batches for features of any tokenizer, whose codes the shards hold."""
     frames, context = round(config.data.seconds * 25), round(config.data.context_seconds * 25)
     names = [name for name, length in shards.frames.items() if length >= frames + 2 * context]
     if not names:
@@ -66,6 +71,7 @@ def build(config: Config) -> Task:
     decoder = DiffusionDecoder(config.model)
     decoder.latent_mean.copy_(mean)
     decoder.latent_deviation.copy_(deviation)
+    decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
     objective = DiffusionObjective(decoder, tokenizer, origin.track, config.loss)

@@ -42,13 +42,19 @@ def encode_latents(vae: "SpectralVAE", wave: "Tensor") -> "Tensor":
     return torch.cat(parts, dim=1).T
 
 
-def encode_item(item: "Item", track: str, tokenizer: "DuoTokenizer", vae: "SpectralVAE") -> "Pair":
-    """Return the codes and the latents of one item's track, two latent frames per code exactly."""
+def pad_to_frames(wave: "Tensor") -> "Tensor":
+    """Pad wave [2, samples] with silence to whole codes, two latent frames each."""
     from torch.nn import functional
 
+    from duotok.tokenizer.model import HOP_SAMPLES
+
+    return functional.pad(wave, (0, -wave.shape[1] % HOP_SAMPLES))
+
+
+def encode_item(item: "Item", track: str, tokenizer: "DuoTokenizer", vae: "SpectralVAE") -> "Pair":
+    """Return the codes and the latents of one item's track, two latent frames per code exactly."""
     device = next(vae.parameters()).device
-    wave = item.read(track).to(device)
-    wave = functional.pad(wave, (0, -wave.shape[1] % tokenizer.hop_samples))
+    wave = pad_to_frames(item.read(track).to(device))
     return tokenizer.encode(wave[None], track)[0].cpu(), encode_latents(vae, wave).cpu()
 
 
@@ -59,11 +65,19 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
 
     from duotok.recipes.corpus.manifest import read_manifest
     from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
+    from duotok.renderer.diffusion import LATENTS_PER_FEATURE
     from duotok.renderer.vae import SpectralVAE
+    from duotok.tokenizer.common.errors import CheckpointError
     from duotok.tokenizer.model import DuoTokenizer
 
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
     vae = SpectralVAE.from_pretrained(arguments.vae).to(arguments.device)
+    if vae.latent_rate_hz != LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:
+        raise CheckpointError(
+            f"the VAE {arguments.vae} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
+            f"{LATENTS_PER_FEATURE} per code, {LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:g} Hz; "
+            f"give a VAE of that rate"
+        )
     origin = ShardOrigin(
         track=arguments.track,
         tokenizer_fingerprint=str(tokenizer.fingerprint),

@@ -56,6 +56,16 @@ python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae
 train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
 
+vocal= # its decoder is for `python -m duotok.recipes.render --track vocal` only; generate does without
+if [ "${VOCAL_MINUTES:-0}" != 0 ]; then
+    python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
+        --manifest "$data/train.jsonl" --track vocal --out "$runs/latents/vocal"
+    train renderer.diffusion renderer/diffusion/vocal/small.yaml vocal "$VOCAL_MINUTES" \
+        --set "data.latents=$runs/latents/vocal" --set "tokenizer=$runs/stage3/final"
+    vocal=$runs/vocal/final
+fi
+
 python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
-    --accompaniment "$runs/accompaniment/final" --separator "$runs/separator/final" --out "$runs/bundle" --half
+    --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
+    --separator "$runs/separator/final" --out "$runs/bundle" --half
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"

@@ -10,6 +10,7 @@ from duotok.renderer.song import OVERLAP_FRAMES, WINDOW_FRAMES, Renderer, plan_w
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(2, 800), st.data())
 def test_windows_cover_every_frame_once(frames, window, data):
     overlap = data.draw(st.integers(0, window - 1))
@@ -48,15 +49,16 @@ def make_decoder() -> DiffusionDecoder:
     return decoder
 
 
-class FingerprintOnly:
+class SilentAutoencoder:
     """Stands where the autoencoder stands; rendering latents needs no sound."""
 
-    fingerprint = "vae"
+    def __init__(self, *, latent_dim: int = 64, latent_rate_hz: float = 50.0) -> None:
+        self.fingerprint, self.latent_dim, self.latent_rate_hz = "vae", latent_dim, latent_rate_hz
 
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(FingerprintOnly(), {"accompaniment": make_decoder()})
+    return Renderer(SilentAutoencoder(), {"accompaniment": make_decoder()})
 
 
 @settings(max_examples=10, deadline=None)
@@ -107,11 +109,32 @@ def test_parts_of_different_bundles_are_refused():
     decoder = make_decoder()
     decoder.vae_fingerprint, decoder.tokenizer_fingerprint = "another", "tokenizer"
     with pytest.raises(CheckpointError, match="VAE another"):
-        Renderer(FingerprintOnly(), {"accompaniment": decoder})
+        Renderer(SilentAutoencoder(), {"accompaniment": decoder})
     decoder.vae_fingerprint = "vae"
-    renderer = Renderer(FingerprintOnly(), {"accompaniment": decoder})
+    renderer = Renderer(SilentAutoencoder(), {"accompaniment": decoder})
     renderer.require_tokenizer("tokenizer")
     with pytest.raises(CheckpointError, match="tokenizer tokenizer"):
         renderer.require_tokenizer("another")
     with pytest.raises(ConfigError, match="vocal"):
         renderer.render_latents(torch.zeros(3, 4), steps=1, guidance=1.0, seed=0, track="vocal")
+
+
+@pytest.mark.parametrize("autoencoder", [{"latent_dim": 32}, {"latent_rate_hz": 44_100 / 1024}])
+def test_an_autoencoder_of_another_size_or_rate_is_refused(autoencoder):
+    with pytest.raises(
+        CheckpointError, match=r"makes 64 latents at 50 Hz, the VAE has (32|64) at (50|43.0664) Hz"
+    ):
+        Renderer(SilentAutoencoder(**autoencoder), {"accompaniment": make_decoder()})
+
+
+@pytest.mark.parametrize("latents", [torch.zeros(32, 10), torch.zeros(1, 64, 10), torch.zeros(64)])
+def test_latents_of_another_shape_are_refused(renderer, latents):
+    with pytest.raises(ConfigError, match=r"latents \[64, frames\]"):
+        renderer.decode(latents, 960)
+
+
+def test_nothing_to_render_is_told(renderer):
+    with pytest.raises(ConfigError, match="at least 1 frame"):
+        renderer.render_latents(torch.zeros(0, 4), steps=1, guidance=1.0, seed=0)
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        renderer.render_latents(torch.zeros(3, 4), steps=0, guidance=1.0, seed=0)

@@ -13,7 +13,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 DATA_FILES = sorted(
     path.relative_to(ROOT)
     for folder in FOLDERS
-    for suffix in ("yaml", "yml", "sh", "safetensors")
+    for suffix in ("yaml", "yml", "sh", "safetensors", "html")
     for path in (ROOT / folder).rglob(f"*.{suffix}")
 )
 

@@ -85,27 +85,6 @@ def test_guess_is_the_posterior_of_a_gaussian(objective):
     assert torch.allclose(error.std(), guess.scale, rtol=0.02)
 
 
-@pytest.mark.parametrize("objective", ["flow", "v"])
-def test_solver_ends_at_the_latents_of_a_perfect_network(objective):
-    """With one point as the whole distribution, the exact target leads any noise to that point."""
-    path = DiffusionPath(objective)
-    point, latents = torch.tensor([[[0.3, -1.2]]]), torch.randn(1, 1, 2)
-    solver = path.make_solver(8)
-    for timestep in solver.timesteps:
-        time = path.solver_time(timestep).float()
-        signal, level = path.levels(time)
-        noise = (latents - signal * point) / level
-        latents = solver.step(path.target(point, noise, time), timestep, latents, return_dict=False)[0]
-    assert torch.allclose(latents, point, atol=2e-3)
-
-
-def test_v_levels_are_those_of_the_solver():
-    path = DiffusionPath("v")
-    solver = path.make_solver(10)
-    signal, _ = path.levels(path.solver_time(solver.timesteps.float()))
-    assert torch.allclose(signal, solver.alphas_cumprod[solver.timesteps].sqrt(), atol=1e-3)
-
-
 @pytest.mark.parametrize("tokens", [1, 4, 5, 9, 23])
 def test_attention_in_blocks_is_banded_attention(tokens):
     torch.manual_seed(0)
@@ -140,6 +119,7 @@ def test_start_is_the_gaussian_guess():
 def test_stored_decoder_is_the_same(tmp_path):
     decoder = make_decoder()
     decoder.tokenizer_fingerprint, decoder.vae_fingerprint = "aa", "bb"
+    decoder.track = "vocal"
     decoder.save_pretrained(tmp_path / "decoder")
     loaded = DiffusionDecoder.from_pretrained(tmp_path / "decoder")
     assert loaded.fingerprint == decoder.fingerprint is not None
@@ -148,6 +128,9 @@ def test_stored_decoder_is_the_same(tmp_path):
     loaded.require(tokenizer="aa", vae="bb")
     with pytest.raises(CheckpointError, match="tokenizer aa"):
         loaded.require(tokenizer="zz")
+    loaded.require(track="vocal")
+    with pytest.raises(CheckpointError, match="of the accompaniment is needed"):
+        loaded.require(track="accompaniment")
     with pytest.raises(CheckpointError, match="VAE bb"):
         loaded.require(vae="zz")
 
@@ -166,5 +149,11 @@ def test_impossible_requests_are_refused():
     features = torch.randn(1, 4, 12)
     with pytest.raises(ConfigError, match="steps"):
         draw(decoder, features, steps=0)
+    with pytest.raises(ConfigError, match="solver"):
+        draw(decoder, features, solver="magic")
+    with pytest.raises(ConfigError, match="at least one frame"):
+        draw(decoder, features[:, :0])
+    with pytest.raises(ConfigError, match=r"features \[batch, frames of 40 ms, 12\]"):
+        draw(decoder, torch.randn(1, 4, 13))
     with pytest.raises(ConfigError, match="known_latents"):
         draw(decoder, features, known_latents=torch.zeros(1, 6, 9))

@@ -7,6 +7,7 @@ from torch import nn
 
 from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
 from duotok.recipes.renderer.latents import encode_item, encode_latents, main
+from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
@@ -72,6 +73,20 @@ def test_misaligned_pairs_are_refused(tmp_path):
     origin = ShardOrigin(track="vocal", tokenizer_fingerprint="t", vae_fingerprint="v")
     with pytest.raises(DataError, match="item x"):
         write_shard(tmp_path, 0, {"x": (torch.zeros(3), torch.zeros(5, 64))}, origin)
+
+
+def test_a_vae_of_another_rate_is_refused(tmp_path, tiny_components, tiny_corpus, capsys):
+    vae = SpectralVAE(
+        SpectralVAEConfig(
+            mid_latents=6, side_latents=2, hop_samples=480, low_bins=64, group=64, decoder_blocks=0, dim=16
+        )
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    command = ["--tokenizer", str(tiny_components["tokenizer"]), "--vae", str(tmp_path / "vae")]
+    command += ["--manifest", str(tiny_corpus / "test.jsonl"), "--out", str(tmp_path / "latents")]
+    assert main(command) == 1
+    message = capsys.readouterr().err.strip()
+    assert "latents at 100 Hz, the decoder needs 2 per code, 50 Hz" in message and "\n" not in message
 
 
 def test_help_needs_no_model(capsys):

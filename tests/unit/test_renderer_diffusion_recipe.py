@@ -128,6 +128,33 @@ def test_wrong_widths_are_named(tokenizer_folder, latents_folder):
         recipe.build(load(tokenizer_folder, latents_folder, "model.feature_dim=48"))
 
 
+def test_the_vocal_decoder_is_the_same_model_on_vocal_shards(tmp_path, tokenizer_folder):
+    fingerprint = str(DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint)
+    origin = ShardOrigin(track="vocal", tokenizer_fingerprint=fingerprint, vae_fingerprint="vae")
+    write_shard(tmp_path / "latents", 0, {"a": make_pair(120, 1)}, origin)
+    settings = [f"tokenizer={tokenizer_folder}", f"data.latents={tmp_path / 'latents'}", "train.steps=1"]
+    config = load_config(recipe.Config, RECIPES / "vocal/tiny.yaml", settings)
+    assert config.model == load_config(recipe.Config, RECIPES / "tiny.yaml").model
+    run_training(recipe.build(config), config.train, tmp_path / "run")
+    assert DiffusionDecoder.from_pretrained(tmp_path / "run/final").track == "vocal"
+
+
+def test_the_papers_objective_trains_and_draws(tmp_path, tokenizer_folder, latents_folder):
+    config = load(tokenizer_folder, latents_folder, "model.objective=v", "train.steps=2")
+    assert load_config(recipe.Config, RECIPES / "v_prediction/small.yaml").model.objective == "v"
+    run_training(recipe.build(config), config.train, tmp_path / "run")
+    decoder = DiffusionDecoder.from_pretrained(tmp_path / "run/final")
+    generator = torch.Generator().manual_seed(0)
+    latents = decoder.sample(torch.randn(1, 5, 32), steps=3, guidance=2.0, generator=generator)
+    assert latents.shape == (1, 64, 10) and latents.isfinite().all()
+
+
+@pytest.mark.parametrize("setting", ["data.seconds=0.03", "data.context_seconds=-1"])
+def test_a_window_shorter_than_a_token_is_refused(setting, tokenizer_folder, latents_folder):
+    with pytest.raises(ConfigError, match="data.seconds must be at least 0.04"):
+        load(tokenizer_folder, latents_folder, setting)
+
+
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
 def test_every_recipe_loads(name):
     config = load_config(recipe.Config, RECIPES / f"{name}.yaml")

@@ -1,0 +1,1 @@
+"""Listening tests: the page that is rated, and what the ratings say."""

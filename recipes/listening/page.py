@@ -1,0 +1,145 @@
+"""The page of a listening test: one HTML file with all of its sound, and the key that tells what was what.
+
+The page knows the stimuli by numbers alone. Each listener hears them in an order of their own, drawn from
+the page's seed and the listener's code.
+"""
+
+import base64
+import json
+import os
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from duotok.recipes.json_files import read_json, write_json
+from duotok.recipes.listening.stimuli import choose_loudness, encode_clip, find_stimuli, read_clip
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+FORMAT = 1
+LARGEST_BYTES = 250_000_000
+# P B.4.
+QUESTION = "How good does this clip sound?"
+SCALE = (
+    (5, "Excellent", "Imperceptible difference from natural recordings."),
+    (4, "Good", "Minor artifacts that are perceptible but not intrusive."),
+    (3, "Fair", "Noticeable artifacts that degrade the listening experience but remain acceptable."),
+    (2, "Poor", "Intrusive artifacts or discontinuities that are unpleasant to listen to."),
+    (1, "Bad", "Dominated by severe artifacts or noise."),
+)
+COLUMNS = ("page", "rater", "position", "stimulus", "rating", "plays")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """How a page is made."""
+
+    title: str = "Listening test"
+    seconds: float = 10.0  # longest part of a clip that is played
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.seconds <= 60:
+            raise ConfigError(f"--seconds must be from 0.5 to 60, got {self.seconds:g}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What the stimuli of a page are."""
+
+    page: str  # also in the page and in every ratings file
+    loudness_lufs: float
+    stimuli: dict[str, tuple[str, str]]  # stimulus -> system and clip
+
+    @property
+    def systems(self) -> list[str]:
+        """All systems by name."""
+        return sorted({system for system, _ in self.stimuli.values()})
+
+
+def write_page(sounds: Path, out: Path, settings: PageSettings) -> Key:
+    """Write the page `out` and beside it its key (see key_path); return the key.
+
+    sounds: one folder per system, the same clips in each. Raises DataError and AudioError where that is not
+    so or a clip cannot be used, ConfigError where the page would be larger than a browser likes.
+    """
+    stimuli = find_stimuli(sounds)
+    seconds = sum(min(audio_seconds(stimulus.path), settings.seconds) for stimulus in stimuli)
+    expected = seconds * SAMPLE_RATE_HZ * 4 * 4 / 3  # as 16 bits of stereo in base64; FLAC needs less
+    if expected > LARGEST_BYTES:
+        raise ConfigError(
+            f"{len(stimuli)} clips of {seconds:.0f} s in all make a page of {expected / 1e6:.0f} MB, "
+            f"more than {LARGEST_BYTES / 1e6:.0f} MB; give fewer clips or a smaller --seconds"
+        )
+    loudness = choose_loudness(stimuli, settings.seconds)
+    order = np.random.default_rng(settings.seed).permutation(len(stimuli))
+    names = [f"S{number:03d}" for number in range(1, len(stimuli) + 1)]
+    template = files("duotok.recipes.listening").joinpath("page.html").read_text(encoding="utf-8")
+    before, after = template.split("<!-- sounds -->")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    digest = sha256(f"{FORMAT} {settings.seed}".encode())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(before.replace("<!-- title -->", _escape(settings.title)))
+            for name, index in zip(tqdm(names, desc="clips", disable=None), order, strict=True):
+                sound = encode_clip(read_clip(stimuli[index].path, settings.seconds), loudness)
+                digest.update(sound)
+                file.write(
+                    f'<script type="text/plain" id="{name}">{base64.b64encode(sound).decode()}</script>\n'
+                )
+            page = digest.hexdigest()[:12]
+            shown = {
+                "page": page,
+                "title": settings.title,
+                "seed": settings.seed,
+                "question": QUESTION,
+                "scale": SCALE,
+                "columns": COLUMNS,
+                "stimuli": names,
+            }
+            # "</" would end the script element.
+            file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
+        key = Key(
+            page=page,
+            loudness_lufs=round(loudness, 2),
+            stimuli={
+                name: (stimuli[index].system, stimuli[index].clip)
+                for name, index in zip(names, order, strict=True)
+            },
+        )
+        write_json(key_path(out), {"format": FORMAT, **asdict(key)})
+        temporary.replace(out)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return key
+
+
+def key_path(page: Path) -> Path:
+    """The key's file of a page: listen.html -> listen.key.json."""
+    return page.with_name(f"{page.stem}.key.json")
+
+
+def read_key(path: Path) -> Key:
+    """The key of a page; raises DataError where it is none."""
+    values: Any = read_json(path)
+    try:
+        if values["format"] != FORMAT:
+            raise DataError(f"{path} has format {values['format']!r}, this version reads {FORMAT}")
+        stimuli = {str(name): (str(system), str(clip)) for name, (system, clip) in values["stimuli"].items()}
+        return Key(page=str(values["page"]), loudness_lufs=float(values["loudness_lufs"]), stimuli=stimuli)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not the key of a listening page; give the .key.json beside it") from error
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
