@@ -48,7 +48,7 @@ class SoundMaker:
         parts = self._accompanist.bundle
         noise = np.random.default_rng((self._seed, 0)).standard_normal(tuple(wave.shape), dtype=np.float32)
         sounds = {
-            "vae": rebuild_by_vae(parts.renderer, wave),
+            "vae": rebuild_by_vae(parts.renderer.vae, wave),
             "original": wave,
             "shuffled": other.read(track),
             "random": match_level(torch.from_numpy(noise), wave),

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from duotok.recipes.settings import GenerationSettings
 from duotok.renderer.song import Renderer
+from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.model import DuoTokenizer
 
 
 @torch.no_grad()
-def rebuild_by_vae(renderer: Renderer, wave: Tensor) -> Tensor:
+def rebuild_by_vae(vae: SpectralVAE, wave: Tensor) -> Tensor:
     """wave [2, samples] -> its latents' sound, of the same shape."""
-    return renderer.vae.decode(renderer.vae.encode(wave[None]), wave.shape[-1])[0]
+    return vae.decode(vae.encode(wave[None]), wave.shape[-1])[0]
 
 
 @torch.no_grad()

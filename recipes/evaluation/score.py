@@ -2,8 +2,9 @@
 
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
 PART is one of PARTS, or all. Only DIR/test.jsonl is read. The figures of PART are replaced in
-results.json, those of other parts stay; table.py makes a Markdown table of the file. The part quality has a
-table and a picture of its own.
+results.json, those of other parts stay; table.py makes a Markdown table of the file. "renderer --vae FOLDER"
+measures a VAE alone, before there is a bundle that holds it. The part quality has a table and a picture of
+its own.
 """
 
 import argparse
@@ -49,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="seconds of each excerpt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real-stems", type=Path, help="separation: folder with a real song's four stems")
+    parser.add_argument(
+        "--recordings", type=Path, help="renderer: folder of real recordings to put through the VAE"
+    )
+    parser.add_argument(
+        "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
+    )
     parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
     parser.add_argument("--no-sound", action="store_true", help="decoding, long: read codes only")
     parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
@@ -70,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds=arguments.seconds,
             seed=arguments.seed,
             real_stems=arguments.real_stems,
+            recordings=arguments.recordings,
+            vae=arguments.vae,
             speed=not arguments.no_speed,
             sound=not arguments.no_sound,
             plots=arguments.plots,

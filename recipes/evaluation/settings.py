@@ -16,6 +16,8 @@ class Settings:
     seconds: float | None = None  # length of each excerpt; None = each part's own default
     seed: int = 0
     real_stems: Path | None = None  # folder with the four stems of a real song, for the separator
+    recordings: Path | None = None  # folder of real recordings, for the VAE
+    vae: Path | None = None  # folder of a VAE to measure alone, in place of the bundle's renderer
     speed: bool = True  # whether `generate` (on 30 s and 180 s), encoding and decoding are also timed
     sound: bool = True  # whether `decoding` and `long` also render what they compose, and listen to it
     plots: Path | None = None  # folder for the pictures of the parts that draw some

@@ -24,6 +24,13 @@ Figures = Mapping[str, float]
 
 
 _FINE = ("50_300", "300_1000", "1000_3000")
+_REAL = (
+    "chroma_correlation",
+    *(f"fine_structure_{band}_hz" for band in _FINE),
+    "log10_mel_l1",
+    "stereo_width_error_db",
+    "loudness_error_lu",
+)
 
 
 def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...]:
@@ -96,6 +103,15 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ("renderer.vae_stereo_width_error_db", "renderer.vae_loudness_error_lu"),
             lambda width, loudness: f"{width:.1f} dB / {loudness:.1f} LU",
             "1 dB / 0.5 LU or less",
+        ),
+        Row(
+            "VAE on real recordings: chroma correlation; fine structure; log10-mel L1; width / loudness",
+            tuple(f"renderer.recordings_vae_{key}" for key in _REAL),
+            lambda chroma, low, middle, high, mel, width, loudness: (
+                f"{chroma:.2f}; {low:.2f} / {middle:.2f} / {high:.2f}; {mel:.2f}; "
+                f"{width:.1f} dB / {loudness:.1f} LU"
+            ),
+            "as on test songs",
         ),
         *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
         Row(

@@ -33,7 +33,7 @@ class DataConfig:
     manifest: str
     seconds: float = 3.0  # length of an excerpt
     fit_excerpts: int = 600  # for the linear coding
-    energy_excerpts: int = 150  # of those, for the energy gains of the finished VAE
+    energy_excerpts: int = 150  # of those, at most, for the energy gains of the finished VAE
     parts: dict[str, float] = field(default_factory=lambda: {"accompaniment": 7.0, "vocal": 1.5, "mix": 1.5})
     lowest_gain_db: float = -12.0
     highest_gain_db: float = 4.0
@@ -97,7 +97,8 @@ def build(config: Config) -> Task:
 
     def export(folder: Path) -> None:
         if config.model.energy_gains:
-            fit_energy_gains(vae.eval(), fit_waves(config.data.energy_excerpts))
+            count = min(config.data.energy_excerpts, config.data.fit_excerpts)
+            fit_energy_gains(vae.eval(), fit_waves(count))
         vae.save_pretrained(folder)
 
     return Task(objective, make_batch, export)

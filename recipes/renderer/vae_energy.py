@@ -34,12 +34,13 @@ def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
             with_mid.square() + beside.clamp_min(0).square()  # as side_spectrum does
             for with_mid, beside in (x[:, features.mid_dim :].chunk(2, dim=-1) for x in (target, found))
         )
-        energies = torch.stack([power, found_power, power * width, power * found_width]).sum(dim=1).double()
+        energies = torch.stack([power, found_power, power * width, power * found_width]).sum(dim=1)
+        energies = energies.double().cpu()
         if energies[0].sum() > 0:
             sums += energies / energies[0].sum()
     if not sums[0].sum() > 0:
         raise DataError("only silence to fit energy gains on; check the manifest")
     mid, side = ((sums[i] + 1e-9) / (sums[i + 1] + 1e-9) for i in (0, 2))
-    mid_gain, side_gain = (x.sqrt().clamp(1 / _LARGEST_GAIN, _LARGEST_GAIN).float() for x in (mid, side))
+    mid_gain, side_gain = (x.sqrt().clamp(1 / _LARGEST_GAIN, _LARGEST_GAIN).to(filters) for x in (mid, side))
     vae.feature_gain[: features.mid_dim] = (filters @ mid_gain).pow(_MID_SHARE * features.power)
     vae.feature_gain[features.mid_dim :] = side_gain.repeat(2)

@@ -8,7 +8,7 @@ from torch import Tensor
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.errors import DataError
 
-_SMALLEST_DEVIATION = 1e-3  # of a latent, so that silence does not become noise
+SMALLEST_DEVIATION = 1e-3  # of a latent, so that silence does not become noise
 
 
 class Moments:
@@ -57,5 +57,5 @@ def principal_components(covariance: Tensor, count: int) -> tuple[Tensor, Tensor
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    deviations = values.clamp_min(_SMALLEST_DEVIATION**2).sqrt()
+    deviations = values.clamp_min(SMALLEST_DEVIATION**2).sqrt()
     return (vectors * largest.sign()).float(), deviations.float()

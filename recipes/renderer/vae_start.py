@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.renderer.vae_linear import Moments, principal_components
+from duotok.recipes.renderer.vae_linear import SMALLEST_DEVIATION, Moments, principal_components
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
@@ -28,30 +28,30 @@ def fit_from_start(vae: SpectralVAE, start: SpectralVAE, waves: Iterable[Tensor]
     weight = vae.feature_weight[:mid_dim]
     frequencies = vae.features.pooled.frequencies_hz().to(weight)
     emphasis = torch.where(frequencies < _BASS_HZ, 1.0, _TREBLE_WEIGHT)
-    missed, side = Moments(mid_dim), Moments(vae.features.side_dim)
-    centred_waves = []
+    middle, missed, side = Moments(mid_dim), Moments(mid_dim), Moments(vae.features.side_dim)
     for wave in waves:
         features = vae.features(wave[None])
         centred = (features[..., :mid_dim] - start.feature_mean[:mid_dim]) * weight
+        middle.add(centred[0])
         error = centred - _decode_middle(start, centred)
         error = error - (error @ start.mid_basis) @ start.mid_basis.T
         missed.add(error[0] * emphasis)
         side.add(features[0, :, mid_dim:] * vae.feature_weight[mid_dim:])
-        centred_waves.append(centred[0])
     if side.count < 2:
         raise DataError("no audio to fit the coding on; check the manifest")
     side_basis, side_scale = principal_components(side.covariance(), vae.config.side_latents)
     added = principal_components(missed.covariance(), vae.config.mid_latents - known)[0]
     added = added * emphasis[:, None]
     added = torch.linalg.qr(added - start.mid_basis @ (start.mid_basis.T @ added))[0]
-    along = torch.cat(centred_waves) @ added
-    mid_mean = start.feature_mean[:mid_dim] + added @ along.mean(dim=0) / weight
+    mid_mean = start.feature_mean[:mid_dim] + added @ (added.T @ middle.mean().float()) / weight
+    variance = (added.double() * (middle.covariance() @ added.double())).sum(dim=0)
+    added_scale = variance.clamp_min(SMALLEST_DEVIATION**2).sqrt().float()
     side_mean = side.mean().float() / vae.feature_weight[mid_dim:]
     vae.set_linear(
         mean=torch.cat([mid_mean, side_mean]),
         mid_basis=torch.cat([start.mid_basis, added], dim=1),
         side_basis=side_basis,
-        scale=torch.cat([start.latent_scale[:known], along.std(dim=0), side_scale]),
+        scale=torch.cat([start.latent_scale[:known], added_scale, side_scale]),
     )
     if vae.decoder is not None:
         _take_over_decoder(vae, start, added)

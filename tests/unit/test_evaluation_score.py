@@ -25,6 +25,7 @@ PROMISED = (
     "renderer.vae_chroma_correlation",
     "renderer.vae_fine_structure_300_1000_hz",
     "renderer.vae_log10_mel_l1",
+    "renderer.recordings_vae_log10_mel_l1",
     "quality.accompaniment_generated_mel_distance",
     "quality.vocal_vae_chroma_correlation",
     "renderer.joint_flux_ratio",
@@ -71,8 +72,9 @@ OPTIONAL = (
 def run(part, corpus, bundle, out) -> int:
     options = ["--corpus", str(corpus), "--bundle", str(bundle), "--out", str(out)]
     options += ["--items", "3", "--seconds", "4", "--no-speed"]
-    # A synthetic item's stems stand for a real song's.
-    return score.main([part, *options, "--real-stems", str(corpus / "audio" / "test" / "0")])
+    # A synthetic item and its stems stand for a real song.
+    real = str(corpus / "audio" / "test" / "0")
+    return score.main([part, *options, "--real-stems", real, "--recordings", real])
 
 
 @pytest.fixture(scope="module")
