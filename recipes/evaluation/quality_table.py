@@ -36,8 +36,8 @@ round trip and the references are compared at the level of the original, as code
 error is taken before that, and is an absolute value, as the stereo width error is. Mel distance: the one of
 descript-audio-codec's evaluation (two mel spectrograms, log10 of squared magnitudes plus magnitudes); the
 paper does not define its own. Frechet distance: from the originals of the same excerpts, for features of the
-tagger musicnn; another song's original has none, as all of them are one set of songs. A width below -40 dB of side over mid counts as -40 dB. Paper: table 4, round
-trip through a 0.4 B decoder and other songs."""
+tagger musicnn; another song's original has none, as all of them are one set of songs. A width below -40 dB
+of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
 
 
 def write_quality(quality: Quality, folder: Path) -> None:
