@@ -14,8 +14,8 @@ from duotok.tokenizer.common.errors import DataError
 MEASURES = {
     "chroma_correlation": ("chroma correlation", 2, "1"),
     "fine_structure_50_300_hz": ("fine structure 50-300 Hz", 2, "1"),
-    "fine_structure_300_1000_hz": ("300-1000 Hz", 2, "1"),
-    "fine_structure_1000_3000_hz": ("1000-3000 Hz", 2, "1"),
+    "fine_structure_300_1000_hz": ("fine structure 300-1000 Hz", 2, "1"),
+    "fine_structure_1000_3000_hz": ("fine structure 1000-3000 Hz", 2, "1"),
     "log10_mel_l1": ("log10-mel L1", 3, "0"),
     "mel_distance": ("mel distance", 2, "0"),
     "pesq": ("PESQ", 2, "4.64"),
@@ -23,7 +23,7 @@ MEASURES = {
     "stereo_width_error_db": ("stereo width error (dB)", 2, "0"),
     "level_error_lu": ("level error (LU)", 2, "0"),
     "frechet": ("Frechet distance", 2, "0"),
-    "frechet_all": ("of all patches", 2, "0"),
+    "frechet_all": ("Frechet distance, all patches", 2, "0"),
 }
 # P table 4: the round trip through DuoTok's tokens.
 PAPER = {
@@ -35,8 +35,9 @@ Means over the excerpts, with half the width of their 95 % intervals (Student's 
 round trip and the references are compared at the level of the original, as codes do not know it; the level
 error is taken before that, and is an absolute value, as the stereo width error is. Mel distance: the one of
 descript-audio-codec's evaluation (two mel spectrograms, log10 of squared magnitudes plus magnitudes); the
-paper does not define its own. A width below -40 dB of side over mid counts as -40 dB. Paper: table 4, round
-trip through a 0.4 B decoder and other songs."""
+paper does not define its own. Frechet distance: from the originals of the same excerpts, for features of the
+tagger musicnn; another song's original has none, as all of them are one set of songs. A width below -40 dB
+of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
 
 
 def write_quality(quality: Quality, folder: Path) -> None:

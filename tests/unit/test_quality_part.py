@@ -42,7 +42,9 @@ def test_every_sound_has_every_measure(measured):
     assert all(name.startswith("quality.") and math.isfinite(value) for name, value in figures.items())
     for measure in (*SPECTRAL, *OTHERS):
         for sound in set(SOUNDS) - {"original"}:
-            assert f"accompaniment_{sound}_{measure}" in found, (sound, measure)
+            # As a set, the other songs are the same songs.
+            expected = not (sound == "shuffled" and measure.startswith("frechet"))
+            assert (f"accompaniment_{sound}_{measure}" in found) == expected, (sound, measure)
         assert f"vocal_vae_{measure}" in found
     assert "vocal_round_trip_mel_distance" not in found  # this bundle has no decoder of it
     assert figures["quality.excerpts"] == 2 and figures["quality.excerpt_seconds"] == 4
@@ -58,7 +60,7 @@ def test_the_references_span_the_scale(measured):
         assert sounds["silent"][measure]["mean"] > sounds["shuffled"][measure]["mean"] > 0
     for sound in ("shuffled", "random", "silent"):
         assert sounds[sound]["chroma_correlation"]["mean"] < 0.9
-        assert sounds[sound]["frechet"]["mean"] > 0
+    assert sounds["silent"]["frechet"]["mean"] > 0 and sounds["random"]["frechet"]["mean"] > 0
     assert sounds["shuffled"]["mel_distance"]["count"] == 2
     assert sounds["shuffled"]["mel_distance"]["margin"] > 0
 
