@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from duotok.recipes.evaluation.plots import save_figure
 from duotok.recipes.evaluation.sound_quality import LIVELINESS, MEASURES, worst_loss_percent
@@ -92,7 +93,10 @@ def render_table(rows: Sequence[Row]) -> str:
 
 
 def draw_steps(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Quality against runs of the network (above) and against processor seconds (below)."""
+    """Quality against runs of the network (above) and against processor seconds (below).
+
+    The gray band is what the reference of the first decoder allows.
+    """
     shown = [(measure.name, measure.label) for measure in (MEASURES[0], MEASURES[2], MEASURES[4])]
     shown.append((LIVELINESS, "movement of mel levels (1 = the recording's)"))
     figure = Figure(figsize=(16, 8), layout="constrained")
@@ -109,14 +113,21 @@ def draw_steps(rows: Sequence[Row], title: str, path: Path) -> None:
                     (row[unit], row[name]) for row in rows if (row["decoder"], schedule_of(row)) == key
                 )
                 axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, label=" ".join(key))
+            # Within the allowed loss of the first decoder's reference; a narrow axis would blow trifles up.
+            reference = find_reference(rows, rows[0]["decoder"])[name]
+            margin = reference * ALLOWED_LOSS_PERCENT / 100
+            axes.axhspan(reference - margin, reference + margin, color="gray", alpha=0.15, linewidth=0)
             axes.set_xscale("log")
+            axes.minorticks_off()
             axes.set_xlabel(label)
             axes.set_title(title_of_measure, fontsize=10)
             axes.grid(alpha=0.3)
     runs = sorted({row["network_runs"] for row in rows})
     for axes in grid[0]:
         axes.set_xticks(runs, [str(count) for count in runs])
-        axes.minorticks_off()
+    for axes in grid[1]:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9)
     figure.suptitle(title)

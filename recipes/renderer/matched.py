@@ -111,12 +111,12 @@ def run_codec(
         **config_to_dict(replace(config, codecs={name: config.codecs[name]})),
         "minutes": minutes,
     }
-    done = folder / "result.json"
+    kept, done = folder / "settings.json", folder / "result.json"
+    if kept.exists() and read_json(kept) != settings:
+        raise DataError(f"{folder} was made by other settings; give another --out or delete it")
+    write_json(kept, settings)
     if done.exists():
-        found = read_json(done)
-        if not isinstance(found, dict) or found.get("settings") != settings:
-            raise DataError(f"{done} was made by other settings; give another --out or delete {folder}")
-        return found["row"]
+        return read_json(done)
     codec, shards = prepare_codec(config, codec_config, folder)
     origin = shards.origin
     assert origin is not None
@@ -134,7 +134,7 @@ def run_codec(
     row = {"codec": name, "kind": codec_config.kind, "feature_dim": codec.source.dim}
     row |= {"bits_per_second": codec.bits_per_second}
     row |= listen_to_decoder(config, codec, folder / "run" / "final")
-    write_json(done, {"settings": settings, "row": row})
+    write_json(done, row)
     return row
 
 
