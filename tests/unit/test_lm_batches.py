@@ -1,0 +1,246 @@
+"""Training batches of the language model: what they show, what they depend on, what is held out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.objective import LMObjective
+from duotok.recipes.lm import data as data_module
+from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
+from duotok.recipes.lm.token_shards import (
+    TokenIndex,
+    TokenShards,
+    TokenSong,
+    append_shard,
+    split_songs,
+)
+from duotok.recipes.lm.validation import ValidationConfig, make_validation
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+SIZES = {"vocal": 11, "accompaniment": 13}
+
+
+def make_shards(folder: Path, shards=((0, (30, 60)), (2, (90,)))) -> TokenShards:
+    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=SIZES, frame_rate_hz=25.0)
+    rng = np.random.default_rng(0)
+    for first, lengths in shards:
+        pairs = {
+            f"item{first + n}": (
+                f"song{first + n}",
+                "train",
+                {track: torch.from_numpy(rng.integers(size, size=length)) for track, size in SIZES.items()},
+            )
+            for n, length in enumerate(lengths)
+        }
+        append_shard(folder, index, pairs)
+    return TokenShards(folder)
+
+
+def make_lm() -> DualTrackLM:
+    settings = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
+    return DualTrackLM(
+        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
+    )
+
+
+def test_a_batch_is_a_function_of_the_generator(tmp_path: Path) -> None:
+    config = DataConfig(
+        tokens="",
+        windows=((0.4, 1), (1.2, 1)),
+        accompaniment_to_vocal=1,
+        unconditional=1,
+        history_dropout=HistoryDropout(probability=0.5),
+    )
+    source = WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=6)
+    sizes = set()
+    for seed in range(12):
+        one, two = (source.make_batch(np.random.default_rng(seed)) for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        sizes.add(tuple(one["target_vocal"].shape))
+        losses = LMObjective(make_lm())(**one)
+        assert torch.isfinite(losses["total"])
+    assert sizes == {(6, 10), (2, 30)}  # longer windows come in fewer examples
+
+
+def test_batches_do_not_depend_on_how_songs_lie_in_shards(tmp_path: Path) -> None:
+    config = DataConfig(tokens="", windows=((0.4, 1), (1.2, 1)))
+    batches = []
+    for name, layout in (("two", ((0, (30, 60)), (2, (90,)))), ("one", ((0, (30, 60, 90)),))):
+        shards = make_shards(tmp_path / name, layout)
+        assert shards.index.shards == len(layout)
+        source = WindowSource(shards, config, make_lm(), batch_size=6)
+        batches.append(source.make_batch(np.random.default_rng(3)))
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+
+
+def test_songs_are_held_out_whole_and_for_good() -> None:
+    def song(number: int, part: int) -> TokenSong:
+        place = dict(split="train", shard=0, start=0, frames=1)
+        return TokenSong(id=f"{number}-{part}", song=f"song {number}", **place)
+
+    songs = [song(number, part) for number in range(1000) for part in range(2)]
+    trained, held_out = split_songs(songs, 0.1)
+    assert len(trained) + len(held_out) == len(songs)
+    assert not {s.song for s in trained} & {s.song for s in held_out}
+    assert 0.07 < len(held_out) / len(songs) < 0.13
+    # A song's side does not depend on which others there are, and a larger share keeps what a smaller held.
+    assert split_songs(songs[:100], 0.1)[1] == [s for s in held_out if s in songs[:100]]
+    assert {s.id for s in held_out} < {s.id for s in split_songs(songs, 0.2)[1]}
+    assert split_songs(songs, 0.0) == (songs, [])
+
+
+def make_named_shards(folder: Path, songs: int, first: int = 0) -> TokenShards:
+    """Two items of 40 frames a song; every song has a pair of codes of its own."""
+    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=dict.fromkeys(SIZES, 64), frame_rate_hz=25.0)
+    codes = {n: {track: torch.full((40,), n) for track in SIZES} for n in range(first, first + songs)}
+    append_shard(folder, index, {f"{n}-{p}": (f"song {n}", "train", codes[n]) for n in codes for p in (0, 1)})
+    return TokenShards(folder)
+
+
+def make_wide_lm() -> DualTrackLM:
+    settings = dict(vocal_codes=64, accompaniment_codes=64, code_dim=4, embedding_dim=8, hidden_dim=16)
+    return DualTrackLM(
+        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
+    )
+
+
+def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypatch) -> None:
+    shards, lm = make_named_shards(tmp_path, songs=40), make_wide_lm()
+    config = DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=0.25)
+    source = WindowSource(shards, config, lm, batch_size=300)
+    trained = set(source.make_batch(np.random.default_rng(0))["target_vocal"][:, 0].tolist())
+    held_out = {int(s.song.split()[1]) for s in split_songs(shards.index.songs, 0.25)[1]}
+    assert trained == set(range(40)) - held_out and len(held_out) > 3
+    shown = []
+    from duotok.recipes.lm import validation
+
+    def score(lm, vocal, *rest, **options):
+        shown.append(vocal)
+        return score_batch(lm, vocal, *rest, **options)
+
+    score_batch = validation.score_batch
+    monkeypatch.setattr(validation, "score_batch", score)
+    lm.train()
+    validate = make_validation(
+        lm, shards, config, ValidationConfig(windows=len(held_out), prefix_seconds=0.2)
+    )
+    assert validate is not None
+    figures = validate()
+    assert {int(row[0]) for row in shown[0]} == held_out  # a window of each before a second one of any
+    assert shown[0].shape == (len(held_out), 20)
+    assert figures == validate() and lm.training
+    assert set(figures) == {
+        "cnbpt/unconditional_vocal",
+        "cnbpt/unconditional_accompaniment",
+        "cnbpt/vocal_to_accompaniment",
+    }
+    assert all(0.8 < value < 1.3 for value in figures.values())
+
+
+def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
+    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_wide_lm()
+    other = make_named_shards(tmp_path / "b", songs=3, first=10)
+    for track in SIZES:
+        for parameter in (lm.codes_of(track).anchor_out.weight, lm.codes_of(track).residual_out.weight):
+            torch.nn.init.zeros_(parameter)
+    data = DataConfig(tokens="", windows=((0.8, 1.0),))
+    assert make_validation(lm, shards, data, ValidationConfig()) is None
+    config = ValidationConfig(tokens=str(other.folder), seconds=1.2, prefix_seconds=0.2)
+    validate = make_validation(lm, shards, data, config)
+    assert validate is not None
+    assert list(validate().values()) == pytest.approx([1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match="song 0 is in .* and is trained on"):
+        make_validation(lm, shards, data, ValidationConfig(tokens=str(shards.folder), prefix_seconds=0.2))
+    with pytest.raises(DataError, match="raise data.hold_out"):
+        config = ValidationConfig(prefix_seconds=0.2)
+        make_validation(lm, shards, DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=1e-9), config)
+    with pytest.raises(ConfigError, match="prefix_seconds"):
+        ValidationConfig(seconds=1.0)
+
+
+def test_choices_are_those_of_numpy() -> None:
+    # Runs that began before the faster draw go on with the same batches.
+    shares = np.random.default_rng(1).integers(1, 500, size=300).tolist()
+    choice = data_module._Choice(shares)
+    one, two = np.random.default_rng(5), np.random.default_rng(5)
+    expected = np.asarray(shares, dtype=np.float64) / np.sum(shares)
+    assert [choice.draw(one) for _ in range(200)] == [int(two.choice(300, p=expected)) for _ in range(200)]
+
+
+def test_what_a_batch_shows(tmp_path: Path) -> None:
+    lm = make_lm()
+    config = DataConfig(tokens="", windows=((1.2, 1),), no_prefix=0.5, prefix_seconds=0.4, source_dropout=0.3)
+    source = WindowSource(make_shards(tmp_path), config, lm, batch_size=400)
+    batch = source.make_batch(np.random.default_rng(0))
+    shown = batch["vocal"][:, :30]
+    dropped = (shown == lm.pads["vocal"]).all(dim=1)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.07)
+    assert torch.equal(shown[~dropped], batch["target_vocal"][~dropped])
+    assert (batch["weight_vocal"] == 0).all()
+    prefixes = 30 - batch["weight_accompaniment"].sum(dim=1)
+    assert (prefixes == 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert prefixes.max() == 10
+    # Undamaged past: the target's codes one frame late.
+    assert torch.equal(batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1])
+
+
+def test_history_dropout_damages_the_past_only(tmp_path: Path) -> None:
+    lm = make_lm()
+    history = HistoryDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
+    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, history_dropout=history)
+    batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(
+        np.random.default_rng(0)
+    )
+    past, true = batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1]
+    assert (past == lm.pads["accompaniment"]).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    # Of the codes replaced by random ones, one in 13 happens to be the right one.
+    assert (past != true).float().mean().item() == pytest.approx(0.2 + 0.2 * 12 / 13, abs=0.03)
+    assert torch.equal(batch["vocal"][:, :30], batch["target_vocal"])
+    assert int(batch["target_accompaniment"].max()) < 13
+
+
+def test_errors_name_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lower data.windows"):
+        config = DataConfig(tokens="", windows=((30.0, 1.0),))
+        WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=2)
+    for changes in (
+        {"windows": ()},
+        {"no_prefix": 1.5},
+        {"prefix_seconds": -1.0},
+        {"hold_out": 1.0},
+        {"history_dropout": dict(probability=2.0)},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            if "history_dropout" in changes:
+                HistoryDropout(**changes["history_dropout"])
+            DataConfig(tokens="", **changes)
+
+
+def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
+    lm = make_lm()
+    codes = {track: torch.randint(0, 8, (2, 6)) for track in ("vocal", "accompaniment")}
+    weights = {"weight_vocal": torch.zeros(2, 6), "weight_accompaniment": torch.ones(2, 6)}
+    targets = {f"target_{track}": value for track, value in codes.items()}
+    losses = {}
+    for mode in ("vocal_to_accompaniment", "unconditional"):
+        layout = lm.lay_out(codes, mode)
+        steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+        losses[mode] = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
+        plain = LMObjective(lm)(**steps, **targets, **weights)["total"]
+        added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
+        assert torch.allclose(losses[mode]["total"], plain + 0.5 * added)
+    assert "accompaniment_prompt_nats" not in losses["unconditional"]
+    for mode, found in losses.items():
+        assert found[f"accompaniment_nats/{mode}"] == found["accompaniment_nats"]
+        assert [name for name in found if "/" in name] == [f"accompaniment_nats/{mode}"]
+    # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
+    moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
+    layout = lm.lay_out(moved, "vocal_to_accompaniment")
+    steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+    other = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
+    first = losses["vocal_to_accompaniment"]
+    assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])
+    assert not torch.allclose(other["accompaniment_nats"], first["accompaniment_nats"])
