@@ -39,7 +39,7 @@ train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-30}
     --set mixture.mix=2 --set mixture.vocal=3 --set mixture.accompaniment=3
 train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
-train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-25}" "${from[@]}" \
+train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-40}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
 
 train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
