@@ -102,5 +102,5 @@ def measure_anchors(
 
 
 def _halve(names: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    order = [names[index] for index in rng.permutation(len(names))]
+    order = [names[int(index)] for index in rng.permutation(len(names))]
     return order[: len(order) // 2], order[len(order) // 2 :]

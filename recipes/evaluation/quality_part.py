@@ -9,7 +9,6 @@ each excerpt, so that the same command goes on where it was stopped.
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -25,6 +24,7 @@ from duotok.recipes.evaluation.frechet import Anchors, frechet_distance, matched
 from duotok.recipes.evaluation.intervals import mean_and_margin
 from duotok.recipes.evaluation.kept_measures import Heard, KeptMeasures
 from duotok.recipes.evaluation.music_features import INSTALL, MusicFeatures, has_music_features
+from duotok.recipes.evaluation.quality_result import Quality, Value
 from duotok.recipes.evaluation.quality_sounds import SOUNDS, SoundMaker, level_sounds
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
@@ -33,37 +33,6 @@ from duotok.tokenizer.model import TRACKS
 
 _ITEMS, _SECONDS = 24, 12.0
 _VERSION = 1  # of the measures; kept ones of another version are made again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """A measure over the excerpts."""
-
-    mean: float
-    margin: float  # half the width of its 95 % interval; NaN where it is a single number
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """Everything that was measured."""
-
-    values: Mapping[str, Mapping[str, Mapping[str, Value]]]  # track -> sound -> measure
-    anchors: Anchors | None
-    excerpts: int
-    seconds: float
-    left_out: tuple[str, ...]  # what could not be measured, and why
-
-    def figures(self) -> dict[str, float]:
-        """Flat figures; those of the original itself are left out."""
-        found: dict[str, float] = {"excerpts": self.excerpts, "excerpt_seconds": self.seconds}
-        if self.anchors is not None:
-            found |= self.anchors.figures()
-        for track, sounds in self.values.items():
-            for sound, measures in sounds.items():
-                if sound != "original":
-                    found |= {f"{track}_{sound}_{name}": value.mean for name, value in measures.items()}
-        return found
 
 
 def measure_quality(settings: Settings) -> dict[str, float]:

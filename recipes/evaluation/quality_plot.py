@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from duotok.recipes.evaluation.plots import COLORS, save_figure
-from duotok.recipes.evaluation.quality_part import Quality
+from duotok.recipes.evaluation.quality_result import Quality
 from duotok.recipes.evaluation.quality_sounds import SOUNDS
 from duotok.recipes.evaluation.quality_table import MEASURES, PAPER
 

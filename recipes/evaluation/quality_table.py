@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from duotok.recipes.evaluation.quality_part import Quality, Value
+from duotok.recipes.evaluation.quality_result import Quality, Value
 from duotok.recipes.evaluation.quality_sounds import SOUNDS
 from duotok.recipes.json_files import write_json
 from duotok.tokenizer.common.errors import DataError

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from itertools import product
 
 import numpy as np
@@ -161,6 +162,13 @@ def test_what_a_spreadsheet_saves_is_read(tmp_path):
     path = write_ratings(tmp_path / "r.csv")
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert len(read_ratings([path], KEY)) == 6
+
+
+def test_a_missing_plot_package_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "duotok.recipes.listening.report", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert listen.main(["score", str(tmp_path / "r.csv"), "--key", str(tmp_path / "key.json")]) == 1
+    assert 'matplotlib is missing; pip install "duotok[evaluation]"' in capsys.readouterr().err
 
 
 def test_the_command_without_a_part_is_a_usage_error(capsys):

@@ -15,7 +15,7 @@ def test_the_distance_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     first, second = draw(rng, 40), draw(rng, 50, mean=1, scale=2) @ rng.normal(size=(6, 6))
     covariances = np.cov(first.T), np.cov(second.T)
-    root = sqrtm(covariances[0] @ covariances[1]).real
+    root = np.real(sqrtm(covariances[0] @ covariances[1]))
     expected = np.square(first.mean(0) - second.mean(0)).sum() + np.trace(sum(covariances) - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-6)

@@ -83,7 +83,9 @@ def test_measures_are_kept_under_their_conditions(tmp_path):
     found = kept.read("a")
     assert found is not None and list(found) == ["vae", "silent"]
     assert math.isnan(found["vae"].figures["pesq"]) and found["vae"].figures["mel"] == 0.5
-    assert torch.equal(found["vae"].features, torch.ones(2, 200)) and found["silent"].features is None
+    features = found["vae"].features
+    assert features is not None and torch.equal(features, torch.ones(2, 200))
+    assert found["silent"].features is None
     assert kept.read("b") is None and KeptMeasures(tmp_path, {"seed": 1}).read("a") is None
     next(tmp_path.glob("*/*.safetensors")).write_bytes(b"damaged")
     with pytest.raises(DataError, match="is damaged; delete it"):

@@ -23,7 +23,7 @@ def measured(tiny_corpus, tiny_bundle, musicnn_weights, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # The network is musicnn's, its weights are random: the package need not be installed.
         patch.setattr(quality_part, "has_music_features", lambda: True)
-        patch.setattr(MusicFeatures, "from_package", classmethod(lambda cls: cls(musicnn_weights)))
+        patch.setattr(MusicFeatures, "from_package", classmethod(lambda cls: MusicFeatures(musicnn_weights)))
         assert score.main([*options, "--out", str(root / "results.json")]) == 0
         figures = json.loads((root / "results.json").read_text())
 
