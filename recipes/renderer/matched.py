@@ -88,7 +88,7 @@ def run_comparison(config: Config, out: Path, minutes: float | None) -> None:
     from duotok.recipes.json_files import write_json
     from duotok.recipes.renderer.matched_table import render_table, show_ceiling
 
-    rows = [show_ceiling(config)]
+    rows, table = [show_ceiling(config)], ""
     for name, codec_config in config.codec_configs().items():
         rows.append(run_codec(config, name, codec_config, out / name, minutes))
         write_json(out / "matched.json", rows)
