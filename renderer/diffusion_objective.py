@@ -1,7 +1,7 @@
 """The training loss of the diffusion decoder (P C.4)."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,7 @@ class DiffusionObjective(nn.Module):
         return losses
 
     def _features(self, codes: Tensor) -> Tensor:
-        tokenizer: CodeFeatures = self.tokenizer  # type: ignore[assignment]
-        return tokenizer.features(codes, self.track)
+        return cast(CodeFeatures, self.tokenizer).features(codes, self.track)
 
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape

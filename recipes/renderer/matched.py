@@ -8,7 +8,7 @@ validation songs; then writes matched.md and matched.json. The same command goes
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,12 @@ from duotok.recipes.command import guard, show_progress_messages
 from duotok.recipes.renderer.diffusion import Config as DecoderConfig
 from duotok.recipes.renderer.diffusion import DataConfig, make_task
 from duotok.recipes.renderer.matched_codecs import CodecConfig, FrozenCodec, open_codec
-from duotok.recipes.training import TrainConfig, run_training
+from duotok.recipes.renderer.matched_settings import Config
+from duotok.recipes.training import run_training
 from duotok.renderer.code_vectors import CodeVectors
-from duotok.renderer.diffusion import DiffusionDecoderConfig
-from duotok.renderer.diffusion_objective import DiffusionLossConfig
 from duotok.renderer.vae import SpectralVAE
-from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
-from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
-from duotok.tokenizer.model import TRACKS
+from duotok.tokenizer.common.config import config_to_dict, load_config
+from duotok.tokenizer.common.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,64 +29,12 @@ if TYPE_CHECKING:
     from duotok.recipes.corpus.manifest import Item
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatchedDataConfig:
-    """What the decoders learn from, and what they are judged on."""
-
-    train: str  # manifest
-    corpus: str  # folder with validation.jsonl (and test.jsonl)
-    split: str = "validation"
-    train_items: int = 0  # the first so many of the manifest; 0 = all
-    fit_items: int = 60  # of these, for codecs that are fitted
-    seconds: float = 10.0  # of a training window
-    excerpts: int = 12
-    excerpt_seconds: float = 8.0
-
-    def __post_init__(self) -> None:
-        for name in ("fit_items", "excerpts", "excerpt_seconds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        if self.train_items < 0:
-            raise ConfigError(f"data.train_items must not be negative, got {self.train_items}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the comparison; feature_dim of the model follows from each codec."""
-
-    vae: str  # folder
-    data: MatchedDataConfig
-    codecs: dict[str, Any]  # name in the table -> settings of a CodecConfig
-    track: str = "accompaniment"
-    steps: int = 50  # of the solver when listening (P C.4)
-    guidance: float = 2.0
-    model: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
-    loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def __post_init__(self) -> None:
-        if self.track not in TRACKS:
-            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {self.track!r}")
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        if not self.codecs:
-            raise ConfigError("codecs must name at least one codec")
-        self.codec_configs()
-
-    def codec_configs(self) -> dict[str, CodecConfig]:
-        """The checked settings of every codec."""
-        return {
-            name: config_from_dict(CodecConfig, settings, f"codecs.{name}")
-            for name, settings in self.codecs.items()
-        }
-
-
 def run_comparison(config: Config, out: Path, minutes: float | None) -> None:
     """Encode, train and listen for every codec; write the table."""
     from duotok.recipes.json_files import write_json
     from duotok.recipes.renderer.matched_table import render_table, show_ceiling
 
-    rows = [show_ceiling(config)]
+    rows, table = [show_ceiling(config)], ""
     for name, codec_config in config.codec_configs().items():
         rows.append(run_codec(config, name, codec_config, out / name, minutes))
         write_json(out / "matched.json", rows)

@@ -113,11 +113,12 @@ def wrap_residual_codec(model: Any, codebooks: int = 0) -> FrozenCodec:
     rate_hz = model.config.sampling_rate
     channels = 1 if is_dac else model.config.audio_channels
     hop = math.prod(model.config.downsampling_ratios if is_dac else model.config.upsampling_ratios)
-    layers = list(model.quantizer.quantizers if is_dac else model.quantizer.layers)
+    layers: list[Any] = list(model.quantizer.quantizers if is_dac else model.quantizer.layers)
     used = codebooks or len(layers)
     if used > len(layers):
         raise ConfigError(f"this codec has {len(layers)} codebooks, {used} are asked for")
     layers = layers[:used]
+    tables: list[Tensor]
     if is_dac:  # each codebook goes through its own projection before they add up
         tables = [layer.out_proj(layer.codebook.weight.T[None])[0].T for layer in layers]
     else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +13,15 @@ from duotok.recipes.evaluation.sound_quality import LIVELINESS, MEASURES, measur
 from duotok.recipes.pipeline import choose_device
 from duotok.recipes.renderer.latents import pad_to_frames
 from duotok.recipes.renderer.matched_codecs import FrozenCodec
+from duotok.recipes.renderer.matched_settings import Config
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.song import Renderer
 from duotok.renderer.vae import SpectralVAE
 
-if TYPE_CHECKING:
-    from duotok.recipes.renderer.matched import Config
-
 Row = dict[str, Any]
 
 
-def choose(config: "Config") -> list[Excerpt]:
+def choose(config: Config) -> list[Excerpt]:
     """The excerpts that every codec is judged on."""
     items = read_split(Path(config.data.corpus), config.data.split)
     return choose_excerpts(
@@ -32,7 +30,7 @@ def choose(config: "Config") -> list[Excerpt]:
 
 
 @torch.no_grad()
-def listen_to_decoder(config: "Config", codec: FrozenCodec, folder: Path) -> Row:
+def listen_to_decoder(config: Config, codec: FrozenCodec, folder: Path) -> Row:
     """Mean quality of recording -> codes -> latents -> sound."""
     decoder = DiffusionDecoder.from_pretrained(folder)
     decoder.require(tokenizer=codec.source.fingerprint)
@@ -57,7 +55,7 @@ def listen_to_decoder(config: "Config", codec: FrozenCodec, folder: Path) -> Row
 
 
 @torch.no_grad()
-def show_ceiling(config: "Config") -> Row:
+def show_ceiling(config: Config) -> Row:
     """The line of the autoencoder alone: what a perfect decoder of perfect codes would reach."""
     vae = SpectralVAE.from_pretrained(config.vae)
     rows = []
@@ -67,7 +65,7 @@ def show_ceiling(config: "Config") -> Row:
     return {"codec": "latents themselves", "kind": "vae", **_mean(rows)}
 
 
-def render_table(rows: Sequence[Row], config: "Config", minutes: float | None) -> str:
+def render_table(rows: Sequence[Row], config: Config, minutes: float | None) -> str:
     """The Markdown table, with the budget above it."""
     budget = f"{config.train.steps} steps" if minutes is None else f"{minutes:g} minutes"
     heads = ["codec", "bits per second", "feature width", "decoder weights"]
