@@ -14,12 +14,28 @@ if TYPE_CHECKING:
     from duotok.recipes.training import Task
 
 
+# Packages that only some commands need, by the name they are imported by, and the extra that brings them.
+EXTRAS = {
+    **dict.fromkeys(("librosa", "matplotlib", "mir_eval", "sklearn"), "evaluation"),
+    **dict.fromkeys(("pesq", "pystoi"), "quality"),
+    **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
+    "webdataset": "songs",
+    "peft": "lora",
+}
+
+
 def guard(run: Callable[[], None], *, interrupted: str = "run the same command again to go on") -> int:
     """Run a command's work; return its exit code: 0, 1 (one line on stderr), 130 (interrupted)."""
     try:
         run()
     except DuoTokError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f'error: {error.name} is missing; pip install "duotok[{extra}]"', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)

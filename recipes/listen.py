@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from duotok.recipes.command import guard
-from duotok.tokenizer.common.errors import DuoTokError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,11 +82,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from duotok.recipes.listening.opinion import score_systems
     from duotok.recipes.listening.page import read_key
     from duotok.recipes.listening.ratings import find_incomplete, read_ratings
-
-    try:
-        from duotok.recipes.listening.report import render_table, write_report
-    except ModuleNotFoundError as error:
-        raise DuoTokError(f'{error.name} is missing; pip install "duotok[evaluation]"') from error
+    from duotok.recipes.listening.report import render_table, write_report
 
     key = read_key(arguments.key)
     ratings = read_ratings(arguments.ratings, key)

@@ -149,10 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.training_log import read_log
 
         runs = {name: read_log(path) for name, path in name_runs(arguments.runs).items()}
-        try:
-            draw_runs(runs, arguments.out, over=arguments.over, smoothing=arguments.smooth)
-        except ModuleNotFoundError as error:
-            raise DuoTokError(f'{error.name} is missing; pip install "duotok[evaluation]"') from error
+        draw_runs(runs, arguments.out, over=arguments.over, smoothing=arguments.smooth)
         print(arguments.out)
 
     return guard(draw)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
 
 if TYPE_CHECKING:
@@ -140,9 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     parts = choose_parts(arguments, parser)
-    from duotok.recipes.bundle import default_bundle
+    failed = False
 
-    try:
+    def run() -> None:
+        nonlocal failed
+        from duotok.recipes.bundle import default_bundle
         from duotok.recipes.evaluation.diagnosis import DiagnosisSettings
 
         bundle = arguments.bundle or default_bundle()
@@ -161,17 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=arguments.device,
             seed=arguments.seed,
         )
-        failed = run_parts(parts, settings)
-    except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f'error: {error.name} is missing; pip install "duotok[evaluation]"', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: finished parts are kept; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 1 if failed else 0
+        failed = bool(run_parts(parts, settings))
+
+    code = guard(run, interrupted="finished parts are kept; run the same command again to go on")
+    return code or int(failed)
 
 
 if __name__ == "__main__":
