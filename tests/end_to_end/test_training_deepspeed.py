@@ -144,17 +144,16 @@ def killed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     command = [*COMMAND, "-m", "duotok.recipes.lm.train", TINY, "--out", str(out)]
     command += ["--deepspeed", zero("zero3")]
     command += [part for override in (*overrides, EVERY_STEP) for part in ("--set", override)]
-    log = out / "log.jsonl"
-    launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    log, told = out / "log.jsonl", out / "told.txt"
+    with told.open("w", encoding="utf-8") as errors:  # not a pipe, which would fill and stop the run
+        launcher = subprocess.Popen(command, env=environment(), stderr=errors)
     while not log.exists() or len(log.read_text().splitlines()) < KILLED_AFTER:
-        assert launcher.poll() is None and time.monotonic() < deadline
+        assert launcher.poll() is None and time.monotonic() < deadline, told.read_text()[-4000:]
         time.sleep(0.02)
     survivor = find_rank(launcher.pid, 0)
     find_rank(launcher.pid, 1).send_signal(signal.SIGKILL)
-    _, told = launcher.communicate(timeout=LAUNCH_SECONDS)
-    assert launcher.returncode != 0
+    assert launcher.wait(timeout=LAUNCH_SECONDS) != 0
     assert not survivor.is_running() or survivor.status() == psutil.STATUS_ZOMBIE
-    (out / "told.txt").write_text(told, encoding="utf-8")
     assert not (out / "final").exists()
     return out
 
