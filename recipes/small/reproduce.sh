@@ -33,19 +33,24 @@ train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}"
 train tokenizer.stage2 tokenizer/stage2/small.yaml stage2-lyrics "${LYRICS_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage1/final" --set "text=$runs/text.model"
 # Lyrics were learned at the cost of pitch: the balance is turned back.
-train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-30}" "${from[@]}" \
+train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-45}" "${from[@]}" \
     --set "start_from=$runs/stage2-lyrics/final" --set "text=$runs/text.model" --set train.learning_rate=8e-4 \
-    --set weights.chroma=6.0 --set weights.text=0.5 --set weights.masks=0.5 \
-    --set mixture.mix=2 --set mixture.vocal=3 --set mixture.accompaniment=3
+    --set weights.mel=0.5 --set weights.chroma=12.0 --set weights.text=0.5 --set weights.masks=0.3 \
+    --set mixture.mix=1 --set mixture.accompaniment=4 --set data.speed_semitones=2
 train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
+    --set "start_from=$runs/stage2-lyrics/final"
+train tokenizer.stage3 tokenizer/stage3/small.yaml stage3-all "${STAGE3_MINUTES:-40}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
-train tokenizer.stage3 tokenizer/stage3/small.yaml stage3 "${STAGE3_MINUTES:-40}" "${from[@]}" \
-    --set "start_from=$runs/stage2/final"
+
+python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3-all/final" --manifest "$data/train.jsonl" \
+    --out "$runs/tokens-all/train" --workers "$(nproc)"
+[ -d "$runs/stage3/final" ] || python -m duotok.recipes.tokenizer.prune --tokenizer "$runs/stage3-all/final" \
+    --tokens "$runs/tokens-all/train" --out "$runs/stage3/final"
 
 train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
 
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
-    --out "$runs/tokens/train"
+    --out "$runs/tokens/train" --workers "$(nproc)"
 train music.learn music/learn/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
