@@ -7,10 +7,11 @@ and accompaniment.wav (or drums, bass, other). Run the same command again to go 
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from duotok.recipes.corpus.song_files import SongFile
     from duotok.recipes.finetuning.listening import Listened
     from duotok.recipes.separation.separator import Separator
+
+_USE_CPU = "ACCELERATE_USE_CPU"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,6 +115,7 @@ def _finetune(arguments: argparse.Namespace) -> str:
     from duotok.recipes.finetuning.low_rank import require_peft
     from duotok.recipes.finetuning.result import require_free
     from duotok.recipes.finetuning.training import train_model
+    from duotok.recipes.pipeline import choose_device
 
     # What is missing is found out before hours of listening.
     require_free(arguments.out)
@@ -120,31 +124,39 @@ def _finetune(arguments: argparse.Namespace) -> str:
     work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
     discard_unfinished(work)  # what a killed run left must not be taken for songs
     songs = find_songs(arguments.songs)
-    device = _choose_device(arguments.device)
+    device = choose_device(arguments.device)
     source = arguments.model or default_bundle()
     bundle = load_bundle(source)
     listened = _listen(arguments, songs, bundle, source, work, device)
-    report = train_model(
-        bundle,
-        source,
-        listened,
-        settings,
-        run=work / f"run-{arguments.out.name}",
-        out=arguments.out,
-        name=arguments.name or arguments.out.name,
-        device=device,
-    )
+    with _kept_on(arguments.device):
+        report = train_model(
+            bundle,
+            source,
+            listened,
+            settings,
+            run=work / f"run-{arguments.out.name}",
+            out=arguments.out,
+            name=arguments.name or arguments.out.name,
+            device=device,
+        )
     if arguments.work is None:
         shutil.rmtree(work, ignore_errors=True)
     return summarize(arguments.out, report)
 
 
-def _choose_device(name: str) -> "torch.device":
-    from duotok.recipes.pipeline import choose_device
-
-    if name == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # accelerate takes a GPU where there is one
-    return choose_device(name)
+@contextlib.contextmanager
+def _kept_on(device: str) -> Iterator[None]:
+    """Keep accelerate, which takes a GPU where there is one, on the CPU where that is asked for."""
+    before = os.environ.get(_USE_CPU)
+    if device == "cpu":
+        os.environ[_USE_CPU] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_USE_CPU, None)
+        else:
+            os.environ[_USE_CPU] = before
 
 
 def _listen(

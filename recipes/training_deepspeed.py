@@ -46,6 +46,7 @@ def make_accelerator(config_file: Path, precision: str, config: "TrainConfig") -
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
     # Told to use the CPU by its own switch, accelerate would drop DeepSpeed without a word.
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     handlers: list[KwargsHandler] = []
     if not torch.cuda.is_available():
         handlers.append(InitProcessGroupKwargs(backend="gloo"))

@@ -1,6 +1,7 @@
 """`finetune` from songs to a model that `generate` takes, and what it says about songs it cannot use."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_help_is_instant():
 def test_the_new_model_plays(method, songs, tiny_bundle, vocal_file, tmp_path, capsys):
     model = tmp_path / "mine"
     assert run("--songs", songs, "--out", model, "--model", tiny_bundle, "--steps", 20, *method) == 0
+    assert "ACCELERATE_USE_CPU" not in os.environ  # it would decide for whatever trains next
     told = capsys.readouterr()
     assert told.out.startswith(f"{model}: 3 songs learned") and "1 songs left out" in told.out
     assert "damaged: left out" in told.err

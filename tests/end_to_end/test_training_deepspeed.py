@@ -127,7 +127,8 @@ def zero(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Accelerate's switch for the CPU would have it drop DeepSpeed.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
 def find_rank(launcher: int, rank: int) -> psutil.Process:
