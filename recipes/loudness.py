@@ -25,6 +25,11 @@ _ABSOLUTE_GATE_LUFS = -70.0
 _RELATIVE_GATE_DB = 10.0
 
 
+def match_level(found: Tensor, reference: Tensor) -> Tensor:
+    """found with the power of the reference, for codes do not know a recording's level; silence stays."""
+    return found * (reference.square().mean() / found.square().mean().clamp_min(1e-12)).sqrt()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixdown:
     """A vocal and an accompaniment brought together."""

@@ -52,6 +52,7 @@ def render(arguments: argparse.Namespace) -> None:
 
     from duotok.recipes.bundle import default_bundle, load_bundle
     from duotok.recipes.codes_file import TrackCodes, read_codes, write_codes
+    from duotok.recipes.loudness import match_level
     from duotok.recipes.pipeline import choose_device
     from duotok.recipes.settings import resolve_settings
     from duotok.recipes.vocal import load_vocal
@@ -71,10 +72,9 @@ def render(arguments: argparse.Namespace) -> None:
             f"the model {folder} has no {track} decoder; give by --model one that has (renderer/{track})"
         )
     with OutputFolder(arguments.out, replaces=r"rendered\.wav|codes\.safetensors") as output:
-        loudness = None
+        recording = None
         if stored is None:
             recording = load_vocal(arguments.audio, what="recording")
-            loudness = recording.wave.square().mean()
             codes = tokenizer.encode(recording.listened.to(device), track)[0].cpu()
             stored = TrackCodes(codes=codes, track=track, samples=recording.wave.shape[-1])
         frames = len(stored.codes)
@@ -92,8 +92,8 @@ def render(arguments: argparse.Namespace) -> None:
                 track=track,
             )
             wave = renderer.decode(latents, stored.samples).cpu().float()
-        if loudness is not None:
-            wave = wave * (loudness / wave.square().mean().clamp_min(1e-12)).sqrt()
+        if recording is not None:
+            wave = match_level(wave, recording.wave)
         wave = wave / wave.abs().max().clamp_min(1)  # a peak of at most full scale
         write_audio(output.work / "rendered.wav", wave)
         write_codes(output.work / "codes.safetensors", stored, tokenizer)

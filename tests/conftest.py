@@ -10,6 +10,7 @@ import torch
 
 from duotok.recipes.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
+from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
 STEM_LEVELS = {"vocal": 0.05, "drums": 0.03, "bass": 0.05, "other": 0.03}
@@ -225,3 +226,29 @@ def musicnn_weights() -> dict[str, np.ndarray]:
         weights[f"{name}/moving_mean"], weights[f"{name}/beta"] = rng.normal(size=(2, size))
         weights[f"{name}/moving_variance"], weights[f"{name}/gamma"] = rng.uniform(0.5, 2, size=(2, size))
     return {name: values.astype(np.float32) for name, values in weights.items()}
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> Callable[..., TokenShards]:
+    """Write token shards of random codes, items of so many frames each per shard, and open them."""
+    sizes = {"vocal": 11, "accompaniment": 13}
+
+    def write(folder: Path, shards=((0, (30, 60)), (2, (90,)))) -> TokenShards:
+        index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=sizes, frame_rate_hz=25.0)
+        rng = np.random.default_rng(0)
+        for first, lengths in shards:
+            pairs = {
+                f"item{first + n}": (
+                    f"song{first + n}",
+                    "train",
+                    {
+                        track: torch.from_numpy(rng.integers(size, size=length))
+                        for track, size in sizes.items()
+                    },
+                )
+                for n, length in enumerate(lengths)
+            }
+            append_shard(folder, index, pairs)
+        return TokenShards(folder)
+
+    return write

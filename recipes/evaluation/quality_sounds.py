@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from duotok.recipes.evaluation.excerpts import Excerpt
-from duotok.recipes.evaluation.rebuilding import match_level, rebuild_by_vae, rebuild_from_codes
+from duotok.recipes.evaluation.rebuilding import rebuild_by_vae, rebuild_from_codes
+from duotok.recipes.loudness import match_level
 from duotok.recipes.pipeline import Accompanist
 from duotok.recipes.settings import resolve_settings
 

@@ -31,8 +31,3 @@ def rebuild_from_codes(
         features, steps=generation.steps, guidance=generation.render_guidance, seed=seed, track=track
     )
     return renderer.decode(latents, wave.shape[-1])
-
-
-def match_level(found: Tensor, reference: Tensor) -> Tensor:
-    """found with the power of the reference, for codes do not know a recording's level; silence stays."""
-    return found * (reference.square().mean() / found.square().mean().clamp_min(1e-12)).sqrt()

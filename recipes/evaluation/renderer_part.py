@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from duotok.recipes.bundle import read_bundle_description
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
-from duotok.recipes.evaluation.rebuilding import match_level, rebuild_from_codes
+from duotok.recipes.evaluation.rebuilding import rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.vae_quality import (
     compare_sounds,
@@ -15,6 +15,7 @@ from duotok.recipes.evaluation.vae_quality import (
     measure_vae,
 )
 from duotok.recipes.evaluation.whole_song import measure_whole_song
+from duotok.recipes.loudness import match_level
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.renderer.vae import SpectralVAE

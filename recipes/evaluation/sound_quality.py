@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
+from duotok.recipes.evaluation.audio_metrics import compare_spectra
+from duotok.recipes.loudness import match_level
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.spectra import LogMel
 
@@ -35,11 +36,8 @@ def measure_quality(wave: Tensor, found: Tensor) -> dict[str, float]:
 
     Codes do not know the recording's level. Returns the figures of MEASURES and LIVELINESS.
     """
-    found = found * (wave.square().mean() / found.square().mean().clamp_min(1e-12)).sqrt()
-    low, middle, high = fine_structure(wave, found)
-    values = (chroma_correlation(wave, found), low, middle, high, log10_mel_l1(wave, found))
-    figures = {measure.name: value for measure, value in zip(MEASURES, values, strict=True)}
-    return figures | {LIVELINESS: _movement(found) / max(_movement(wave), 1e-6)}
+    found = match_level(found, wave)
+    return compare_spectra(wave, found) | {LIVELINESS: _movement(found) / max(_movement(wave), 1e-6)}
 
 
 def worst_loss_percent(figures: dict[str, float], reference: dict[str, float]) -> float:

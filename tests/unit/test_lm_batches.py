@@ -23,22 +23,6 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 SIZES = {"vocal": 11, "accompaniment": 13}
 
 
-def make_shards(folder: Path, shards=((0, (30, 60)), (2, (90,)))) -> TokenShards:
-    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=SIZES, frame_rate_hz=25.0)
-    rng = np.random.default_rng(0)
-    for first, lengths in shards:
-        pairs = {
-            f"item{first + n}": (
-                f"song{first + n}",
-                "train",
-                {track: torch.from_numpy(rng.integers(size, size=length)) for track, size in SIZES.items()},
-            )
-            for n, length in enumerate(lengths)
-        }
-        append_shard(folder, index, pairs)
-    return TokenShards(folder)
-
-
 def make_lm() -> DualTrackLM:
     settings = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
     return DualTrackLM(
@@ -46,7 +30,7 @@ def make_lm() -> DualTrackLM:
     )
 
 
-def test_a_batch_is_a_function_of_the_generator(tmp_path: Path) -> None:
+def test_a_batch_is_a_function_of_the_generator(tmp_path: Path, make_shards) -> None:
     config = DataConfig(
         tokens="",
         windows=((0.4, 1), (1.2, 1)),
@@ -65,7 +49,7 @@ def test_a_batch_is_a_function_of_the_generator(tmp_path: Path) -> None:
     assert sizes == {(6, 10), (2, 30)}  # longer windows come in fewer examples
 
 
-def test_batches_do_not_depend_on_how_songs_lie_in_shards(tmp_path: Path) -> None:
+def test_batches_do_not_depend_on_how_songs_lie_in_shards(tmp_path: Path, make_shards) -> None:
     config = DataConfig(tokens="", windows=((0.4, 1), (1.2, 1)))
     batches = []
     for name, layout in (("two", ((0, (30, 60)), (2, (90,)))), ("one", ((0, (30, 60, 90)),))):
@@ -170,7 +154,7 @@ def test_choices_are_those_of_numpy() -> None:
     assert [choice.draw(one) for _ in range(200)] == [int(two.choice(300, p=expected)) for _ in range(200)]
 
 
-def test_what_a_batch_shows(tmp_path: Path) -> None:
+def test_what_a_batch_shows(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
     config = DataConfig(tokens="", windows=((1.2, 1),), no_prefix=0.5, prefix_seconds=0.4, source_dropout=0.3)
     source = WindowSource(make_shards(tmp_path), config, lm, batch_size=400)
@@ -187,7 +171,7 @@ def test_what_a_batch_shows(tmp_path: Path) -> None:
     assert torch.equal(batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1])
 
 
-def test_history_dropout_damages_the_past_only(tmp_path: Path) -> None:
+def test_history_dropout_damages_the_past_only(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
     history = HistoryDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
     config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, history_dropout=history)
@@ -202,7 +186,7 @@ def test_history_dropout_damages_the_past_only(tmp_path: Path) -> None:
     assert int(batch["target_accompaniment"].max()) < 13
 
 
-def test_errors_name_the_setting(tmp_path: Path) -> None:
+def test_errors_name_the_setting(tmp_path: Path, make_shards) -> None:
     with pytest.raises(DataError, match="lower data.windows"):
         config = DataConfig(tokens="", windows=((30.0, 1.0),))
         WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=2)

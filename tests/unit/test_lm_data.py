@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.lm import tokenize, train
 from duotok.recipes.lm.token_shards import (
-    TokenIndex,
     TokenShards,
     append_shard,
     read_index,
@@ -68,22 +66,6 @@ Path(out, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
 
 
-def make_shards(folder: Path, shards=((0, (30, 60)), (2, (90,)))) -> TokenShards:
-    index = TokenIndex(tokenizer_fingerprint="x", codebook_sizes=SIZES, frame_rate_hz=25.0)
-    rng = np.random.default_rng(0)
-    for first, lengths in shards:
-        pairs = {
-            f"item{first + n}": (
-                f"song{first + n}",
-                "train",
-                {track: torch.from_numpy(rng.integers(size, size=length)) for track, size in SIZES.items()},
-            )
-            for n, length in enumerate(lengths)
-        }
-        append_shard(folder, index, pairs)
-    return TokenShards(folder)
-
-
 def test_tokens_are_the_tokenizer_s(tokens: Path, tokenizer_folder: Path, tiny_corpus: Path) -> None:
     shards, tokenizer = TokenShards(tokens), DuoTokenizer.from_pretrained(tokenizer_folder)
     items = {item.id: item for item in read_manifest(tiny_corpus / "train.jsonl")}
@@ -110,7 +92,7 @@ def test_tokenizing_again_goes_on(tokens: Path, tokenizer_folder: Path, tiny_cor
 
 
 def test_tokens_of_another_tokenizer_are_refused(
-    tmp_path: Path, tokenizer_folder: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tokenizer_folder: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str], make_shards
 ) -> None:
     make_shards(tmp_path / "tokens")
     arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
@@ -119,7 +101,7 @@ def test_tokens_of_another_tokenizer_are_refused(
     assert error.startswith("error: ") and error.count("\n") == 1 and "give another --out folder" in error
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_shards(tmp_path: Path, make_shards) -> None:
     shards = make_shards(tmp_path)
     assert [(s.shard, s.start, s.frames) for s in shards.index.songs] == [(0, 0, 30), (0, 30, 60), (1, 0, 90)]
     whole = shards.codes(shards.index.songs[1])
@@ -186,7 +168,7 @@ def test_two_processes_draw_different_batches_from_the_same_shard(
     assert all(one != two for one, two in zip(first, second, strict=True))
 
 
-def test_shards_that_do_not_fit_their_index_are_named(tmp_path: Path) -> None:
+def test_shards_that_do_not_fit_their_index_are_named(tmp_path: Path, make_shards) -> None:
     def damage(name: str, change) -> Path:
         make_shards(tmp_path / name)
         index = json.loads((tmp_path / name / "index.json").read_text())
@@ -271,7 +253,7 @@ def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: 
 
 
 def test_a_model_of_another_tokenizer_is_refused(
-    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], make_shards
 ) -> None:
     make_shards(tmp_path / "tokens")
     command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run")]
