@@ -1,7 +1,8 @@
 """The spectral VAE: fit its linear coding on a corpus, then train the corrections (P 3.4).
 
 Run: python -m duotok.recipes.renderer.vae recipes/renderer/vae/small.yaml --out runs/small/vae --minutes 20
-With --set start=FOLDER the middle and the decoder of an earlier VAE go on, and far fewer steps do.
+With --set start=FOLDER the middle and the decoder of an earlier VAE go on, and far fewer steps do; where the
+numbers of latents are the same too, so do its latents.
 """
 
 import sys

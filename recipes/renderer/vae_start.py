@@ -11,6 +11,7 @@ from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 _SAME = ("fft_size", "hop_samples", "low_bins", "group", "power", "corner_hz")
+_CODING = ("mid_latents", "side_latents", "side_coding", "side_bands")  # beside those
 _SAME_DECODER = ("decoder_blocks", "dim", "kernel_frames")
 _BASS_HZ = 320.0  # where single partials carry the most and few bins hold them
 _TREBLE_WEIGHT = 0.25  # of an error above
@@ -22,8 +23,13 @@ def fit_from_start(vae: SpectralVAE, start: SpectralVAE, waves: Iterable[Tensor]
 
     The added components are those of what the start's decoding misses of the middle, below 320 Hz above all;
     along them the decoder's correction is taken out, so that their latents alone decide. waves [2, samples].
+    Where the coding is the same as the start's it is kept to the last bit, side and all: only the decoder
+    goes on, and latents made by the start stay good.
     """
     _require_same(vae, start)
+    if all(getattr(vae.config, name) == getattr(start.config, name) for name in _CODING):
+        _take_over_all(vae, start)
+        return
     mid_dim, known = vae.features.mid_dim, start.config.mid_latents
     weight = vae.feature_weight[:mid_dim]
     frequencies = vae.features.pooled.frequencies_hz().to(weight)
@@ -55,6 +61,18 @@ def fit_from_start(vae: SpectralVAE, start: SpectralVAE, waves: Iterable[Tensor]
     )
     if vae.decoder is not None:
         _take_over_decoder(vae, start, added)
+
+
+def _take_over_all(vae: SpectralVAE, start: SpectralVAE) -> None:
+    """Copy coding and decoder; the energy gains are left at 1, for they are fitted after training."""
+    vae.set_linear(
+        mean=start.feature_mean,
+        mid_basis=start.mid_basis,
+        side_basis=start.side_basis,
+        scale=start.latent_scale,
+    )
+    if vae.decoder is not None and start.decoder is not None:
+        vae.decoder.load_state_dict(start.decoder.state_dict())
 
 
 def _decode_middle(start: SpectralVAE, centred: Tensor) -> Tensor:

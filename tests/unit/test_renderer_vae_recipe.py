@@ -109,6 +109,16 @@ def test_the_command_goes_on_from_another_vae(tiny_corpus, start_folder, tmp_pat
     assert later.feature_mean[side:].shape == (64,) and later.latent_scale[mid_latents:].min() > 0
 
 
+def test_the_latents_of_an_equal_coding_stay_good(tiny_corpus, start_folder, tmp_path):
+    assert run(tiny_corpus, tmp_path, f"start={start_folder}") == 0
+    start, later = (SpectralVAE.from_pretrained(folder) for folder in (start_folder, tmp_path / "final"))
+    wave = recipe.build(load(tiny_corpus)).make_batch(np.random.default_rng(3))["wave"]
+    with torch.no_grad():
+        latents = start.encode(wave)
+        assert torch.equal(latents, later.encode(wave))
+        assert not torch.equal(start.decode_features(latents), later.decode_features(latents))
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
