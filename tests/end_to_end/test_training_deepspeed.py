@@ -1,7 +1,8 @@
 """The tiny language model under ZeRO 1, 2 and 3 in two CPU processes over gloo, started by torchrun.
 
-One launch, by the recipe's command, is killed in the middle. Another takes that run up again, trains each
-stage whole and in pieces, and starts runs that must fail: a launch costs more than training a tiny model.
+A launch of each stage, by the recipe's command, is killed in the middle. One more takes those runs up again,
+trains each stage whole and in pieces, and starts runs that must fail: a launch costs more than training a
+tiny model.
 DeepSpeed compiles its communication at the first start on a machine (about 25 s).
 """
 
@@ -140,10 +141,19 @@ def find_rank(launcher: int, rank: int) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def killed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run under ZeRO 3, started by the command, one process of it killed; told.txt has its stderr."""
-    out, deadline = tmp_path_factory.mktemp("killed"), time.monotonic() + LAUNCH_SECONDS
+    """A folder with a run of each stage, started by the command, one process of it killed; see kill_a_run."""
+    root = tmp_path_factory.mktemp("killed")
+    for stage in STAGES:
+        kill_a_run(overrides, stage, root / stage)
+    return root
+
+
+def kill_a_run(overrides: list[str], stage: str, out: Path) -> None:
+    """Start a run by the command and kill one of its processes; told.txt has what it said."""
+    out.mkdir()
+    deadline = time.monotonic() + LAUNCH_SECONDS
     command = [*COMMAND, "-m", "duotok.recipes.lm.train", TINY, "--out", str(out)]
-    command += ["--deepspeed", zero("zero3")]
+    command += ["--deepspeed", zero(stage)]
     command += [part for override in (*overrides, EVERY_STEP) for part in ("--set", override)]
     log, told = out / "log.jsonl", out / "told.txt"
     with told.open("w", encoding="utf-8") as errors:  # not a pipe, which would fill and stop the run
@@ -156,12 +166,11 @@ def killed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert launcher.wait(timeout=LAUNCH_SECONDS) != 0
     assert not survivor.is_running() or survivor.status() == psutil.STATUS_ZOMBIE
     assert not (out / "final").exists()
-    return out
 
 
 @pytest.fixture(scope="module")
 def runs(overrides: list[str], killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The killed run taken up, every stage whole and in pieces, runs that must fail: all in one launch."""
+    """The killed runs taken up, every stage whole and in pieces, runs that must fail: all in one launch."""
     root = tmp_path_factory.mktemp("runs")
     jobs = []
 
@@ -175,7 +184,7 @@ def runs(overrides: list[str], killed: Path, tmp_path_factory: pytest.TempPathFa
         add(f"{stage}/pieces", stage, stop_after=KILLED_AFTER, keep=str(root / stage / "half"))
     for stage in STAGES:
         add(f"{stage}/pieces", stage)
-    add("zero3/killed", "zero3", copy=str(killed))
+        add(f"{stage}/killed", stage, copy=str(killed / stage))
     add("other_world", "zero2", copy="zero2/whole", state={"processes": 3})
     add("other_stage", "zero1", copy="zero2/whole")
     (root / "unknown.json").write_text('{"zero_optimization": {"stage": 2, "no_such_setting": 1}}')
@@ -271,11 +280,12 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(runs: Path) -> 
     assert len(list(whole.glob("*.pt"))) >= 3 and all(path.stat().st_size for path in whole.glob("*.pt"))
 
 
-def test_a_killed_run_goes_on_where_it_was(killed: Path, runs: Path) -> None:
-    told = (killed / "told.txt").read_text()
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_goes_on_where_it_was(killed: Path, runs: Path, stage: str) -> None:
+    told = (killed / stage / "told.txt").read_text()
     errors = [line for line in told.splitlines() if line.startswith("error: process 0: ")]
     assert len(errors) == 1, told[-4000:]
     assert "has died" in errors[0] or "told to end" in errors[0]
-    step = json.loads((killed / "checkpoint" / "state.json").read_text())["step"]
+    step = json.loads((killed / stage / "checkpoint" / "state.json").read_text())["step"]
     assert KILLED_AFTER - 1 <= step < STEPS and f"of step {step}" in errors[0]
-    assert_same_run(runs / "zero3" / "whole", runs / "zero3" / "killed")
+    assert_same_run(runs / stage / "whole", runs / stage / "killed")
