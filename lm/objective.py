@@ -3,7 +3,7 @@
 Under teacher forcing the target's own past is so telling that a model is slow to learn to listen. The prompt
 steps have no past to lean on: there the same head may also predict the target's code of the same frame from
 the source alone. That costs no further pass, and what the prompt learns of key, chords and beat is there for
-the target to attend.
+the target to attend. Where the score is known, both segments may be asked for bar and chord as well.
 """
 
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from .layout import TRACKS, Layout, mode_into
 from .metrics import loss_nats
 from .model import DualTrackLM
+from .score_reader import ScoreReader
 
 
 class LMObjective(nn.Module):
     """Teacher-forced loss of one batch of laid-out windows."""
 
-    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0) -> None:
-        """prompt_weight: weight of the loss of the prompt steps; the paper has none."""
+    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0, score_weight: float = 0.0) -> None:
+        """The weights of the losses of the prompt steps and of the score; the paper has neither."""
         super().__init__()
-        self.lm, self.prompt_weight = lm, prompt_weight
+        self.lm, self.prompt_weight, self.score_weight = lm, prompt_weight, score_weight
+        self.score_reader = ScoreReader(lm.config.hidden_dim) if score_weight else None
 
     def forward(
         self,
@@ -33,8 +35,12 @@ class LMObjective(nn.Module):
         target_accompaniment: Tensor,
         weight_vocal: Tensor,
         weight_accompaniment: Tensor,
+        bar_place: Tensor | None = None,
+        chord: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks, and of them in the prompt}.
+
+        bar_place and chord [batch, frames] are labels of `ScoreReader`, needed with a score_weight only.
 
         Tracks are named twice, "vocal_nats" and by the task "vocal_nats/unconditional", so that means over
         batches of several tasks can be told apart. The first four are a Layout [batch, steps]; targets and
@@ -60,4 +66,9 @@ class LMObjective(nn.Module):
             alone = {f"{t}_prompt_nats": loss_nats(prompt[t], targets[t]).mean() for t in predicted}
             total = total + self.prompt_weight * torch.stack(list(alone.values())).mean()
             losses |= alone
+        if self.score_reader is not None:
+            assert bar_place is not None and chord is not None
+            read = self.score_reader(hidden, {"bar_place": bar_place, "chord": chord})
+            total = total + self.score_weight * torch.stack(list(read.values())).sum()
+            losses |= {f"{name}_nats": value for name, value in read.items()}
         return {"total": total, **losses}

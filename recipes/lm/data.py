@@ -9,6 +9,7 @@ from torch import Tensor
 
 from duotok.lm.layout import MODES, TRACKS
 from duotok.lm.model import DualTrackLM
+from duotok.recipes.lm.score_labels import ScoreLabels
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
@@ -35,6 +36,7 @@ class DataConfig:
     """Which windows are drawn and how they are laid out."""
 
     tokens: str  # folder of duotok.recipes.lm.tokenize
+    manifest: str | None = None  # of the same items with their scores, which score_weight needs
     hold_out: float = 0.0  # share of the songs never trained on, for validation
     # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the
     # shortest length; of longer ones a batch holds as many as have the same number of frames.
@@ -77,6 +79,7 @@ class WindowSource:
         self._shards, self._config, self._lm = shards, config, lm
         self._batch_size = batch_size
         rate = shards.index.frame_rate_hz
+        self._labels = ScoreLabels(config.manifest, shards) if config.manifest is not None else None
         self._lengths = [max(1, round(seconds * rate)) for seconds, _ in config.windows]
         self._prefix_frames = round(config.prefix_seconds * rate)
         self._window_choice = _Choice([share for _, share in config.windows])
@@ -96,7 +99,8 @@ class WindowSource:
         frames = self._lengths[self._window_choice.draw(rng)]
         size = max(1, self._batch_size * min(self._lengths) // frames)
         windows = [self._draw_window(rng, frames) for _ in range(size)]
-        codes = {track: torch.stack([window[track] for window in windows]) for track in TRACKS}
+        stacked = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+        codes = {track: stacked.pop(track) for track in TRACKS}
         drop = torch.from_numpy(rng.random(size) < self._config.source_dropout)
         layout = self._lm.lay_out(codes, mode, drop_source=drop, history=self._damage(rng, codes))
         prefixes = torch.from_numpy(self._draw_prefixes(rng, size, frames))
@@ -109,13 +113,15 @@ class WindowSource:
             "position": layout.position.contiguous(),
             **{f"target_{track}": codes[track] for track in TRACKS},
             **{f"weight_{t}": weights if t in predicted else torch.zeros_like(weights) for t in TRACKS},
+            **stacked,  # labels, if any
         }
 
     def _draw_window(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
         songs: list[TokenSong] = self._songs[frames]
         song = songs[self._song_choices[frames].draw(rng)]
         start = 0 if rng.random() < self._config.song_starts else int(rng.integers(song.frames - frames + 1))
-        return self._shards.codes(song, start, frames)
+        labels = {} if self._labels is None else self._labels.cut(song.id, start, frames)
+        return {**self._shards.codes(song, start, frames), **labels}
 
     def _draw_prefixes(self, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
         longest = min(self._prefix_frames, frames - 1)

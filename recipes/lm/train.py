@@ -14,7 +14,7 @@ from duotok.recipes.command import recipe_main
 from duotok.recipes.lm.data import DataConfig
 from duotok.recipes.lm.validation import ValidationConfig
 from duotok.recipes.training import Task, TrainConfig
-from duotok.tokenizer.common.errors import CheckpointError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from duotok.recipes.lm.token_shards import TokenShards
@@ -29,8 +29,15 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     start_from: str | None = None  # a trained language model to go on from, instead of a new one
     prompt_weight: float = 0.0  # weight of predicting the target from the prompt alone; see LMObjective
+    score_weight: float = 0.0  # weight of reading bar and chord of the score, from data.manifest
     model: DualTrackLMConfig = field(default_factory=DualTrackLMConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.score_weight < 0 or self.prompt_weight < 0:
+            raise ConfigError("prompt_weight and score_weight must not be negative")
+        if self.score_weight and self.data.manifest is None:
+            raise ConfigError("score_weight needs data.manifest, the corpus that the tokens were made of")
 
 
 def build(config: Config) -> Task:
@@ -47,7 +54,7 @@ def build(config: Config) -> Task:
     torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
     source = WindowSource(shards, config.data, lm, config.train.batch_size)
-    objective = LMObjective(lm, config.prompt_weight)
+    objective = LMObjective(lm, config.prompt_weight, config.score_weight)
     return Task(
         objective=objective,
         make_batch=source.make_batch,
