@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.tokenizer.common.config import load_config
 
         config = load_config(Config, arguments.config, arguments.set)
-        figures: dict[str, dict[str, float]] = {}
+        table, figures = "", dict[str, dict[str, float]]()
         for layout, changes in LAYOUTS.items():
             folder = arguments.out / layout.replace(" ", "-")
             settings = {"held_out": str(arguments.held_out), "seconds": arguments.seconds}
