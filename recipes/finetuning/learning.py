@@ -13,7 +13,7 @@ from duotok.lm.objective import LMObjective
 from duotok.recipes.finetuning.held_out import LossMeter
 from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.json_files import read_json, write_json
-from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
+from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training import Task, TrainConfig, run_training
 from duotok.recipes.training_state import TrainingState
@@ -71,7 +71,7 @@ def open_windows(
         unconditional=1.0,
         song_starts=0.1,
         no_prefix=0.7,
-        history_dropout=HistoryDropout(probability=0.5, lowest=0.1, highest=1.0),
+        history_dropout=CodeDropout(probability=0.5, lowest=0.1, highest=1.0),
     )
     chosen = TokenShards(shards.folder)
     chosen.index = replace(chosen.index, songs=list(songs))

@@ -15,8 +15,8 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class HistoryDropout:
-    """Damage to the target's shown past, so that the model has to listen to the source."""
+class CodeDropout:
+    """Damage to some of the codes that are shown, so that no song can be known by a few of them."""
 
     probability: float = 0.0  # of an example
     lowest: float = 0.1  # share of its frames
@@ -26,9 +26,9 @@ class HistoryDropout:
     def __post_init__(self) -> None:
         for name in ("probability", "lowest", "highest", "random_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"history_dropout.{name} must be in 0..1, got {getattr(self, name)}")
+                raise ConfigError(f"code dropout: {name} must be in 0..1, got {getattr(self, name)}")
         if self.lowest > self.highest:
-            raise ConfigError("history_dropout.lowest must not exceed history_dropout.highest")
+            raise ConfigError("code dropout: lowest must not exceed highest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,10 @@ class DataConfig:
     no_prefix: float = 0.5  # share of windows with no prefix; the others have 1 frame to prefix_seconds
     prefix_seconds: float = 2.0
     source_dropout: float = 0.1  # share of examples without their source, for guidance
-    history_dropout: HistoryDropout = HistoryDropout()
+    history_dropout: CodeDropout = CodeDropout()  # of the target's shown past: the source is to be heard
+    source_code_dropout: CodeDropout = (
+        CodeDropout()
+    )  # of single codes of the source: its song is not to be known
 
     def __post_init__(self) -> None:
         if not self.windows or any(seconds <= 0 or share < 0 for seconds, share in self.windows):
@@ -102,7 +105,9 @@ class WindowSource:
         stacked = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
         codes = {track: stacked.pop(track) for track in TRACKS}
         drop = torch.from_numpy(rng.random(size) < self._config.source_dropout)
-        layout = self._lm.lay_out(codes, mode, drop_source=drop, history=self._damage(rng, codes))
+        history = self._damage(rng, codes, self._config.history_dropout)
+        heard = self._damage(rng, codes, self._config.source_code_dropout)
+        layout = self._lm.lay_out(heard, mode, drop_source=drop, history=history)
         prefixes = torch.from_numpy(self._draw_prefixes(rng, size, frames))
         weights = (torch.arange(frames) >= prefixes[:, None]).float()
         predicted = MODES[mode][1]
@@ -130,9 +135,10 @@ class WindowSource:
         prefixes = rng.integers(1, longest + 1, size=size)
         return np.where(rng.random(size) < self._config.no_prefix, 0, prefixes)
 
-    def _damage(self, rng: np.random.Generator, codes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the codes to show as the past: some frames of some examples are PAD or another song's."""
-        settings = self._config.history_dropout
+    def _damage(
+        self, rng: np.random.Generator, codes: dict[str, Tensor], settings: CodeDropout
+    ) -> dict[str, Tensor]:
+        """Return the codes to show: some frames of some examples are PAD or another song's."""
         if settings.probability == 0:
             return codes
         size, frames = codes["vocal"].shape

@@ -9,7 +9,7 @@ import torch
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.objective import LMObjective
 from duotok.recipes.lm import data as data_module
-from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
+from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import (
     TokenIndex,
     TokenShards,
@@ -36,7 +36,7 @@ def test_a_batch_is_a_function_of_the_generator(tmp_path: Path, make_shards) -> 
         windows=((0.4, 1), (1.2, 1)),
         accompaniment_to_vocal=1,
         unconditional=1,
-        history_dropout=HistoryDropout(probability=0.5),
+        history_dropout=CodeDropout(probability=0.5),
     )
     source = WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=6)
     sizes = set()
@@ -173,7 +173,7 @@ def test_what_a_batch_shows(tmp_path: Path, make_shards) -> None:
 
 def test_history_dropout_damages_the_past_only(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
-    history = HistoryDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
+    history = CodeDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
     config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, history_dropout=history)
     batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(
         np.random.default_rng(0)
@@ -186,6 +186,21 @@ def test_history_dropout_damages_the_past_only(tmp_path: Path, make_shards) -> N
     assert int(batch["target_accompaniment"].max()) < 13
 
 
+def test_source_code_dropout_damages_the_source_only(tmp_path: Path, make_shards) -> None:
+    lm = make_lm()
+    dropout = CodeDropout(probability=1.0, lowest=0.3, highest=0.3, random_share=0.0)
+    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, source_code_dropout=dropout)
+    batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(
+        np.random.default_rng(0)
+    )
+    prompt, beside = batch["vocal"][:, :30], batch["vocal"][:, 30:]
+    assert torch.equal(prompt, beside)  # the frames that are lost are lost everywhere
+    lost = prompt == lm.pads["vocal"]
+    assert lost.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(prompt[~lost], batch["target_vocal"][~lost])
+    assert torch.equal(batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1])
+
+
 def test_errors_name_the_setting(tmp_path: Path, make_shards) -> None:
     with pytest.raises(DataError, match="lower data.windows"):
         config = DataConfig(tokens="", windows=((30.0, 1.0),))
@@ -195,12 +210,13 @@ def test_errors_name_the_setting(tmp_path: Path, make_shards) -> None:
         {"no_prefix": 1.5},
         {"prefix_seconds": -1.0},
         {"hold_out": 1.0},
-        {"history_dropout": dict(probability=2.0)},
     ):
         with pytest.raises(ConfigError, match=next(iter(changes))):
-            if "history_dropout" in changes:
-                HistoryDropout(**changes["history_dropout"])
             DataConfig(tokens="", **changes)
+    with pytest.raises(ConfigError, match="code dropout: probability"):
+        CodeDropout(probability=2.0)
+    with pytest.raises(ConfigError, match="code dropout: lowest"):
+        CodeDropout(lowest=0.5, highest=0.4)
 
 
 def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:

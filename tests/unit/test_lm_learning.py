@@ -9,7 +9,7 @@ from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.objective import LMObjective
 from duotok.lm.sampling import generate_track
 from duotok.lm.scoring import mismatch_source, score_batch
-from duotok.recipes.lm.data import DataConfig, HistoryDropout, WindowSource
+from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.recipes.training import Task, TrainConfig, run_training
 
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> DualTrackLM:
         vocal_to_accompaniment=4,
         unconditional=1,
         prefix_seconds=0.2,
-        history_dropout=HistoryDropout(probability=0.5),
+        history_dropout=CodeDropout(probability=0.5),
     )
     source = WindowSource(TokenShards(folder / "tokens"), data, lm, batch_size=16)
     train = TrainConfig(steps=100, learning_rate=5e-3, warmup_steps=10, precision="fp32", log_every=50)
