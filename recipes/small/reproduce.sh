@@ -9,8 +9,9 @@ songs=$1
 runs=${2:-runs/small}
 data=${3:-data/popband}
 recipes=$(python -c "from importlib.resources import files; print(files('duotok.recipes'))")
-# Large tensors come and go in every step: keep their memory instead of giving it back to the system each time.
-export OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+# Training: large tensors come and go in every step, so keep their memory instead of giving it back each time.
+# Not for generating, whose small steps take twice as long when threads sleep between them.
+training=(OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000)
 
 make_corpus() { # split hours
     python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$1" --hours "$2" --seed 0 \
@@ -19,7 +20,7 @@ make_corpus() { # split hours
 train() { # module config run minutes [settings]
     local module=$1 config=$2 run=$3 minutes=$4
     shift 4
-    [ -d "$runs/$run/final" ] || python -m "duotok.recipes.$module" "$recipes/$config" --out "$runs/$run" \
+    [ -d "$runs/$run/final" ] || env "${training[@]}" python -m "duotok.recipes.$module" "$recipes/$config" --out "$runs/$run" \
         --minutes "$minutes" "$@"
 }
 
@@ -47,14 +48,14 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3-all/final" --mani
 [ -d "$runs/stage3/final" ] || python -m duotok.recipes.tokenizer.prune --tokenizer "$runs/stage3-all/final" \
     --tokens "$runs/tokens-all/train" --out "$runs/stage3/final"
 
-train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-8}" "${from[@]}"
+train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-20}" "${from[@]}"
 
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
     --out "$runs/tokens/train" --workers "$(nproc)"
 train music.learn music/learn/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
-train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
-    --set "tokenizer=$runs/stage3/final"
+train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" "${from[@]}" --set "data.tokens=$runs/tokens/train" \
+    --set "tokenizer=$runs/stage3/final" --set score_weight=0.3
 
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
@@ -72,5 +73,6 @@ fi
 
 python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
-    --separator "$runs/separator/final" --out "$runs/bundle" --half
+    --separator "$runs/separator/final" --out "$runs/bundle" --half \
+    --default guidance=4.0 --default steps=4 --default render_guidance=1.5
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
