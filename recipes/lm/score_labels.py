@@ -12,7 +12,7 @@ from torch import Tensor
 from duotok.lm.score_reader import BAR_PLACES, UNKNOWN
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.token_shards import TokenShards
-from duotok.recipes.music.labelled_chroma import triad_of
+from duotok.recipes.music.labelled_chroma import chords_of_blocks
 from duotok.tokenizer.common.errors import DataError
 
 
@@ -49,9 +49,7 @@ def label_frames(item: Item, rate_hz: float) -> dict[str, Tensor]:
     is neither major nor minor.
     """
     middles = (np.arange(round(item.seconds * rate_hz)) + 0.5) / rate_hz
-    chords = np.full(len(middles), UNKNOWN)
-    for start, end, label in item.chords:
-        chords[(middles >= start) & (middles < end)] = triad_of(label)
+    chords = chords_of_blocks(item.chords, len(middles), rate_hz)
     places = np.full(len(middles), UNKNOWN)
     lines = np.asarray(item.downbeats_seconds, dtype=float)
     if len(lines) > 1:

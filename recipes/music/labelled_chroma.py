@@ -91,9 +91,11 @@ def key_of(label: str) -> int:
     return parse_root(root) + 12 * (mode == "min")
 
 
-def chords_of_blocks(chords: list[tuple[float, float, str]], count: int) -> np.ndarray:
-    """Chord class [count] of each block by what sounds in its middle."""
-    middles = (np.arange(count) + 0.5) / BLOCK_RATE_HZ
+def chords_of_blocks(
+    chords: list[tuple[float, float, str]], count: int, rate_hz: float = BLOCK_RATE_HZ
+) -> np.ndarray:
+    """Chord class [count] of each block, or of each frame of another rate, by what sounds in its middle."""
+    middles = (np.arange(count) + 0.5) / rate_hz
     classes = np.full(count, UNKNOWN_CHORD)
     for start, end, label in chords:
         classes[(middles >= start) & (middles < end)] = triad_of(label)

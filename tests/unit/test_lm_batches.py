@@ -171,13 +171,16 @@ def test_what_a_batch_shows(tmp_path: Path, make_shards) -> None:
     assert torch.equal(batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1])
 
 
+def draw_batch(shards: TokenShards, lm: DualTrackLM, **dropout: CodeDropout) -> dict[str, torch.Tensor]:
+    """A batch of 200 windows of 30 frames, no source left out."""
+    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, **dropout)
+    return WindowSource(shards, config, lm, batch_size=200).make_batch(np.random.default_rng(0))
+
+
 def test_history_dropout_damages_the_past_only(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
     history = CodeDropout(probability=1.0, lowest=0.4, highest=0.4, random_share=0.5)
-    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, history_dropout=history)
-    batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(
-        np.random.default_rng(0)
-    )
+    batch = draw_batch(make_shards(tmp_path), lm, history_dropout=history)
     past, true = batch["accompaniment"][:, 31:], batch["target_accompaniment"][:, :-1]
     assert (past == lm.pads["accompaniment"]).float().mean().item() == pytest.approx(0.2, abs=0.03)
     # Of the codes replaced by random ones, one in 13 happens to be the right one.
@@ -189,10 +192,7 @@ def test_history_dropout_damages_the_past_only(tmp_path: Path, make_shards) -> N
 def test_source_code_dropout_damages_the_source_only(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
     dropout = CodeDropout(probability=1.0, lowest=0.3, highest=0.3, random_share=0.0)
-    config = DataConfig(tokens="", windows=((1.2, 1),), source_dropout=0.0, source_code_dropout=dropout)
-    batch = WindowSource(make_shards(tmp_path), config, lm, batch_size=200).make_batch(
-        np.random.default_rng(0)
-    )
+    batch = draw_batch(make_shards(tmp_path), lm, source_code_dropout=dropout)
     prompt, beside = batch["vocal"][:, :30], batch["vocal"][:, 30:]
     assert torch.equal(prompt, beside)  # the frames that are lost are lost everywhere
     lost = prompt == lm.pads["vocal"]
