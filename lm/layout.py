@@ -9,6 +9,8 @@ target's code of frame i - 1 (PAD at the first step).
   attends the vocal's frame i at distance zero; without, positions run on, as in the paper. With
   `aligned_source` the step that predicts frame i carries the vocal's code of it too;
 - accompaniment_to_vocal: the mirror image.
+
+A step also carries what the lead sheet says of its frame, where there is one.
 """
 
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..tokenizer.common.errors import ConfigError
+from .lead_sheet import check_sheet, unknown_sheet
 
 TRACKS = ("vocal", "accompaniment")
 # mode -> source track (or none) and predicted tracks
@@ -31,12 +34,13 @@ TARGET_SEGMENT = {"unconditional": 1, "vocal_to_accompaniment": 2, "accompanimen
 
 
 class Layout(NamedTuple):
-    """Model input: each [batch, steps] int64; the last `frames` steps are the target segment."""
+    """Model input, int64; [batch, steps] but for the sheet; the last `frames` are the target segment."""
 
     vocal: Tensor
     accompaniment: Tensor
     segment: Tensor
     position: Tensor
+    sheet: Tensor  # [batch, steps, 2], see `lead_sheet`
     frames: int
 
 
@@ -68,11 +72,13 @@ def lay_out(
     shared_positions: bool,
     drop_source: Tensor | None = None,
     history: dict[str, Tensor] | None = None,
+    sheet: Tensor | None = None,
 ) -> Layout:
     """Lay out codes {"vocal", "accompaniment"}, each [batch, frames], for a mode.
 
     pads: PAD of each track. drop_source [batch] bool: rows whose source is PAD everywhere, as guidance
-    needs. history: other codes to show as the past of the target tracks, for example damaged ones.
+    needs; nor do they have a sheet. history: other codes to show as the past of the target tracks, for
+    example damaged ones. sheet [batch, frames, 2]: the lead sheet.
     """
     check_mode(mode)
     source, targets = MODES[mode]
@@ -81,14 +87,18 @@ def lay_out(
     device = past[targets[0]].device
     position = torch.arange(frames, device=device).expand(batch, frames)
     segment = torch.full((batch, frames), TARGET_SEGMENT[mode], device=device)
+    if sheet is None:
+        sheet = unknown_sheet(batch, frames, device=device)
+    sheet = check_sheet(sheet, frames).to(device)
     if source is None:
-        return Layout(past["vocal"], past["accompaniment"], segment, position, frames)
+        return Layout(past["vocal"], past["accompaniment"], segment, position, sheet, frames)
     given = codes[source]
     if given.shape != (batch, frames):
         raise ConfigError(f"the source is {tuple(given.shape)}, the target {(batch, frames)}; cut them alike")
     silent = torch.full_like(given, pads[source])
     if drop_source is not None:
         given = torch.where(drop_source[:, None], silent, given)
+        sheet = torch.where(drop_source[:, None, None], unknown_sheet(batch, frames, device=device), sheet)
     (target,) = targets
     absent = torch.full_like(past[target], pads[target])
     rows = {
@@ -100,5 +110,6 @@ def lay_out(
         accompaniment=rows["accompaniment"],
         segment=torch.cat([torch.full_like(segment, PROMPT), segment], dim=1),
         position=torch.cat([position, position if shared_positions else position + frames], dim=1),
+        sheet=torch.cat([sheet, sheet], dim=1),
         frames=frames,
     )

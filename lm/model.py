@@ -17,6 +17,8 @@ from ..tokenizer.model import DuoTokenizer
 from .attention import AttentionChoice, choose_attention
 from .codes import TrackCodes
 from .layout import SEGMENTS, TRACKS, Layout, lay_out
+from .lead_sheet import LeadSheetEmbedding
+from .sheet_reader import SheetReader, SheetReaderConfig
 
 KIND = "lm"
 
@@ -41,6 +43,8 @@ class DualTrackLMConfig:
     shared_positions: bool = True  # the target segment begins at position 0, as its prompt does
     aligned_source: bool = True  # a target step also carries the source's code of the frame it predicts
     gradient_checkpointing: bool = False
+    # Reads the lead sheet that the band is shown out of the vocal; None: no sheet, as in the paper.
+    sheet_reader: SheetReaderConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("code_dim", "embedding_dim", "hidden_dim", "layers", "heads", "key_value_heads"):
@@ -79,6 +83,12 @@ class DualTrackLM(nn.Module):
         self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)
         nn.init.normal_(self.segments.weight, std=0.5)
         self.backbone = _build_backbone(config)
+        self.sheet: LeadSheetEmbedding | None = None
+        self.sheet_reader: SheetReader | None = None
+        if config.sheet_reader is not None:
+            self.sheet = LeadSheetEmbedding(config.hidden_dim)
+            # It is trained by itself, see recipes/lm/sheet_reader.
+            self.sheet_reader = SheetReader(config.sheet_reader).eval().requires_grad_(False)
 
     @classmethod
     def for_tokenizer(cls, tokenizer: DuoTokenizer, config: DualTrackLMConfig) -> "DualTrackLM":
@@ -115,7 +125,12 @@ class DualTrackLM(nn.Module):
         return codes
 
     def lay_out(self, codes: dict[str, Tensor], mode: str, **options: Any) -> Layout:
-        """Lay out codes for this model; see `layout.lay_out` for the options."""
+        """Lay out codes for this model; see `layout.lay_out` for the options.
+
+        Where the band follows a vocal and no sheet is given, it is read out of that vocal.
+        """
+        if self.sheet_reader is not None and mode == "vocal_to_accompaniment" and "sheet" not in options:
+            options["sheet"] = self.read_sheet(codes["vocal"])
         return lay_out(
             codes,
             mode,
@@ -125,10 +140,42 @@ class DualTrackLM(nn.Module):
             **options,
         )
 
-    def embed(self, vocal: Tensor, accompaniment: Tensor, segment: Tensor) -> Tensor:
-        """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24)."""
+    def train(self, mode: bool = True) -> "DualTrackLM":
+        """Set the mode of all but the sheet reader, which is not trained here."""
+        super().train(mode)
+        if self.sheet_reader is not None:
+            self.sheet_reader.eval()
+        return self
+
+    def read_sheet(self, vocal: Tensor, **limits: Any) -> Tensor | None:
+        """Return the lead sheet [batch, frames, 2] of vocal codes [batch, frames]; see `SheetReader.read`.
+
+        None where this model knows no sheets.
+        """
+        return None if self.sheet_reader is None else self.sheet_reader.read(vocal, **limits)
+
+    def add_sheet_reader(self, reader: SheetReader) -> None:
+        """Show lead sheets from now on, as this reader reads them; what they say has still to be learned.
+
+        Raises ConfigError unless the reader is for the same tokenizer.
+        """
+        if reader.tokenizer_fingerprint != self.tokenizer_fingerprint:
+            raise ConfigError("the sheet reader is for another tokenizer; train it on the same tokens")
+        self.config = replace(self.config, sheet_reader=reader.config)
+        self.sheet_reader = reader.eval().requires_grad_(False).to(self.device)
+        if self.sheet is None:
+            self.sheet = LeadSheetEmbedding(self.config.hidden_dim).to(self.device)
+
+    def embed(
+        self, vocal: Tensor, accompaniment: Tensor, segment: Tensor, sheet: Tensor | None = None
+    ) -> Tensor:
+        """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24).
+
+        sheet [..., 2] adds to them in a model that knows sheets.
+        """
         both = [self.codes_of("vocal").embed(vocal), self.codes_of("accompaniment").embed(accompaniment)]
-        return self.project(torch.cat(both, dim=-1)) + self.segments(segment)
+        inputs = self.project(torch.cat(both, dim=-1)) + self.segments(segment)
+        return inputs if self.sheet is None or sheet is None else inputs + self.sheet(sheet)
 
     def forward(self, layout: Layout) -> dict[str, Tensor]:
         """Return {track: logits [batch, frames, codes]} of the frames of the target segment."""
@@ -140,7 +187,7 @@ class DualTrackLM(nn.Module):
 
     def hidden_states(self, layout: Layout) -> Tensor:
         """Return the backbone's states [batch, steps, hidden_dim]; step i sees steps 0..i."""
-        hidden = self.embed(layout.vocal, layout.accompaniment, layout.segment)
+        hidden = self.embed(layout.vocal, layout.accompaniment, layout.segment, layout.sheet)
         self._choose_attention(hidden)
         # The layers are called one by one because Qwen2Model.forward takes positions that start again
         # for packed sequences and would hide the prompt from the target.

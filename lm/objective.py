@@ -3,7 +3,7 @@
 Under teacher forcing the target's own past is so telling that a model is slow to learn to listen. The prompt
 steps have no past to lean on: there the same head may also predict the target's code of the same frame from
 the source alone. That costs no further pass, and what the prompt learns of key, chords and beat is there for
-the target to attend. Where the score is known, both segments may be asked for bar and chord as well.
+the target to attend.
 """
 
 import torch
@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from .layout import TRACKS, Layout, mode_into
 from .metrics import loss_nats
 from .model import DualTrackLM
-from .score_reader import ScoreReader
 
 
 class LMObjective(nn.Module):
     """Teacher-forced loss of one batch of laid-out windows."""
 
-    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0, score_weight: float = 0.0) -> None:
-        """The weights of the losses of the prompt steps and of the score; the paper has neither."""
+    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0) -> None:
+        """prompt_weight: of the loss of the prompt steps; the paper has none."""
         super().__init__()
-        self.lm, self.prompt_weight, self.score_weight = lm, prompt_weight, score_weight
-        self.score_reader = ScoreReader(lm.config.hidden_dim) if score_weight else None
+        self.lm, self.prompt_weight = lm, prompt_weight
 
     def forward(
         self,
@@ -31,24 +29,21 @@ class LMObjective(nn.Module):
         accompaniment: Tensor,
         segment: Tensor,
         position: Tensor,
+        sheet: Tensor,
         target_vocal: Tensor,
         target_accompaniment: Tensor,
         weight_vocal: Tensor,
         weight_accompaniment: Tensor,
-        bar_place: Tensor | None = None,
-        chord: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks, and of them in the prompt}.
 
-        bar_place and chord [batch, frames] are labels of `ScoreReader`, needed with a score_weight only.
-
         Tracks are named twice, "vocal_nats" and by the task "vocal_nats/unconditional", so that means over
-        batches of several tasks can be told apart. The first four are a Layout [batch, steps]; targets and
+        batches of several tasks can be told apart. The first five are a Layout [batch, steps]; targets and
         weights are [batch, frames]. Both heads take part in every batch, with weight zero where a track is
         given, so that distributed ranks stay in step.
         """
         frames = target_vocal.shape[1]
-        hidden = self.lm.hidden_states(Layout(vocal, accompaniment, segment, position, frames))
+        hidden = self.lm.hidden_states(Layout(vocal, accompaniment, segment, position, sheet, frames))
         targets = {"vocal": target_vocal, "accompaniment": target_accompaniment}
         weights = {"vocal": weight_vocal, "accompaniment": weight_accompaniment}
         logits = self.lm.predict(hidden[:, -frames:])
@@ -66,9 +61,4 @@ class LMObjective(nn.Module):
             alone = {f"{t}_prompt_nats": loss_nats(prompt[t], targets[t]).mean() for t in predicted}
             total = total + self.prompt_weight * torch.stack(list(alone.values())).mean()
             losses |= alone
-        if self.score_reader is not None:
-            assert bar_place is not None and chord is not None
-            read = self.score_reader(hidden, {"bar_place": bar_place, "chord": chord})
-            total = total + self.score_weight * torch.stack(list(read.values())).sum()
-            losses |= {f"{name}_nats": value for name, value in read.items()}
         return {"total": total, **losses}

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..tokenizer.common.errors import DataError
 from .choice import SamplingConfig, draw_uniform
 from .layout import MODES, mode_into
+from .lead_sheet import check_sheet
 from .model import DualTrackLM
 from .window import WindowSampler
 
@@ -85,12 +86,14 @@ def generate_candidates(
     seeds: Sequence[int],
     config: SamplingConfig | None = None,
     prefix_codes: Tensor | None = None,
+    sheet: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
     track: str = "accompaniment",
 ) -> Candidates:
     """Return one candidate of `track` per seed, all computed in one batch.
 
-    A seed gives the same candidate whatever the others are.
+    sheet [frames, 2]: the lead sheet; None: as the model reads it out of the whole vocal, if it can. A seed
+    gives the same candidate whatever the others are.
     """
     config = config or SamplingConfig()
     mode = mode_into(track)
@@ -105,6 +108,10 @@ def generate_candidates(
     sampled = frames - done.shape[1]
     if not sampled:
         return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
+    if sheet is not None:
+        sheet = check_sheet(sheet, frames).to(lm.device)
+    elif source == "vocal" and lm.sheet_reader is not None:
+        sheet = lm.sheet_reader.read(source_codes[None])[0]
     uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(lm.device)
     sampler = WindowSampler(lm, mode, len(seeds), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(seeds), device=lm.device)
@@ -112,7 +119,10 @@ def generate_candidates(
         start = next_window_start(done.shape[1], frames, config)
         window = slice(start, start + config.window_frames)
         report = None if progress is None else _offset(progress, start)
-        codes, likely = sampler.sample(source_codes[window], done[:, start:], uniform[:, window], report)
+        notes = None if sheet is None else sheet[window]
+        codes, likely = sampler.sample(
+            source_codes[window], done[:, start:], uniform[:, window], report, notes
+        )
         done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
     means = (nats / sampled).cpu()
     return Candidates(

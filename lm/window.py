@@ -9,6 +9,7 @@ from torch.nn import functional
 from .choice import SamplingConfig, pick_codes
 from .decoding import CachedDecoder
 from .layout import MODES, PROMPT, TARGET_SEGMENT, TRACKS
+from .lead_sheet import unknown_sheet
 from .model import DualTrackLM
 
 
@@ -43,7 +44,8 @@ class WindowSampler:
             return torch.zeros(shape, dtype=torch.int64, device=lm.device)
 
         self._place = integers(1)  # the frame that is predicted
-        self._shown = integers(self.branches, frames)  # the source's codes beside the target's
+        # What stands beside the target's code in each of its steps: the source's code and the sheet.
+        self._beside = torch.zeros(self.branches, frames, lm.config.hidden_dim, device=lm.device)
         self._codes = integers(frames, candidates)
         self._uniform = torch.zeros(frames, candidates, device=lm.device)
         self._nats = torch.zeros(self.branches, candidates, device=lm.device)
@@ -52,12 +54,18 @@ class WindowSampler:
         self._repeat = _capture(self._take_step, self._place) if can_repeat else None
 
     def sample(
-        self, source: Tensor, given: Tensor, uniform: Tensor, progress: Callable[[int], None] | None
+        self,
+        source: Tensor,
+        given: Tensor,
+        uniform: Tensor,
+        progress: Callable[[int], None] | None,
+        sheet: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Continue `given` [candidates, k] to the length of source [frames], k < frames.
 
-        uniform: a number in [0, 1) per code [candidates, frames]. Returns codes [candidates, frames] and the
-        log-probabilities of the new ones, summed, in nats [branches, candidates].
+        uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, 2]: the lead sheet. Returns
+        codes [candidates, frames] and the log-probabilities of the new ones, summed, in nats [branches,
+        candidates].
         """
         known = given.shape[1]
         self._uniform.copy_(uniform.T)
@@ -65,19 +73,18 @@ class WindowSampler:
         self._nats.zero_()
         rows = torch.full((self.branches, self.frames), self._source_pad, device=source.device)
         rows[0] = source
-        if self.lm.config.aligned_source:
-            self._shown.copy_(rows)
-        else:
-            self._shown.fill_(self._source_pad)
+        heard, notes = self._sources[rows], self._read_notes(sheet)
+        aligned = heard if self.lm.config.aligned_source else self._sources[self._source_pad]
+        self._beside.copy_(aligned + notes)
         # What a window computed serves the next one only where no source is heard: that prompt is the same.
         # The keys of the source and of the codes carried over come from the last window's prompt and stand
         # at other positions, so these are read anew.
         count = 1 if self._has_prompts else self.branches
-        self._decoder.hear(self._sources[rows[:count]] + self._prompt_input)
+        self._decoder.hear((heard + notes)[:count] + self._prompt_input)
         self._has_prompts = True
         first = given.new_full((self.candidates, 1), self._target_pad)
         past = torch.cat([first, given], dim=1)  # inputs of the steps that predict frames 0..k
-        inputs = self._sources[self._shown[:, None, : known + 1]] + self._targets[past]
+        inputs = self._beside[:, None, : known + 1] + self._targets[past]
         self._place.fill_(known)
         self._choose(self._decoder.advance(inputs.flatten(0, 1))[:, -1])
         _tell(progress, known + 1)
@@ -89,11 +96,18 @@ class WindowSampler:
             _tell(progress, frame + 1)
         return self._codes.T.clone(), self._nats.clone()
 
+    def _read_notes(self, sheet: Tensor | None) -> Tensor:
+        """What a sheet [frames, 2] adds [branches, frames, hidden_dim]; nothing without the source."""
+        sheets = unknown_sheet(self.branches, self.frames, device=self._beside.device)
+        if sheet is not None:
+            sheets[0] = sheet
+        return torch.zeros_like(self._beside) if self.lm.sheet is None else self.lm.sheet(sheets)
+
     def _take_step(self, reach: int | None = None) -> None:
         """Choose the next frame's codes; reach as in `CachedDecoder.step`."""
         past = self._codes.index_select(0, self._place)[0]
         self._place.add_(1)
-        inputs = self._sources[self._shown.index_select(1, self._place)] + self._targets[past]
+        inputs = self._beside.index_select(1, self._place) + self._targets[past]
         self._choose(self._decoder.step(inputs.view(-1, 1, inputs.shape[-1]), self._place, reach)[:, 0])
 
     def _choose(self, hidden: Tensor) -> None:

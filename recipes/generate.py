@@ -18,6 +18,7 @@ from duotok.recipes.stems import StemWriter
 from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from duotok.recipes.lead_sheet import SheetWishes
     from duotok.recipes.pipeline import Accompanist, Sketches
     from duotok.recipes.separation.separator import Separator
     from duotok.recipes.settings import GenerationSettings
@@ -81,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a given start of the accompaniment that the band goes on from",
     )
+    add("--tempo", type=float, metavar="BPM", help="the tempo, four beats a bar (default: as it is sung)")
+    add(
+        "--chords",
+        type=Path,
+        metavar="FILE",
+        help="chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)",
+    )
     add("--model", type=Path, metavar="DIR", help="bundle folder (default: the model of this package)")
     add(
         "--device",
@@ -105,10 +113,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     keep = arguments.variations if arguments.keep is None else arguments.keep
     if not 1 <= keep <= arguments.variations:
         raise ConfigError(f"--keep must be from 1 to --variations ({arguments.variations}), got {keep}")
+    from duotok.recipes.lead_sheet import SheetWishes, read_chart
     from duotok.recipes.vocal import load_vocal
 
     # Cheap checks first: the recording, then the folder, then the model.
     given = arguments.vocal or arguments.mix
+    chart = read_chart(arguments.chords) if arguments.chords else None
+    wishes = SheetWishes(tempo_bpm=arguments.tempo, chart=chart)
     vocal = load_vocal(given, what="vocal" if arguments.vocal else "song")
     out = arguments.out or Path(f"{given.stem}-accompaniment")
     with OutputFolder(out) as output:
@@ -129,7 +140,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             vocal = _separate_vocal(vocal, arguments, str(accompanist.device), output.work)
         with _Bar(arguments.progress or sys.stderr.isatty(), keep) as bar:
             try:
-                report = _make(accompanist, vocal, settings, arguments, keep, output.work, bar)
+                report = _make(accompanist, vocal, settings, wishes, arguments, keep, output.work, bar)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(f"{accompanist.device} has too little memory; use --device cpu") from error
         output.publish()
@@ -142,6 +153,7 @@ def _make(
     accompanist: "Accompanist",
     vocal: "Vocal",
     settings: "GenerationSettings",
+    wishes: "SheetWishes",
     arguments: argparse.Namespace,
     keep: int,
     folder: Path,
@@ -149,7 +161,9 @@ def _make(
 ) -> dict[str, Any]:
     """Compose all variations, render the best and write them; return the report of the best one."""
     seeds = [arguments.seed + number for number in range(arguments.variations)]
-    sketches = accompanist.compose(vocal, seeds, settings, prefix=arguments.prefix, progress=bar.tell)
+    sketches = accompanist.compose(
+        vocal, seeds, settings, prefix=arguments.prefix, wishes=wishes, progress=bar.tell
+    )
     stems = StemWriter(folder, lambda: _open_separator(arguments, str(accompanist.device)))
     reports: list[dict[str, Any]] = []
     for composition in sketches.ranked[:keep]:

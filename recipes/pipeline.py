@@ -16,6 +16,7 @@ from torch import Tensor
 from duotok.lm.choice import SamplingConfig
 from duotok.lm.sampling import Candidates, generate_candidates
 from duotok.recipes.bundle import Bundle, load_bundle
+from duotok.recipes.lead_sheet import SheetWishes, describe_sheet, make_sheet
 from duotok.recipes.loudness import mix_down
 from duotok.recipes.output import OutputFolder, write_result
 from duotok.recipes.ranking import Fit, TrackReading, measure_fit, rank, read_track
@@ -47,6 +48,7 @@ class Sketches:
     ranked: Sequence[Composition]  # best first
     vocal: Vocal
     told: ReadOut  # what the vocal's codes say
+    sheet: Tensor | None  # the lead sheet that the band plays from [frames, 2]
     settings: GenerationSettings
     prefix_frames: int  # how many codes were given
     clock: StageClock
@@ -102,13 +104,15 @@ class Accompanist:
         render_guidance: float | None = None,
         accompaniment_db: float | None = None,
         prefix: str | Path | Tensor | None = None,
+        wishes: SheetWishes | None = None,
         progress: Progress | None = None,
     ) -> Accompaniment:
         """Make one accompaniment of a vocal (a file, or a wave [channels, samples] at 48 kHz).
 
         Settings that are None come from the bundle; see GenerationSettings. prefix: a given start of the
-        accompaniment, shorter than the song; the model plays it and goes on. The same seed on the same
-        machine gives the same samples. Raises AudioError and ConfigError for input that cannot be used.
+        accompaniment, shorter than the song; the model plays it and goes on. wishes: tempo and chords, where
+        they are known. The same seed on the same machine gives the same samples. Raises AudioError and
+        ConfigError for input that cannot be used.
         """
         settings = self.resolve_settings(
             guidance=guidance,
@@ -119,7 +123,8 @@ class Accompanist:
             render_guidance=render_guidance,
             accompaniment_db=accompaniment_db,
         )
-        return next(self.vary(load_vocal(vocal), [seed], settings, prefix=prefix, progress=progress))
+        made = self.vary(load_vocal(vocal), [seed], settings, prefix=prefix, wishes=wishes, progress=progress)
+        return next(made)
 
     def resolve_settings(self, **chosen: Any) -> GenerationSettings:
         """The chosen settings; the bundle's own where they are None."""
@@ -133,13 +138,14 @@ class Accompanist:
         *,
         keep: int | None = None,
         prefix: str | Path | Tensor | None = None,
+        wishes: SheetWishes | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Accompaniment]:
         """Make one accompaniment per seed, best first, one after the other, so that only one is in memory.
 
         keep: how many of the best are rendered; None renders all.
         """
-        sketches = self.compose(vocal, seeds, settings, prefix=prefix, progress=progress)
+        sketches = self.compose(vocal, seeds, settings, prefix=prefix, wishes=wishes, progress=progress)
         for composition in sketches.ranked[:keep]:
             yield self.perform(sketches, composition)
 
@@ -150,6 +156,7 @@ class Accompanist:
         settings: GenerationSettings,
         *,
         prefix: str | Path | Tensor | None = None,
+        wishes: SheetWishes | None = None,
         progress: Progress | None = None,
     ) -> Sketches:
         """Compose one candidate per seed and rank them by their codes; nothing is rendered yet."""
@@ -162,6 +169,8 @@ class Accompanist:
             vocal_codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
+            rate_hz = self.bundle.tokenizer.frame_rate_hz
+            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes or SheetWishes())
         compositions: list[Composition] = []
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
@@ -176,6 +185,7 @@ class Accompanist:
                     seeds=together,
                     config=_sampling_config(settings),
                     prefix_codes=given,
+                    sheet=sheet,
                     progress=tell,
                 )
                 compositions += self._judge(sung, together, candidates)
@@ -184,6 +194,7 @@ class Accompanist:
             ranked=[compositions[number] for number in order],
             vocal=vocal,
             told=told,
+            sheet=sheet,
             settings=settings,
             prefix_frames=0 if given is None else len(given),
             clock=clock,
@@ -247,6 +258,7 @@ class Accompanist:
         report = {
             "vocal": vocal.name,
             **music,
+            "lead_sheet": describe_sheet(sketches.sheet, tokenizer.frame_rate_hz),
             "ranking": composition.fit.describe(),
             "seed": composition.seed,
             "settings": asdict(settings),

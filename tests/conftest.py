@@ -79,6 +79,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     """Real components of tiny size with random weights that belong together: {name: folder}."""
     # Imported here: most tests need no models, and these take seconds to import.
     from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+    from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
     from duotok.recipes.tokenizer.text import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
     from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
@@ -108,6 +109,10 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
             embedding_dim=16, hidden_dim=32, layers=2, heads=2, key_value_heads=1, feed_forward_dim=64
         ),
     )
+    lm.add_sheet_reader(SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2))))
+    assert lm.sheet is not None
+    for parameter in lm.sheet.parameters():  # a sheet that has not been learned yet would change nothing
+        torch.nn.init.normal_(parameter, std=0.5)
     lm.save_pretrained(folders["lm"])
     vae = SpectralVAE(
         SpectralVAEConfig(

@@ -45,7 +45,8 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
 
 def _advance(lm: DualTrackLM, layout: Layout, steps: slice, cache: DynamicCache) -> Tensor:
     """States [1, steps, hidden_dim] of some steps of a layout, remembered in the cache."""
-    inputs = lm.embed(layout.vocal[:, steps], layout.accompaniment[:, steps], layout.segment[:, steps])
+    parts = (layout.vocal, layout.accompaniment, layout.segment, layout.sheet)
+    inputs = lm.embed(*(part[:, steps] for part in parts))
     output = lm.backbone(
         inputs_embeds=inputs, position_ids=layout.position[:, steps], past_key_values=cache, use_cache=True
     )

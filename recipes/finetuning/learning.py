@@ -1,5 +1,6 @@
 """The learning: pieces of the shared training loop with a look at the held-out songs after each."""
 
+import copy
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from duotok.recipes.finetuning.held_out import LossMeter
 from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.json_files import read_json, write_json
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
+from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training import Task, TrainConfig, run_training
 from duotok.recipes.training_state import TrainingState
@@ -75,7 +77,10 @@ def open_windows(
     )
     chosen = TokenShards(shards.folder)
     chosen.index = replace(chosen.index, songs=list(songs))
-    return WindowSource(chosen, config, lm, batch_size)
+    sheets = None
+    if lm.sheet_reader is not None:
+        sheets = SheetSource(chosen, SheetConfig(), copy.deepcopy(lm.sheet_reader))
+    return WindowSource(chosen, config, lm, batch_size, sheets)
 
 
 def learn(

@@ -47,3 +47,5 @@ def merge_adapters(lm: DualTrackLM) -> None:
         assert isinstance(base, nn.Linear)
         setattr(lm.get_submodule(parent), attribute, base)
     lm.requires_grad_(True)
+    if lm.sheet_reader is not None:
+        lm.sheet_reader.requires_grad_(False)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from duotok.lm.layout import MODES, TRACKS
+from duotok.lm.lead_sheet import unknown_sheet
 from duotok.lm.model import DualTrackLM
-from duotok.recipes.lm.score_labels import ScoreLabels
+from duotok.recipes.lm.sheets import SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
@@ -36,7 +37,6 @@ class DataConfig:
     """Which windows are drawn and how they are laid out."""
 
     tokens: str  # folder of duotok.recipes.lm.tokenize
-    manifest: str | None = None  # of the same items with their scores, which score_weight needs
     hold_out: float = 0.0  # share of the songs never trained on, for validation
     # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the
     # shortest length; of longer ones a batch holds as many as have the same number of frames.
@@ -78,11 +78,18 @@ class WindowSource:
     the number of shards and of processes.
     """
 
-    def __init__(self, shards: TokenShards, config: DataConfig, lm: DualTrackLM, batch_size: int) -> None:
-        self._shards, self._config, self._lm = shards, config, lm
+    def __init__(
+        self,
+        shards: TokenShards,
+        config: DataConfig,
+        lm: DualTrackLM,
+        batch_size: int,
+        sheets: SheetSource | None = None,
+    ) -> None:
+        """sheets: of the same shards; None: every sheet is unknown."""
+        self._shards, self._config, self._lm, self._sheets = shards, config, lm, sheets
         self._batch_size = batch_size
         rate = shards.index.frame_rate_hz
-        self._labels = ScoreLabels(config.manifest, shards) if config.manifest is not None else None
         self._lengths = [max(1, round(seconds * rate)) for seconds, _ in config.windows]
         self._prefix_frames = round(config.prefix_seconds * rate)
         self._window_choice = _Choice([share for _, share in config.windows])
@@ -107,7 +114,8 @@ class WindowSource:
         drop = torch.from_numpy(rng.random(size) < self._config.source_dropout)
         history = self._damage(rng, codes, self._config.history_dropout)
         heard = self._damage(rng, codes, self._config.source_code_dropout)
-        layout = self._lm.lay_out(heard, mode, drop_source=drop, history=history)
+        sheet = stacked.pop("sheet") if mode == "vocal_to_accompaniment" else None
+        layout = self._lm.lay_out(heard, mode, drop_source=drop, history=history, sheet=sheet)
         prefixes = torch.from_numpy(self._draw_prefixes(rng, size, frames))
         weights = (torch.arange(frames) >= prefixes[:, None]).float()
         predicted = MODES[mode][1]
@@ -116,17 +124,17 @@ class WindowSource:
             "accompaniment": layout.accompaniment,
             "segment": layout.segment,
             "position": layout.position.contiguous(),
+            "sheet": layout.sheet,
             **{f"target_{track}": codes[track] for track in TRACKS},
             **{f"weight_{t}": weights if t in predicted else torch.zeros_like(weights) for t in TRACKS},
-            **stacked,  # labels, if any
         }
 
     def _draw_window(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
         songs: list[TokenSong] = self._songs[frames]
         song = songs[self._song_choices[frames].draw(rng)]
         start = 0 if rng.random() < self._config.song_starts else int(rng.integers(song.frames - frames + 1))
-        labels = {} if self._labels is None else self._labels.cut(song.id, start, frames)
-        return {**self._shards.codes(song, start, frames), **labels}
+        sheet = unknown_sheet(frames) if self._sheets is None else self._sheets.draw(rng, song, start, frames)
+        return {**self._shards.codes(song, start, frames), "sheet": sheet}
 
     def _draw_prefixes(self, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
         longest = min(self._prefix_frames, frames - 1)

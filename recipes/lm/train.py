@@ -4,6 +4,7 @@ Run: python -m duotok.recipes.lm.train recipes/lm/small.yaml --out runs/small/lm
 Many GPUs: accelerate launch --multi_gpu -m duotok.recipes.lm.train recipes/lm/base.yaml --out runs/base/lm
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.command import recipe_main
 from duotok.recipes.lm.data import DataConfig
+from duotok.recipes.lm.sheets import SheetConfig
 from duotok.recipes.lm.validation import ValidationConfig
 from duotok.recipes.training import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
@@ -29,15 +31,13 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     start_from: str | None = None  # a trained language model to go on from, instead of a new one
     prompt_weight: float = 0.0  # weight of predicting the target from the prompt alone; see LMObjective
-    score_weight: float = 0.0  # weight of reading bar and chord of the score, from data.manifest
+    sheets: SheetConfig = field(default_factory=SheetConfig)
     model: DualTrackLMConfig = field(default_factory=DualTrackLMConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.score_weight < 0 or self.prompt_weight < 0:
-            raise ConfigError("prompt_weight and score_weight must not be negative")
-        if self.score_weight and self.data.manifest is None:
-            raise ConfigError("score_weight needs data.manifest, the corpus that the tokens were made of")
+        if self.prompt_weight < 0:
+            raise ConfigError("prompt_weight must not be negative")
 
 
 def build(config: Config) -> Task:
@@ -46,6 +46,7 @@ def build(config: Config) -> Task:
 
     from duotok.lm.objective import LMObjective
     from duotok.recipes.lm.data import WindowSource
+    from duotok.recipes.lm.sheets import SheetSource
     from duotok.recipes.lm.token_shards import TokenShards
     from duotok.recipes.lm.validation import make_validation
     from duotok.recipes.sizing.flops import batch_flops, batch_tokens
@@ -53,8 +54,12 @@ def build(config: Config) -> Task:
     shards = TokenShards(config.data.tokens)
     torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
-    source = WindowSource(shards, config.data, lm, config.train.batch_size)
-    objective = LMObjective(lm, config.prompt_weight, config.score_weight)
+    sheets = None
+    if lm.sheet_reader is not None:
+        # A copy, because DeepSpeed may scatter the model's own one over processes.
+        sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader))
+    source = WindowSource(shards, config.data, lm, config.train.batch_size, sheets)
+    objective = LMObjective(lm, config.prompt_weight)
     return Task(
         objective=objective,
         make_batch=source.make_batch,
@@ -67,6 +72,7 @@ def build(config: Config) -> Task:
 
 def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:
     """Return a new model for the tokenizer, or the one to start from, checked against the tokens."""
+    from duotok.lm.sheet_reader import SheetReader
     from duotok.tokenizer.model import DuoTokenizer
 
     if config.start_from is not None:
@@ -78,6 +84,8 @@ def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:
             f"the tokens in {shards.folder} were made by the tokenizer {shards.index.tokenizer_fingerprint}, "
             f"the model is for {lm.tokenizer_fingerprint}; make the tokens again"
         )
+    if config.sheets.reader is not None:
+        lm.add_sheet_reader(SheetReader.from_pretrained(config.sheets.reader))
     return lm
 
 

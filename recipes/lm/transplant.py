@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from duotok.lm.codes import TrackCodes
     from duotok.lm.model import DualTrackLM
+    from duotok.lm.sheet_reader import SheetReader
     from duotok.recipes.lm.token_shards import TokenShards
     from duotok.tokenizer.model import DuoTokenizer
 
@@ -30,9 +31,16 @@ RIDGE = 1e-3  # of the fit by code vectors, relative to their mean square
 
 
 def transplant(
-    lm: "DualTrackLM", old: "TokenShards", new: "TokenShards", tokenizer: "DuoTokenizer"
+    lm: "DualTrackLM",
+    old: "TokenShards",
+    new: "TokenShards",
+    tokenizer: "DuoTokenizer",
+    sheet_reader: "SheetReader | None" = None,
 ) -> "DualTrackLM":
-    """Return the model for another tokenizer; old and new: tokens of the same recordings by each of them."""
+    """Return the model for another tokenizer; old and new: tokens of the same recordings by each of them.
+
+    sheet_reader: of the new codes; a model that plays from lead sheets needs one.
+    """
     import torch
 
     from duotok.lm.layout import TRACKS
@@ -40,9 +48,14 @@ def transplant(
 
     check_tokens(old, str(lm.tokenizer_fingerprint))
     check_tokens(new, str(tokenizer.fingerprint))
+    if lm.sheet_reader is not None and sheet_reader is None:
+        raise DataError("this model reads lead sheets; train a sheet reader on the new tokens and name it")
     counts = count_together(old, new)
-    moved = DualTrackLM.for_tokenizer(tokenizer, replace(lm.config))
-    tables = {name: value for name, value in lm.state_dict().items() if not name.startswith("tracks.")}
+    moved = DualTrackLM.for_tokenizer(tokenizer, replace(lm.config, sheet_reader=None))
+    if sheet_reader is not None:
+        moved.add_sheet_reader(sheet_reader)
+    bound = ("tracks.", "sheet_reader.")  # to the old codes
+    tables = {name: value for name, value in lm.state_dict().items() if not name.startswith(bound)}
     moved.load_state_dict(tables, strict=False)
     with torch.no_grad():
         for track in TRACKS:
@@ -125,11 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--old-tokens", type=Path, required=True, help="token shards by its own tokenizer")
     parser.add_argument("--tokens", type=Path, required=True, help="of the same recordings, by the new one")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the new tokenizer")
+    parser.add_argument(
+        "--sheet-reader", type=Path, help="sheet reader of the new tokens, for a model that plays from sheets"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model to start from")
     arguments = parser.parse_args(argv)
 
     def run() -> None:
         from duotok.lm.model import DualTrackLM
+        from duotok.lm.sheet_reader import SheetReader
+        from duotok.lm.sheet_reader import SheetReader
         from duotok.recipes.lm.token_shards import TokenShards
         from duotok.tokenizer.model import DuoTokenizer
 
@@ -138,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             TokenShards(arguments.old_tokens),
             TokenShards(arguments.tokens),
             DuoTokenizer.from_pretrained(arguments.tokenizer),
+            SheetReader.from_pretrained(arguments.sheet_reader) if arguments.sheet_reader else None,
         )
         moved.save_pretrained(arguments.out)
         print(f"{arguments.out}: a language model for {arguments.tokenizer}; train it with start_from")

@@ -54,8 +54,11 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest
     --out "$runs/tokens/train" --workers "$(nproc)"
 train music.learn music/learn/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
-train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" "${from[@]}" --set "data.tokens=$runs/tokens/train" \
-    --set "tokenizer=$runs/stage3/final" --set score_weight=0.3
+train lm.sheet_reader lm/sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" "${from[@]}" \
+    --set "data.tokens=$runs/tokens/train" --set "tokenizer=$runs/stage3/final"
+train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
+    --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
+    --set "sheets.manifest=$data/train.jsonl"
 
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"

@@ -227,7 +227,9 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     losses = {}
     for mode in ("vocal_to_accompaniment", "unconditional"):
         layout = lm.lay_out(codes, mode)
-        steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+        steps = {
+            name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
+        }
         losses[mode] = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
         plain = LMObjective(lm)(**steps, **targets, **weights)["total"]
         added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
@@ -239,7 +241,9 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
     moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
     layout = lm.lay_out(moved, "vocal_to_accompaniment")
-    steps = {name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position")}
+    steps = {
+        name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
+    }
     other = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
     first = losses["vocal_to_accompaniment"]
     assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])

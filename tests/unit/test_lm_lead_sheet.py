@@ -1,0 +1,219 @@
+"""Lead sheets: bars out of places, chords out of chances, and what the language model makes of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.lm.bars import places_between, track_bars
+from duotok.lm.choice import SamplingConfig
+from duotok.lm.chord_path import track_chords
+from duotok.lm.lead_sheet import CHORD, CHORDS, PLACE, PLACES, UNKNOWN, check_sheet, unknown_sheet
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.sampling import generate_candidates
+from duotok.lm.scoring import score_batch
+from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+RATE_HZ = 25.0
+MODE = "vocal_to_accompaniment"
+
+
+def say_places(places: np.ndarray, sureness: float = 1.0) -> np.ndarray:
+    """Log-probabilities that favour these places; nothing is said where they are unknown."""
+    logits = np.zeros((len(places), PLACES))
+    known = np.flatnonzero(places != UNKNOWN)
+    logits[known, places[known]] = sureness
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("bar", [35.0, 48.6, 77.25])
+def test_bars_of_a_steady_tempo_are_found(bar: float) -> None:
+    lines = np.arange(-0.4 * bar, 700, bar)
+    places = places_between(lines, 640)
+    found = places_between(track_bars(say_places(places), RATE_HZ), 640)
+    apart = (found - places + 1) % PLACES
+    assert (apart <= 2).mean() > 0.97
+
+
+def test_bars_coast_where_nothing_is_said_and_follow_a_drift() -> None:
+    lengths = 50 * 1.004 ** np.arange(20)  # a singer who slows down by 8 %
+    lines = np.concatenate([[-20.0], -20 + np.cumsum(lengths)])
+    places = places_between(lines, 900)
+    heard = places.copy()
+    heard[300:450] = UNKNOWN
+    found = places_between(track_bars(say_places(heard, 2.0), RATE_HZ), 900)
+    assert ((found - places + 1) % PLACES <= 2).mean() > 0.95
+
+
+def test_bars_keep_to_the_lengths_that_are_allowed() -> None:
+    places = places_between(np.arange(0, 701, 50.0), 700)
+    lines = track_bars(say_places(places), RATE_HZ, bar_seconds=(3.9, 4.1))
+    assert set(np.diff(lines)) <= {97, 98, 99, 100, 101, 102, 103}
+    assert lines[0] <= 0 and lines[-1] >= 700
+
+
+@pytest.mark.parametrize("frames", [1, 7, 30])
+def test_bars_of_short_songs(frames: int) -> None:
+    lines = track_bars(np.full((frames, PLACES), -np.log(PLACES)), RATE_HZ)
+    assert lines[0] <= 0 and lines[-1] >= frames
+    assert (places_between(lines, frames) != UNKNOWN).all()
+
+
+def test_places_outside_of_the_bars_are_unknown() -> None:
+    places = places_between(np.array([10.0, 42.0]), 60)
+    assert (places[:10] == UNKNOWN).all() and (places[42:] == UNKNOWN).all()
+    assert places[10:42].tolist() == sorted([*range(PLACES)] * 2)
+    assert (places_between(np.zeros(0), 5) == UNKNOWN).all()
+
+
+def test_chords_change_at_beats() -> None:
+    places = places_between(np.arange(0, 201, 48.0), 192)
+    truth = np.repeat([0, 9 + 12, 5, 7], 48)
+    logits = np.random.default_rng(0).normal(size=(192, CHORDS))
+    logits[np.arange(192), truth] += 2.0
+    logits[20:24, 3] += 6.0  # a short lie within a bar
+    logits[44:48] = logits[40:44]  # and one just before the bar line
+    told = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert track_chords(told, places).tolist() == truth.tolist()
+    assert len(track_chords(told[:0], places[:0])) == 0
+
+
+@pytest.fixture(scope="module")
+def reader() -> SheetReader:
+    torch.manual_seed(0)
+    config = SheetReaderConfig(vocal_codes=11, code_dim=4, dim=8, dilations=(1, 2))
+    reader = SheetReader(config).eval()
+    reader.tokenizer_fingerprint = "abc"
+    return reader
+
+
+@pytest.fixture
+def lm(reader: SheetReader) -> DualTrackLM:
+    torch.manual_seed(1)
+    sizes = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
+    lm = DualTrackLM(
+        DualTrackLMConfig(**sizes, layers=2, heads=2, key_value_heads=1, feed_forward_dim=16)
+    ).eval()
+    lm.tokenizer_fingerprint = "abc"
+    lm.add_sheet_reader(reader)
+    return lm
+
+
+def learn_something(lm: DualTrackLM) -> None:
+    """As if the embeddings of the sheet had been trained."""
+    torch.manual_seed(2)
+    assert lm.sheet is not None
+    for table in (lm.sheet.places, lm.sheet.chords):
+        torch.nn.init.normal_(table.weight, std=3.0)
+
+
+def test_reading_gives_whole_sheets_and_none_of_silence(reader: SheetReader) -> None:
+    codes = torch.randint(0, 11, (3, 75))
+    codes[1] = reader.pad
+    sheets = reader.read(codes)
+    assert sheets.shape == (3, 75, 2)
+    assert (sheets[1] == UNKNOWN).all() and (sheets[0] != UNKNOWN).all()
+    assert torch.equal(check_sheet(sheets, 75), sheets)
+    assert torch.equal(reader.read(codes[2:])[0], sheets[2])  # whatever stands beside it
+
+
+def test_an_odd_number_of_frames_is_read(reader: SheetReader) -> None:
+    told = reader(torch.randint(0, 11, (2, 31)))
+    assert told["place"].shape == (2, 31, PLACES) and told["chord"].shape == (2, 31, CHORDS)
+    assert torch.allclose(told["chord"].exp().sum(dim=-1), torch.ones(2, 31))
+
+
+def test_a_new_sheet_changes_nothing_yet(lm: DualTrackLM, reader: SheetReader) -> None:
+    codes = {track: torch.randint(0, 11, (2, 20)) for track in ("vocal", "accompaniment")}
+    read = lm(lm.lay_out(codes, MODE))["accompaniment"]
+    none = lm(lm.lay_out(codes, MODE, sheet=None))["accompaniment"]
+    assert torch.equal(read, none)
+    learn_something(lm)
+    assert not torch.allclose(lm(lm.lay_out(codes, MODE))["accompaniment"], none, atol=1e-3)
+
+
+def test_scores_read_the_sheet_of_the_vocal_they_are_shown(lm: DualTrackLM) -> None:
+    learn_something(lm)
+    vocal, accompaniment = torch.randint(0, 11, (2, 40)), torch.randint(0, 13, (2, 40))
+    scores = score_batch(lm, vocal, accompaniment, MODE)
+    layout = lm.lay_out({"vocal": vocal, "accompaniment": accompaniment}, MODE, sheet=lm.read_sheet(vocal))
+    nats = torch.nn.functional.cross_entropy(
+        lm(layout)["accompaniment"].transpose(1, 2), accompaniment, reduction="none"
+    )
+    assert torch.allclose(scores.loss_nats["accompaniment"], nats, atol=1e-5)
+    assert (
+        not lm.lay_out({"vocal": vocal, "accompaniment": accompaniment}, "unconditional")
+        .sheet.ne(UNKNOWN)
+        .any()
+    )
+
+
+def test_rows_without_source_have_no_sheet(lm: DualTrackLM) -> None:
+    codes = {track: torch.randint(0, 11, (2, 20)) for track in ("vocal", "accompaniment")}
+    layout = lm.lay_out(codes, MODE, drop_source=torch.tensor([True, False]))
+    assert layout.sheet.shape == (2, 40, 2)
+    assert (layout.sheet[0] == UNKNOWN).all() and (layout.sheet[1] != UNKNOWN).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_cached_decoding_sees_the_sheet_as_the_whole_pass_does(lm: DualTrackLM, aligned: bool) -> None:
+    learn_something(lm)
+    lm.config = DualTrackLMConfig(**{**vars(lm.config), "aligned_source": aligned})
+    vocal = torch.randint(0, 11, (30,))
+    sheet = torch.stack([torch.arange(30) % PLACES, torch.arange(30) // 10], dim=-1)
+    config = SamplingConfig(guidance=2.0, temperature=0.0)
+    made = generate_candidates(lm, vocal, seeds=[0, 1], config=config, sheet=sheet).codes[0]
+    both = []
+    for drop in (False, True):
+        layout = lm.lay_out(
+            {"vocal": vocal[None], "accompaniment": made[None]},
+            MODE,
+            sheet=sheet[None],
+            drop_source=torch.tensor([drop]),
+        )
+        both.append(lm(layout)["accompaniment"][0])
+    guided = torch.lerp(both[1], both[0], 2.0)
+    assert torch.equal(guided.argmax(dim=-1), made)
+
+
+def test_generating_reads_the_sheet_of_the_whole_song(lm: DualTrackLM) -> None:
+    learn_something(lm)
+    vocal = torch.randint(0, 11, (60,))
+    config = SamplingConfig(window_frames=25, overlap_frames=5)
+    sheet = lm.read_sheet(vocal[None])
+    assert sheet is not None
+    told = generate_candidates(lm, vocal, seeds=[3], config=config, sheet=sheet[0]).codes
+    assert torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config).codes, told)
+    other = sheet[0].clone()
+    other[:, PLACE] = (other[:, PLACE] + 5) % PLACES
+    assert not torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config, sheet=other).codes, told)
+
+
+def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
+    with pytest.raises(DataError, match="cut it alike"):
+        generate_candidates(lm, torch.zeros(10).long(), seeds=[0], sheet=unknown_sheet(9))
+    bad = unknown_sheet(10)
+    bad[3, CHORD] = CHORDS
+    with pytest.raises(DataError, match=r"chords of a lead sheet must be in -1\.\.24"):
+        generate_candidates(lm, torch.zeros(10).long(), seeds=[0], sheet=bad)
+
+
+def test_the_reader_travels_with_the_model_and_is_not_trained_by_it(lm: DualTrackLM, tmp_path: Path) -> None:
+    learn_something(lm)
+    lm.save_pretrained(tmp_path / "lm")
+    back = DualTrackLM.from_pretrained(tmp_path / "lm")
+    vocal = torch.randint(0, 11, (1, 50))
+    sheets = lm.read_sheet(vocal), back.read_sheet(vocal)
+    assert sheets[0] is not None and torch.equal(sheets[0], sheets[1])
+    assert back.sheet_reader is not None
+    assert not any(p.requires_grad for p in back.sheet_reader.parameters())
+    assert not back.train().sheet_reader.training and back.backbone.training
+
+
+def test_a_reader_of_another_tokenizer_is_refused(lm: DualTrackLM, reader: SheetReader) -> None:
+    other = SheetReader(reader.config)
+    other.tokenizer_fingerprint = "xyz"
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        lm.add_sheet_reader(other)
