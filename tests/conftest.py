@@ -109,10 +109,12 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
             embedding_dim=16, hidden_dim=32, layers=2, heads=2, key_value_heads=1, feed_forward_dim=64
         ),
     )
-    lm.add_sheet_reader(SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2))))
-    assert lm.sheet is not None
-    for parameter in lm.sheet.parameters():  # a sheet that has not been learned yet would change nothing
-        torch.nn.init.normal_(parameter, std=0.5)
+    with torch.random.fork_rng():
+        reader = SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2)))
+        lm.add_sheet_reader(reader)
+        assert lm.sheet is not None
+        for parameter in lm.sheet.parameters():  # a sheet that has not been learned yet changes nothing
+            torch.nn.init.normal_(parameter, std=0.5)
     lm.save_pretrained(folders["lm"])
     vae = SpectralVAE(
         SpectralVAEConfig(

@@ -147,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         from duotok.lm.model import DualTrackLM
         from duotok.lm.sheet_reader import SheetReader
-        from duotok.lm.sheet_reader import SheetReader
         from duotok.recipes.lm.token_shards import TokenShards
         from duotok.tokenizer.model import DuoTokenizer
 

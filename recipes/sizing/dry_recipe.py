@@ -139,7 +139,6 @@ class LMRecipe(DryRecipe):
         data = replace(
             self.config.data,
             tokens=str(folder),
-            manifest=None,
             windows=((scale.seconds, 1.0),),
             **{name: float(name == mode) for name in shares},
         )

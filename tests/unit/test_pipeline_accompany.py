@@ -4,6 +4,7 @@ import pytest
 import soundfile
 import torch
 
+from duotok.recipes.lead_sheet import SheetWishes
 from duotok.recipes.pipeline import STAGES, Accompanist, choose_device
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
@@ -127,3 +128,16 @@ def test_devices():
 def test_seeds_out_of_range(accompanist, vocal, seed):
     with pytest.raises(ConfigError, match="seed"):
         accompanist.accompany(vocal, seed=seed)
+
+
+def test_the_report_has_the_lead_sheet(accompanist, vocal, result):
+    sheet = result.report["lead_sheet"]
+    chords = sheet["chords"]
+    assert chords[0][0] == 0 and chords[-1][1] == pytest.approx(2.04)
+    assert all(before[1] == after[0] for before, after in zip(chords[:-1], chords[1:], strict=True))
+    wishes = SheetWishes(tempo_bpm=180, chart=[(0.4, 1.2, "D:min7")])
+    made = accompanist.accompany(vocal, seed=3, steps=1, wishes=wishes)
+    told = made.report["lead_sheet"]
+    assert [0.4, 1.2, "D:min"] in told["chords"]
+    assert told["tempo_bpm"] is None or told["tempo_bpm"] == pytest.approx(180, rel=0.05)
+    assert not torch.equal(made.codes, result.codes)

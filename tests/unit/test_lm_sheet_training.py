@@ -1,0 +1,214 @@
+"""What sheet readers and language models learn sheets from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from duotok.lm.lead_sheet import CHORD, PLACE, PLACES, UNKNOWN
+from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.objective import LMObjective
+from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
+from duotok.recipes.lm import sheet_reader as recipe
+from duotok.recipes.lm.data import DataConfig, WindowSource
+from duotok.recipes.lm.sheet_agreement import measure_agreement
+from duotok.recipes.lm.sheet_labels import SheetLabels, label_frames
+from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, SheetWindows
+from duotok.recipes.lm.sheets import SheetConfig, SheetSource
+from duotok.recipes.lm.token_shards import TokenShards
+from duotok.recipes.lm.tokenize import main as tokenize
+from duotok.recipes.training import Task, TrainConfig, run_training
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def item(tiny_corpus: Path) -> Item:
+    """Four seconds: bars of 1 s and 2 s from 0.5 s on, and three chords."""
+    return replace(
+        read_manifest(tiny_corpus / "train.jsonl")[0],
+        id="item0",
+        seconds=4.0,
+        downbeats_seconds=[0.5, 1.5, 3.5],
+        chords=[(0.0, 1.0, "C:maj"), (1.0, 2.0, "A:min7"), (2.0, 3.0, "N"), (3.0, 4.0, "C:sus4")],
+    )
+
+
+@pytest.fixture
+def labels(tmp_path: Path, shards: TokenShards, item: Item) -> SheetLabels:
+    write_manifest(tmp_path / "some.jsonl", [item])
+    return SheetLabels(tmp_path / "some.jsonl", shards)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, make_shards) -> TokenShards:
+    return make_shards(tmp_path / "tokens")
+
+
+def make_reader() -> SheetReader:
+    torch.manual_seed(0)
+    reader = SheetReader(
+        SheetReaderConfig(vocal_codes=11, code_dim=4, dim=24, dilations=(1, 2, 4), dropout=0.0)
+    )
+    reader.vectors[:-1] = torch.randn(11, 4)
+    return reader
+
+
+def test_places_and_chords_follow_the_score(item: Item) -> None:
+    sheet = label_frames(item, 32.0)  # two frames per place in the bar of 1 s, four in that of 2 s
+    place, chord = sheet[:, PLACE], sheet[:, CHORD]
+    assert sheet.shape == (128, 2)
+    assert place[:16].eq(UNKNOWN).all() and place[112:].eq(UNKNOWN).all()
+    assert place[16:48].tolist() == sorted([*range(PLACES)] * 2)
+    assert place[48:112].tolist() == sorted([*range(PLACES)] * 4)
+    assert chord.tolist() == [0] * 32 + [12 + 9] * 32 + [24] * 32 + [UNKNOWN] * 32
+
+
+def test_labels_are_cut_as_codes_are(labels: SheetLabels, item: Item) -> None:
+    whole = label_frames(item, 25.0)
+    for start, frames in ((0, 30), (13, 20)):
+        assert torch.equal(labels.cut("item0", start, frames), whole[start : start + frames])
+    beyond = labels.cut("item0", 90, 20)
+    assert beyond.shape == (20, 2) and beyond[10:].eq(UNKNOWN).all()
+    assert labels.cut("item1", 0, 10).eq(UNKNOWN).all()  # not in the manifest
+
+
+def test_a_manifest_of_other_items_is_refused(tmp_path: Path, shards: TokenShards, item: Item) -> None:
+    write_manifest(tmp_path / "other.jsonl", [replace(item, id="nothing")])
+    with pytest.raises(DataError, match=r"no item of .*other\.jsonl is in .*tokens"):
+        SheetLabels(tmp_path / "other.jsonl", shards)
+
+
+def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: SheetLabels) -> None:
+    songs = [song for song in shards.index.songs if song.id == "item0"]
+    codes, sheet = shards.codes(songs[0])["vocal"], labels.cut("item0", 0, songs[0].frames)
+    plain = SheetDataConfig(tokens="", manifest="", seconds=((0.8, 1.0), (0.4, 1.0)), stretch=0.0, hidden=0.0)
+    source = SheetWindows(shards, labels, songs, plain, 3, pad=11)
+    shapes = set()
+    for seed in range(8):
+        batch = source.make_batch(np.random.default_rng(seed))
+        shapes.add(tuple(batch["codes"].shape))
+        frames = batch["codes"].shape[1]
+        for row, notes in zip(batch["codes"], batch["sheet"], strict=True):
+            starts = [
+                n for n in range(len(codes) - frames + 1) if torch.equal(codes[n : n + frames].long(), row)
+            ]
+            assert any(torch.equal(sheet[n : n + frames], notes) for n in starts)
+    assert shapes == {(3, 20), (6, 10)}
+
+
+def test_windows_are_stretched_and_hidden_in_part(shards: TokenShards, labels: SheetLabels) -> None:
+    songs = [song for song in shards.index.songs if song.id == "item0"]
+    config = SheetDataConfig(tokens="", manifest="", seconds=((1.2, 1.0),), stretch=0.5, hidden=1.0)
+    batch = SheetWindows(shards, labels, songs, config, 64, pad=11).make_batch(np.random.default_rng(0))
+    share = (batch["codes"] == 11).float().mean(dim=1)
+    assert 0.1 < share.mean() < 0.45 and share.max() > share.min()
+    # The faster, the further the window reaches; behind the end of the item nothing is known.
+    reached = batch["sheet"][..., PLACE].max(dim=1).values
+    assert reached.unique().numel() > 2
+    assert (batch["sheet"][:, -1] == UNKNOWN).all(dim=1).any()
+
+
+def test_the_reader_learns_what_codes_tell(tmp_path: Path) -> None:
+    reader = make_reader()
+
+    def make_batch(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        places = (torch.arange(64) + torch.from_numpy(rng.integers(64, size=(8, 1)))) % PLACES
+        return {
+            "codes": (places // 2).clone(),
+            "sheet": torch.stack([places, torch.full_like(places, UNKNOWN)], dim=-1),
+        }
+
+    objective = SheetObjective(reader)
+    config = TrainConfig(steps=60, learning_rate=1e-2, warmup_steps=5, log_every=10)
+    losses = run_training(Task(objective, make_batch, reader.save_pretrained), config, tmp_path / "run")
+    assert losses["place_nats"] < 1.5 and losses["place_accuracy"] > 0.3  # 2.77 and 0.06 by guessing
+    assert losses["chord_nats"] == 0
+    back = SheetReader.from_pretrained(tmp_path / "run" / "final")
+    codes = make_batch(np.random.default_rng(5))["codes"][:1]
+    assert torch.allclose(back(codes)["place"], reader.eval()(codes)["place"], atol=1e-5)
+
+
+def test_agreement_counts_known_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make_reader()
+    found = torch.tensor([[[0, 3], [15, 3], [8, 24], [5, 1]]])
+    monkeypatch.setattr(reader, "read", lambda codes: found)
+    written = torch.tensor([[1, 3], [0, 4], [10, UNKNOWN], [UNKNOWN, 1]])
+    figures = measure_agreement(reader, [(torch.zeros(4), written)])
+    assert figures == {"bar_agreement": pytest.approx(2 / 3), "chord_agreement": pytest.approx(2 / 3)}
+
+
+def test_the_recipe_trains_from_a_corpus(tmp_path: Path, tiny_corpus: Path, tiny_components) -> None:
+    tokens = tmp_path / "tokens"
+    manifest = str(tiny_corpus / "train.jsonl")
+    arguments = ["--tokenizer", str(tiny_components["tokenizer"]), "--manifest", manifest]
+    assert tokenize([*arguments, "--out", str(tokens)]) == 0
+    (tmp_path / "tiny.yaml").write_text(
+        f"tokenizer: {tiny_components['tokenizer']}\n"
+        f"data: {{tokens: {tokens}, manifest: {manifest}, seconds: [[2.0, 1]], hold_out: 0.5}}\n"
+        "model: {dim: 8, dilations: [1, 2]}\ntrain: {steps: 4, batch_size: 2, validate_every: 2}\n",
+        encoding="utf-8",
+    )
+    run = ["--out", str(tmp_path / "run")]
+    assert recipe.main([str(tmp_path / "tiny.yaml"), *run]) == 0
+    assert "validation/chord_agreement" in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
+    reader = SheetReader.from_pretrained(tmp_path / "run" / "final")
+    lm = DualTrackLM.from_pretrained(tiny_components["lm"])
+    lm.add_sheet_reader(reader)  # of the same tokenizer
+    more = ["--set", f"start_from={tmp_path / 'run' / 'final'}", "--out", str(tmp_path / "more")]
+    assert recipe.main([str(tmp_path / "tiny.yaml"), *more]) == 0
+
+
+def test_sheets_are_the_corpus_own_the_readers_or_none(
+    tmp_path: Path, shards: TokenShards, labels: SheetLabels
+) -> None:
+    reader = make_reader().eval()
+    song = next(song for song in shards.index.songs if song.id == "item0")
+    read = reader.read(shards.codes(song)["vocal"][None].long())[0]
+    manifest, rng = str(tmp_path / "some.jsonl"), np.random.default_rng(0)
+    own = SheetSource(shards, SheetConfig(manifest=manifest, written=1.0, dropout=0.0), reader)
+    assert torch.equal(own.draw(rng, song, 5, 20), labels.cut("item0", 5, 20))
+    for config in (SheetConfig(manifest=manifest, written=0.0, dropout=0.0), SheetConfig(dropout=0.0)):
+        assert torch.equal(SheetSource(shards, config, reader).draw(rng, song, 5, 20), read[5:25])
+    hidden = SheetSource(shards, SheetConfig(dropout=0.5), reader)
+    drawn = torch.stack([hidden.draw(rng, song, 0, 30) for _ in range(200)])
+    for column in (PLACE, CHORD):
+        share = (drawn[..., column] == UNKNOWN).all(dim=1).float().mean()
+        assert 0.4 < share < 0.6
+    assert (read != UNKNOWN).all()  # dropping must not spoil what is kept
+
+
+def test_batches_carry_sheets_where_the_band_follows(
+    tmp_path: Path, shards: TokenShards, labels: SheetLabels
+) -> None:
+    torch.manual_seed(0)
+    sizes = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
+    lm = DualTrackLM(DualTrackLMConfig(**sizes, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16))
+    lm.add_sheet_reader(make_reader())
+    sheets = SheetSource(shards, SheetConfig(dropout=0.0), make_reader().eval())
+    for mode in ("vocal_to_accompaniment", "accompaniment_to_vocal", "unconditional"):
+        shares = {name: float(name == mode) for name in ("vocal_to_accompaniment",)}
+        config = DataConfig(tokens="", windows=((1.2, 1.0),), source_dropout=0.5, **{**shares, mode: 1.0})
+        batch = WindowSource(shards, config, lm, 16, sheets).make_batch(np.random.default_rng(0))
+        known = (batch["sheet"] != UNKNOWN).flatten(1)
+        assert batch["sheet"].shape[:2] == batch["vocal"].shape
+        if mode == "vocal_to_accompaniment":
+            dropped = (batch["vocal"] == lm.pads["vocal"]).all(dim=1)
+            assert dropped.any() and not dropped.all()
+            assert torch.equal(known.any(dim=1), ~dropped) and torch.equal(known.all(dim=1), ~dropped)
+            LMObjective(lm)(**batch)["total"].backward()
+            assert lm.sheet is not None and lm.sheet.places.weight.grad.abs().sum() > 0
+            assert all(p.grad is None for p in lm.sheet_reader.parameters())
+        else:
+            assert not known.any()
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sheets\.written must be in 0\.\.1"):
+        SheetConfig(written=1.5)
+    with pytest.raises(ConfigError, match=r"data\.seconds must be a list"):
+        SheetDataConfig(tokens="", manifest="", seconds=())
+    with pytest.raises(ConfigError, match="sizes, dilations and frame rate"):
+        SheetReaderConfig(dilations=(0,))
