@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from duotok.lm.model import DualTrackLM
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Excerpt, read_test_items
 from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.sheet_readout import measure_sheets
 from duotok.recipes.music.activity import at_chroma_rate, estimate_activity
 from duotok.recipes.music.chords import estimate_chords
 from duotok.recipes.music.chroma import CHROMA_RATE_HZ
@@ -43,6 +45,7 @@ def measure_readouts(settings: Settings) -> dict[str, float]:
     """Accuracy of chords (mir_eval majmin, weighted by duration) and keys, and F1 of activity, per track.
 
     Names without an ending are read from codes, those that end in _audio from the audio's chroma and mel.
+    sheet_: what the language model's reader of lead sheets makes of the vocal.
     """
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     excerpts = choose_labelled(read_test_items(settings.corpus), settings)
@@ -56,6 +59,9 @@ def measure_readouts(settings: Settings) -> dict[str, float]:
             figures |= {
                 f"{key}_{track}{ending}": value for key, value in judge(found, excerpts, track).items()
             }
+    lm = DualTrackLM.from_pretrained(settings.bundle / "lm")
+    if lm.sheet_reader is not None:
+        figures |= measure_sheets(lm.sheet_reader, tokenizer, excerpts)
     return figures | guess(excerpts)
 
 

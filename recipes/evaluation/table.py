@@ -177,6 +177,15 @@ ROWS: dict[str, tuple[Row, ...]] = {
             _plain(2),
             "higher",
         ),
+        *(
+            Row(
+                f"{name} that the vocal asks for / a constant guess",
+                (f"{_R}sheet_{key}_agreement", f"{_R}sheet_{key}_agreement_constant"),
+                _plain(2),
+                "higher",
+            )
+            for name, key in (("place in the bar, within a sixteenth of it,", "bar"), ("chord", "chord"))
+        ),
     ),
     "Encoding (vocal / accompaniment)": tuple(
         Row(label, tuple(f"encoding.{track}_{key}" for track in TRACKS), _plain(digits), should)

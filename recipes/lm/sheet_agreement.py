@@ -11,14 +11,18 @@ _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
 def measure_agreement(reader: SheetReader, songs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Shares of frames, means over songs of (vocal codes [frames], written sheet [frames, 2]).
+    """What `agree` says of (vocal codes [frames], written sheet [frames, 2]) and what is read out of them."""
+    return agree((reader.read(codes[None].long())[0], written) for codes, written in songs)
+
+
+def agree(sheets: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Shares of frames, means over songs of (sheet, written sheet), each [frames, 2].
 
     bar: within one sixteenth part of the right place in the bar (0.19 by chance); chord: the right chord.
     Frames of which the written sheet does not know it do not count.
     """
     shares: dict[str, list[float]] = {"bar": [], "chord": []}
-    for codes, written in songs:
-        found = reader.read(codes[None].long())[0]
+    for found, written in sheets:
         apart = (found[:, PLACE] - written[:, PLACE] + _NEAR) % PLACES
         for name, agrees, known in (
             ("bar", apart <= 2 * _NEAR, written[:, PLACE] != UNKNOWN),

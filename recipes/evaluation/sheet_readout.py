@@ -1,0 +1,42 @@
+"""How well the bars and chords that a vocal asks for are read out of its codes, against the written score."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from duotok.lm.bars import places_between
+from duotok.lm.lead_sheet import CHORD, PLACE, UNKNOWN
+from duotok.lm.sheet_reader import SheetReader
+from duotok.recipes.evaluation.excerpts import Excerpt
+from duotok.recipes.lm.sheet_agreement import agree, measure_agreement
+from duotok.recipes.lm.sheet_labels import label_frames
+from duotok.tokenizer.model import DuoTokenizer
+
+_GUESSED_BAR_SECONDS = 2.4  # four beats at 100 per minute
+
+
+def measure_sheets(
+    reader: SheetReader, tokenizer: DuoTokenizer, excerpts: Sequence[Excerpt]
+) -> dict[str, float]:
+    """Agreement of the read sheets, and (_constant) of steady bars and these songs' commonest chord."""
+    songs = []
+    for excerpt in tqdm(excerpts, desc="readouts, lead sheet", disable=None):
+        codes = tokenizer.encode(excerpt.read("vocal")[None], "vocal")[0]
+        written = label_frames(excerpt.item, tokenizer.frame_rate_hz)[: len(codes)]
+        songs.append((codes[: len(written)], written))
+    figures = {f"sheet_{name}": value for name, value in measure_agreement(reader, songs).items()}
+    guessed = agree((_guess(songs, tokenizer.frame_rate_hz, len(codes)), written) for codes, written in songs)
+    return figures | {f"sheet_{name}_constant": value for name, value in guessed.items()}
+
+
+def _guess(songs: Sequence[tuple[Tensor, Tensor]], rate_hz: float, frames: int) -> Tensor:
+    known = (chord for _, written in songs for chord in written[:, CHORD].tolist() if chord != UNKNOWN)
+    sheet = torch.empty(frames, 2, dtype=torch.int64)
+    bar = _GUESSED_BAR_SECONDS * rate_hz
+    lines = torch.arange(0, frames + 2 * bar, bar).numpy()
+    sheet[:, PLACE] = torch.from_numpy(places_between(lines, frames))
+    sheet[:, CHORD] = Counter(known).most_common(1)[0][0]
+    return sheet
