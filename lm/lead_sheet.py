@@ -32,6 +32,9 @@ def check_sheet(sheet: Tensor, frames: int) -> Tensor:
     return sheet
 
 
+_GAIN = 8.0  # the codes' part of an input is as large; without it the sheet takes long to be noticed
+
+
 class LeadSheetEmbedding(nn.Module):
     """What a sheet adds to the input of each step; nothing at first, so that a trained model may learn it."""
 
@@ -44,4 +47,4 @@ class LeadSheetEmbedding(nn.Module):
 
     def forward(self, sheet: Tensor) -> Tensor:
         """Sheet [..., 2] -> [..., hidden_dim]."""
-        return self.places(sheet[..., PLACE] + 1) + self.chords(sheet[..., CHORD] + 1)
+        return _GAIN * (self.places(sheet[..., PLACE] + 1) + self.chords(sheet[..., CHORD] + 1))

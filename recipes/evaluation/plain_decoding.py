@@ -24,6 +24,7 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
     drops = (False, True) if config.guidance != 1.0 else (False,)
     caches = [DynamicCache() for _ in drops]
     chosen = torch.full((frames,), pad)
+    sheet = lm.read_sheet(vocal_codes[None])
     for frame in range(frames):
         branches = []
         for drop, cache in zip(drops, caches, strict=True):
@@ -31,6 +32,7 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
                 {"vocal": vocal_codes[None], "accompaniment": chosen[None]},
                 "vocal_to_accompaniment",
                 drop_source=torch.tensor([drop]),
+                sheet=sheet,
             )
             # The prompt in one pass, then one step per frame; each at its own positions.
             if frame == 0:
