@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from duotok.lm.model import DualTrackLM
+from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import train
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard
 from duotok.recipes.training_log import read_log
@@ -92,7 +93,7 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of the tiny recipe: a tokenizer with random weights, tokens of three random songs."""
+    """Settings of the tiny recipe: a tokenizer and a sheet reader with random weights, three random songs."""
     root = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
     settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
@@ -112,7 +113,10 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         for n in range(3)
     }
     append_shard(root / "tokens", index, songs)
+    reader = SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2)))
+    reader.save_pretrained(root / "sheet")
     return [
+        f"sheets.reader={root / 'sheet'}",
         f"tokenizer={root / 'tokenizer'}",
         f"data.tokens={root / 'tokens'}",
         f"train.steps={STEPS}",
