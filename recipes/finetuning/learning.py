@@ -73,7 +73,8 @@ def open_windows(
         unconditional=1.0,
         song_starts=0.1,
         no_prefix=0.7,
-        history_dropout=CodeDropout(probability=0.5, lowest=0.1, highest=1.0),
+        history_dropout=CodeDropout(probability=0.7, lowest=0.3, highest=1.0),
+        source_code_dropout=CodeDropout(probability=0.3, lowest=0.1, highest=0.5),
     )
     chosen = TokenShards(shards.folder)
     chosen.index = replace(chosen.index, songs=list(songs))

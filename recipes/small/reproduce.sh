@@ -24,7 +24,7 @@ train() { # module config run minutes [settings]
         --minutes "$minutes" "$@"
 }
 
-make_corpus train "${CORPUS_HOURS:-11}"
+make_corpus train "${CORPUS_HOURS:-22}"
 make_corpus validation "${VALIDATION_HOURS:-0.12}"
 make_corpus test "${TEST_HOURS:-0.6}"
 
