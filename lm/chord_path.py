@@ -14,23 +14,26 @@ def track_chords(log_probabilities: np.ndarray, places: np.ndarray) -> np.ndarra
 
     log_probabilities: [frames, CHORDS]. places: [frames], the frame's place in the bar or UNKNOWN.
     """
-    frames = len(log_probabilities)
-    if frames == 0:
+    return find_path(EVIDENCE * log_probabilities, change_costs(places))
+
+
+def find_path(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Return the best states [steps] by scores [steps, states] when a change into step i costs costs[i]."""
+    steps, states = scores.shape
+    if steps == 0:
         return np.zeros(0, dtype=np.int64)
-    costs = change_costs(places)
-    score = EVIDENCE * log_probabilities[0]
-    origin = np.zeros(log_probabilities.shape, dtype=np.int64)
-    own = np.arange(log_probabilities.shape[1])
-    for frame in range(1, frames):
-        best = int(score.argmax())
-        changed = score[best] - costs[frame]
-        origin[frame] = np.where(score >= changed, own, best)
-        score = np.maximum(score, changed) + EVIDENCE * log_probabilities[frame]
-    chords = np.empty(frames, dtype=np.int64)
-    chords[-1] = score.argmax()
-    for frame in range(frames - 1, 0, -1):
-        chords[frame - 1] = origin[frame, chords[frame]]
-    return chords
+    origin = np.zeros((steps, states), dtype=np.int64)
+    total = scores[0]
+    for step in range(1, steps):
+        leader = int(total.argmax())
+        changed = total[leader] - costs[step]
+        origin[step] = np.where(total >= changed, np.arange(states), leader)
+        total = np.maximum(total, changed) + scores[step]
+    path = np.empty(steps, dtype=np.int64)
+    path[-1] = total.argmax()
+    for step in range(steps - 1, 0, -1):
+        path[step - 1] = origin[step, path[step]]
+    return path
 
 
 def change_costs(places: np.ndarray) -> np.ndarray:

@@ -87,9 +87,8 @@ def lay_out(
     device = past[targets[0]].device
     position = torch.arange(frames, device=device).expand(batch, frames)
     segment = torch.full((batch, frames), TARGET_SEGMENT[mode], device=device)
-    if sheet is None:
-        sheet = unknown_sheet(batch, frames, device=device)
-    sheet = check_sheet(sheet, frames).to(device)
+    unknown = unknown_sheet(batch, frames, device=device)
+    sheet = unknown if sheet is None else check_sheet(sheet, frames).to(device)
     if source is None:
         return Layout(past["vocal"], past["accompaniment"], segment, position, sheet, frames)
     given = codes[source]
@@ -98,7 +97,7 @@ def lay_out(
     silent = torch.full_like(given, pads[source])
     if drop_source is not None:
         given = torch.where(drop_source[:, None], silent, given)
-        sheet = torch.where(drop_source[:, None, None], unknown_sheet(batch, frames, device=device), sheet)
+        sheet = torch.where(drop_source[:, None, None], unknown, sheet)
     (target,) = targets
     absent = torch.full_like(past[target], pads[target])
     rows = {

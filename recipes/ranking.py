@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from duotok.lm.lead_sheet import CHORDS, NO_CHORD
 from duotok.recipes.music.activity import at_chroma_rate, estimate_activity
 from duotok.recipes.music.blocks import average_blocks
 from duotok.recipes.music.chroma import CHROMA_RATE_HZ
 from duotok.recipes.music.coherence import measure_coherence
-from duotok.recipes.music.harmony_reader import BLOCK_RATE_HZ, CHORDS, NO_CHORD, HarmonyReader, default_reader
+from duotok.recipes.music.harmony_reader import BLOCK_RATE_HZ, HarmonyReader, default_reader
 from duotok.tokenizer.model import ReadOut
 
 # What each part of Fit adds to the score. Chosen on PopBand's validation songs, 8 candidates of 20 s each,

@@ -36,14 +36,12 @@ def build(config: Config) -> Task:
     from duotok.recipes.lm.sheet_agreement import measure_agreement
     from duotok.recipes.lm.sheet_labels import SheetLabels
     from duotok.recipes.lm.token_shards import TokenShards, split_songs
+    from duotok.recipes.lm.transplant import check_tokens
     from duotok.tokenizer.model import DuoTokenizer
 
     tokenizer = DuoTokenizer.from_pretrained(config.tokenizer)
     shards = TokenShards(config.data.tokens)
-    if shards.index.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            f"{config.data.tokens} was made by another tokenizer than {config.tokenizer}; make it anew"
-        )
+    check_tokens(shards, str(tokenizer.fingerprint))
     torch.manual_seed(config.train.seed)
     if config.start_from is None:
         reader = SheetReader.for_tokenizer(tokenizer, config.model)

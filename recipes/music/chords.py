@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from duotok.lm.chord_path import find_path
+from duotok.lm.lead_sheet import NO_CHORD
 from duotok.recipes.music.blocks import average_blocks, block_frames
-from duotok.recipes.music.harmony_reader import NO_CHORD, HarmonyReader, default_reader
+from duotok.recipes.music.harmony_reader import HarmonyReader, default_reader
 from duotok.recipes.music.key import PITCH_CLASSES
 
 CHORD_NAMES = (*(f"{name}:maj" for name in PITCH_CLASSES), *(f"{name}:min" for name in PITCH_CLASSES), "N")
@@ -38,7 +40,7 @@ def estimate_chords(
     scores = (reader or default_reader()).judge(torch.from_numpy(blocks).float()).double().numpy()
     scores[silent] = _IMPOSSIBLE
     scores[silent, NO_CHORD] = 0.0
-    path = _viterbi(scores)
+    path = find_path(scores, np.full(len(scores), _CHANGE_PENALTY))
     changes = np.flatnonzero(np.diff(path)) + 1
     edges = [0, *changes.tolist(), len(path)]
     width, total_seconds = block_frames(rate_hz), len(chroma) / rate_hz
@@ -46,20 +48,3 @@ def estimate_chords(
         (begin * width / rate_hz, min(end * width / rate_hz, total_seconds), CHORD_NAMES[path[begin]])
         for begin, end in zip(edges[:-1], edges[1:], strict=True)
     ]
-
-
-def _viterbi(scores: np.ndarray) -> np.ndarray:
-    """Best state path [steps] through scores [steps, states] when each change costs _CHANGE_PENALTY."""
-    steps, states = scores.shape
-    came_from = np.empty((steps, states), dtype=np.int64)
-    total = scores[0]
-    for step in range(1, steps):
-        leader = int(total.argmax())
-        stay = total >= total[leader] - _CHANGE_PENALTY
-        came_from[step] = np.where(stay, np.arange(states), leader)
-        total = np.where(stay, total, total[leader] - _CHANGE_PENALTY) + scores[step]
-    path = np.empty(steps, dtype=np.int64)
-    path[-1] = total.argmax()
-    for step in range(steps - 1, 0, -1):
-        path[step - 1] = came_from[step, path[step]]
-    return path

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from duotok.lm.lead_sheet import CHORDS
 from duotok.tokenizer.common.checkpoint import load_component, save_component
 from duotok.tokenizer.common.config import config_from_dict
 from duotok.tokenizer.common.errors import ConfigError
 
 BLOCK_RATE_HZ = 10.0  # chroma is averaged to this rate
-CHORDS = 25  # twelve major, twelve minor, no chord
 KEYS = 24  # twelve major, twelve minor
-NO_CHORD = 24
 # The mean chroma of these stretches of blocks around the judged one, finer near it: 1.2 s to each side.
 STRETCHES = ((-12, -6), (-6, -3), (-3, -1), (-1, 0), (0, 1), (1, 2), (2, 4), (4, 7), (7, 13))
 WEIGHTS = Path(__file__).parent / "weights"

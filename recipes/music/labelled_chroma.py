@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from duotok.lm.lead_sheet import NO_CHORD
 from duotok.recipes.corpus.harmony import parse_chord, parse_root
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.recipes.music.activity import at_chroma_rate, estimate_activity
 from duotok.recipes.music.blocks import average_blocks
 from duotok.recipes.music.chroma import CHROMA_RATE_HZ
-from duotok.recipes.music.harmony_reader import BLOCK_RATE_HZ, NO_CHORD, surroundings
+from duotok.recipes.music.harmony_reader import BLOCK_RATE_HZ, surroundings
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer, ReadOut
 

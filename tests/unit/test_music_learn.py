@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.lm.lead_sheet import NO_CHORD
 from duotok.recipes.lm import tokenize
 from duotok.recipes.music import learn
-from duotok.recipes.music.harmony_reader import NO_CHORD, HarmonyReader, HarmonyReaderConfig
+from duotok.recipes.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
 from duotok.recipes.music.labelled_chroma import (
     BlockSampler,
     ChromaSong,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.music.harmony_reader import CHORDS, NO_CHORD
+from duotok.lm.lead_sheet import CHORDS, NO_CHORD
 from duotok.recipes.pipeline import Accompanist
 from duotok.recipes.ranking import (
     WEIGHTS,
