@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 
 from duotok.recipes.corpus.manifest import (
-    ACCOMPANIMENT_STEMS,
-    PARTS,
     SPLITS,
     STEMS,
     Item,
@@ -41,30 +39,17 @@ class StreamedItem(Item):
 
     sound: dict[str, bytes] = field(repr=False)  # vocal, drums, bass, other, mix -> a sound file
 
-    def read(
-        self, part: str, *, start_seconds: float = 0.0, seconds: float | None = None, channels: int | None = 2
-    ) -> Tensor:
-        """Audio of a part at 48 kHz, float32 [channels, samples]; accompaniment = drums + bass + other."""
-        if part not in PARTS:
-            raise DataError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
-        names = ACCOMPANIMENT_STEMS if part == "accompaniment" else (part,)
-        if part == "accompaniment":
-            channels = channels or 2
-        waves = [self._decode(name, start_seconds, seconds, channels) for name in names]
-        return torch.stack(waves).sum(dim=0)
-
-    def _decode(self, name: str, start_seconds: float, seconds: float | None, channels: int | None) -> Tensor:
-        start = round(start_seconds * SAMPLE_RATE_HZ)
+    def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
         frames = -1 if seconds is None else round(seconds * SAMPLE_RATE_HZ)
         try:
             with soundfile.SoundFile(io.BytesIO(self.sound[name])) as file:
                 rate_hz = file.samplerate
-                file.seek(min(start, file.frames))
+                file.seek(min(round(start * SAMPLE_RATE_HZ), file.frames))
                 data = file.read(frames, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise AudioError(f"{name} of item {self.id} in {self.root} is damaged; pack it again") from error
         if rate_hz != SAMPLE_RATE_HZ or not len(data):
-            raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start_seconds:g} s on")
+            raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start:g} s on")
         if channels is not None and data.shape[1] != channels:
             data = np.repeat(data.mean(axis=1, keepdims=True), channels, axis=1)
         return torch.from_numpy(np.ascontiguousarray(data.T))

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from duotok.tokenizer.common.audio import read_audio
+from duotok.tokenizer.common.audio import change_speed, read_audio
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.heads import STEMS
 
@@ -38,6 +39,9 @@ class Item:
     style: str
     # start, end, text: the sung sentences of a recording without a score; "" = sung, the words are unknown
     lyrics: list[tuple[float, float, str]] = field(default_factory=list)
+    # The files are played faster (above 0) or slower, to sound so many semitones higher; all that is said of
+    # the music, its times among it, is said of what is then heard. See `transpose`.
+    semitones: int = 0
     root: Path  # folder of the manifest; not stored
 
     def __post_init__(self) -> None:
@@ -47,6 +51,13 @@ class Item:
             raise DataError(f"stems must be {', '.join(STEMS)}, got {', '.join(sorted(self.stems))}")
         if self.seconds <= 0 or self.sample_rate_hz <= 0:
             raise DataError(f"seconds and sample_rate_hz must be positive in item {self.id!r}")
+        if not isinstance(self.semitones, int) or abs(self.semitones) > 12:
+            raise DataError(f"semitones must be a whole number in -12..12 in item {self.id!r}")
+
+    @property
+    def speed(self) -> float:
+        """By how much faster the files are played."""
+        return 2.0 ** (self.semitones / 12)
 
     def sung_between(self, start: float, end: float) -> float:
         """Seconds of singing inside a stretch, by the notes or, without notes, by the lyrics."""
@@ -88,20 +99,22 @@ class Item:
         """Audio of a part at 48 kHz, float32 [channels, samples]; accompaniment = drums + bass + other."""
         if part not in PARTS:
             raise DataError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
-        if part != "accompaniment":
-            return read_audio(
-                self.path(part), channels=channels, start_seconds=start_seconds, seconds=seconds
-            )
-        # Stems may differ in their number of channels on disk; stereo is what they sum in by default.
-        waves = [
-            read_audio(self.path(stem), channels=channels or 2, start_seconds=start_seconds, seconds=seconds)
-            for stem in ACCOMPANIMENT_STEMS
-        ]
-        return waves[0] + waves[1] + waves[2]
+        names: tuple[str, ...] = (part,)
+        if part == "accompaniment":
+            names = ACCOMPANIMENT_STEMS
+            channels = channels or 2  # stems may differ on disk; stereo is what they sum in by default
+        length = None if seconds is None else seconds * self.speed
+        waves = [self._read_file(name, start_seconds * self.speed, length, channels) for name in names]
+        return change_speed(torch.stack(waves).sum(dim=0), self.speed)
+
+    def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
+        return read_audio(self.path(name), channels=channels, start_seconds=start, seconds=seconds)
 
 
 STORED_FIELDS = tuple(each.name for each in fields(Item) if each.name != "root")
-OPTIONAL_FIELDS = tuple(each.name for each in fields(Item) if each.default_factory is not MISSING)
+OPTIONAL_FIELDS = tuple(
+    each.name for each in fields(Item) if each.default is not MISSING or each.default_factory is not MISSING
+)
 
 
 def item_to_line(item: Item) -> str:

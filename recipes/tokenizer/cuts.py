@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
 from duotok.recipes.corpus.item_pool import open_items
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, change_speed
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.level import level_gain
@@ -104,8 +103,8 @@ class CutSampler:
             start = float(starts[0])
         stems = torch.zeros(len(STEMS), self.frames * HOP_SAMPLES)
         for stem in STEMS_OF_KIND[kind]:
-            wave = change_speed(item.read(stem, start_seconds=start, seconds=seconds, channels=1)[0], speed)
-            wave = wave[: stems.shape[1]]
+            wave = change_speed(item.read(stem, start_seconds=start, seconds=seconds, channels=1), speed)
+            wave = wave[0, : stems.shape[1]]
             stems[STEMS.index(stem), : len(wave)] = wave
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
         level = level_gain(stems.sum(dim=0, keepdim=True)) * 10 ** (gain_db / 20)
@@ -119,13 +118,6 @@ class CutSampler:
             return 1.0
         speed = 2.0 ** (int(rng.integers(-most, most + 1)) / 12)
         return speed if self.config.seconds * speed <= item_seconds else 1.0
-
-
-def change_speed(wave: Tensor, speed: float) -> Tensor:
-    """Return wave [samples] played faster by a factor: [samples / speed]."""
-    if speed == 1.0:
-        return wave
-    return torch.from_numpy(soxr.resample(wave.numpy(), SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ))
 
 
 def mel_statistics(sampler: CutSampler, log_mel: torch.nn.Module, cuts: int = 96) -> tuple[Tensor, Tensor]:
