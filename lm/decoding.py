@@ -42,6 +42,13 @@ class _Cache:
         self, like: Tensor, batch: int, candidates: int, steps: tuple[int, int], head_dim: int
     ) -> None:
         prompt, target = steps
+        if candidates == 1:  # prompt and target lie in one piece, which one kernel attends
+            self.all_keys, self.all_values = (
+                like.new_zeros(batch, 1, prompt + target, head_dim) for _ in range(2)
+            )
+            self.prompt_keys, self.keys = self.all_keys[:, 0, :prompt].mT, self.all_keys[:, 0, prompt:]
+            self.prompt_values, self.values = self.all_values[:, 0].tensor_split([prompt], dim=1)
+            return
         # Prompt keys lie as the products read them, [head_dim, steps].
         self.prompt_keys = like.new_zeros(batch, head_dim, prompt)
         self.prompt_values = like.new_zeros(batch, prompt, head_dim)
@@ -151,6 +158,13 @@ class CachedDecoder:
             cache.values.index_copy_(1, place, self._by_group(value))
             # One row of queries per candidate and query head of a group; no mask, no copies of the keys.
             query = self._by_group(query)  # [batch and candidates, heads of a group, head_dim]
+            if self.candidates == 1 and reach is not None:
+                keys, values = (
+                    cache.all_keys[:, :, : prompt + reach],
+                    cache.all_values[:, :, : prompt + reach],
+                )
+                mixed = functional.scaled_dot_product_attention(query[:, None], keys, values, scale=1.0)
+                return mixed.view(self.branches, 1, 1, -1)
             heard = torch.bmm(query.reshape(batch, -1, self.head_dim), cache.prompt_keys)
             own = torch.bmm(query, cache.keys[:, :reach].mT)
             if ahead is not None:
@@ -167,17 +181,18 @@ class CachedDecoder:
         rows, steps, _ = hidden.shape
         heads, groups = self._groups * self._per_group, self._groups
         cos, sin = self._cos[places][:, None], self._sin[places][:, None]
+        hidden = hidden.flatten(0, 1)
         for number, layer in enumerate(self._layers):
             joint = functional.linear(self._normalize(hidden), layer.attention_in, layer.attention_in_bias)
             joint = joint.view(rows, steps, heads + 2 * groups, self.head_dim)
             turned, value = joint.split([heads + groups, groups], dim=2)
             turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, dims=-1), sin)
             query, key = turned.split([heads, groups], dim=2)
-            mixed = attend(number, query, key, value).reshape(rows, steps, -1)
-            hidden = hidden + functional.linear(mixed, layer.attention_out)
+            mixed = attend(number, query, key, value).reshape(rows * steps, -1)
+            hidden = torch.addmm(hidden, mixed, layer.attention_out.mT)  # and the residual
             gate, up = functional.linear(self._normalize(hidden), layer.mlp_in).chunk(2, dim=-1)
-            hidden = hidden + functional.linear(functional.silu(gate) * up, layer.mlp_out)
-        return self._normalize(hidden) * self._norm.weight
+            hidden = torch.addmm(hidden, functional.silu(gate) * up, layer.mlp_out.mT)
+        return (self._normalize(hidden) * self._norm.weight).view(rows, steps, -1)
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         # Root mean square by the vector norm, which one kernel computes: rms_norm takes twice as long here.

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     accompaniment: Tensor
     segment: Tensor
     position: Tensor
-    sheet: Tensor  # [batch, steps, 2], see `lead_sheet`
+    sheet: Tensor  # [batch, steps, COLUMNS], see `lead_sheet`
     frames: int
 
 
@@ -78,7 +78,7 @@ def lay_out(
 
     pads: PAD of each track. drop_source [batch] bool: rows whose source is PAD everywhere, as guidance
     needs; nor do they have a sheet. history: other codes to show as the past of the target tracks, for
-    example damaged ones. sheet [batch, frames, 2]: the lead sheet.
+    example damaged ones. sheet [batch, frames, COLUMNS]: the lead sheet.
     """
     check_mode(mode)
     source, targets = MODES[mode]

@@ -148,7 +148,7 @@ class DualTrackLM(nn.Module):
         return self
 
     def read_sheet(self, vocal: Tensor, **limits: Any) -> Tensor | None:
-        """Return the lead sheet [batch, frames, 2] of vocal codes [batch, frames]; see `SheetReader.read`.
+        """Return the sheet [batch, frames, COLUMNS] of vocal codes [batch, frames]; see `SheetReader.read`.
 
         None where this model knows no sheets.
         """
@@ -171,7 +171,7 @@ class DualTrackLM(nn.Module):
     ) -> Tensor:
         """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24).
 
-        sheet [..., 2] adds to them in a model that knows sheets.
+        sheet [..., COLUMNS] adds to them in a model that knows sheets.
         """
         both = [self.codes_of("vocal").embed(vocal), self.codes_of("accompaniment").embed(accompaniment)]
         inputs = self.project(torch.cat(both, dim=-1)) + self.segments(segment)

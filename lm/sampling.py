@@ -14,7 +14,7 @@ from torch import Tensor
 from ..tokenizer.common.errors import DataError
 from .choice import SamplingConfig, draw_uniform
 from .layout import MODES, mode_into
-from .lead_sheet import check_sheet
+from .lead_sheet import check_sheet, commit
 from .model import DualTrackLM
 from .window import WindowSampler
 
@@ -92,8 +92,9 @@ def generate_candidates(
 ) -> Candidates:
     """Return one candidate of `track` per seed, all computed in one batch.
 
-    sheet [frames, 2]: the lead sheet; None: as the model reads it out of the whole vocal, if it can. A seed
-    gives the same candidate whatever the others are.
+    sheet [frames, COLUMNS]: the lead sheet; None: as the model reads it out of the whole vocal, if it can.
+    However sure the reader was, the band commits to it. A seed gives the same candidate whatever the others
+    are.
     """
     config = config or SamplingConfig()
     mode = mode_into(track)
@@ -109,9 +110,9 @@ def generate_candidates(
     if not sampled:
         return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
     if sheet is not None:
-        sheet = check_sheet(sheet, frames).to(lm.device)
+        sheet = commit(check_sheet(sheet, frames)).to(lm.device)
     elif source == "vocal" and lm.sheet_reader is not None:
-        sheet = lm.sheet_reader.read(source_codes[None])[0]
+        sheet = commit(lm.sheet_reader.read(source_codes[None])[0])
     uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(lm.device)
     sampler = WindowSampler(lm, mode, len(seeds), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(seeds), device=lm.device)

@@ -21,10 +21,13 @@ from ..tokenizer.model import DuoTokenizer
 from .bars import LONGEST_SECONDS, SHORTEST_SECONDS, places_between, track_bars
 from .chord_path import track_chords
 from .lead_sheet import CHORDS, PLACES, unknown_sheet
+from .sheet_trust import measure_trust
 
 KIND = "sheet-reader"
 _FRAMES_PER_STEP = 2
 _TAPS = 5  # steps that one convolution sees
+# Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
+_PLACE_REACH_SECONDS, _CHORD_REACH_SECONDS = 8.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +100,23 @@ class SheetReader(nn.Module):
     def read(
         self, codes: Tensor, *, bar_seconds: tuple[float, float] = (SHORTEST_SECONDS, LONGEST_SECONDS)
     ) -> Tensor:
-        """Return the sheet [batch, frames, 2] of codes [batch, frames]; unknown where all codes are PAD.
+        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD.
 
         bar_seconds: the shortest and the longest bar that may be found.
         """
         told = {name: value.cpu().numpy() for name, value in self(codes).items()}
+        place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
+        chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
         sheets = unknown_sheet(*codes.shape)
         for row in torch.nonzero((codes != self.pad).any(dim=1))[:, 0].tolist():
             lines = track_bars(told["place"][row], self.config.frame_rate_hz, bar_seconds=bar_seconds)
             places = places_between(lines, codes.shape[1])
             chords = track_chords(told["chord"][row], places)
-            sheets[row] = torch.from_numpy(np.stack([places, chords], axis=-1))
+            trusts = (
+                measure_trust(told["place"][row], places, place_reach),
+                measure_trust(told["chord"][row], chords, chord_reach),
+            )
+            sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
         return sheets.to(codes.device)
 
     def save_pretrained(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> None:

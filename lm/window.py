@@ -63,9 +63,9 @@ class WindowSampler:
     ) -> tuple[Tensor, Tensor]:
         """Continue `given` [candidates, k] to the length of source [frames], k < frames.
 
-        uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, 2]: the lead sheet. Returns
-        codes [candidates, frames] and the log-probabilities of the new ones, summed, in nats [branches,
-        candidates].
+        uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, COLUMNS]: the lead sheet.
+        Returns codes [candidates, frames] and the log-probabilities of the new ones, summed, in nats
+        [branches, candidates].
         """
         known = given.shape[1]
         self._uniform.copy_(uniform.T)
@@ -97,7 +97,7 @@ class WindowSampler:
         return self._codes.T.clone(), self._nats.clone()
 
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
-        """What a sheet [frames, 2] adds [branches, frames, hidden_dim]; nothing without the source."""
+        """What a sheet [frames, COLUMNS] adds [branches, frames, hidden_dim]; nothing without the source."""
         sheets = unknown_sheet(self.branches, self.frames, device=self._beside.device)
         if sheet is not None:
             sheets[0] = sheet

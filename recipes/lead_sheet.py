@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.lead_sheet import CHORD, PLACE, UNKNOWN
+from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.lm.model import DualTrackLM
 from duotok.recipes.music.chords import CHORD_NAMES
 from duotok.recipes.music.labelled_chroma import chords_of_blocks
@@ -65,7 +65,7 @@ def read_chart(path: str | Path) -> Chart:
 
 
 def make_sheet(lm: DualTrackLM, vocal_codes: Tensor, rate_hz: float, wishes: SheetWishes) -> Tensor | None:
-    """Return the lead sheet [frames, 2] of vocal codes [frames]: read, with what is wished in its place.
+    """Return the sheet [frames, COLUMNS] of vocal codes [frames]: read, with what is wished in its place.
 
     None where the model knows no sheets; ConfigError if something was wished of it.
     """
@@ -83,10 +83,12 @@ def make_sheet(lm: DualTrackLM, vocal_codes: Tensor, rate_hz: float, wishes: She
         frames = len(sheet)
         chords = torch.from_numpy(chords_of_blocks(wishes.chart, frames, rate_hz))
         middles = (np.arange(frames) + 0.5) / rate_hz
-        charted = np.zeros(frames, dtype=bool)
+        is_charted = np.zeros(frames, dtype=bool)
         for start, end, _ in wishes.chart:
-            charted |= (middles >= start) & (middles < end)
-        sheet[:, CHORD] = torch.where(torch.from_numpy(charted), chords, sheet[:, CHORD])
+            is_charted |= (middles >= start) & (middles < end)
+        charted = torch.from_numpy(is_charted)
+        sheet[:, CHORD] = torch.where(charted, chords, sheet[:, CHORD])
+        sheet[charted, CHORD_TRUST] = WRITTEN
     return sheet
 
 
@@ -100,6 +102,7 @@ def describe_sheet(sheet: Tensor | None, rate_hz: float) -> dict[str, Any] | Non
     bars = np.diff(lines) / rate_hz
     edges = [0, *(np.flatnonzero(np.diff(chords)) + 1).tolist(), len(chords)]
     return {
+        "trust": {"bars": _mean_trust(sheet[:, PLACE_TRUST]), "chords": _mean_trust(sheet[:, CHORD_TRUST])},
         "tempo_bpm": round(float(60 * _BEATS_PER_BAR / np.median(bars)), 2) if len(bars) else None,
         "bar_lines_seconds": [round(line / rate_hz, 3) for line in lines.tolist()],
         "chords": [
@@ -108,6 +111,12 @@ def describe_sheet(sheet: Tensor | None, rate_hz: float) -> dict[str, Any] | Non
             if begin < end
         ],
     }
+
+
+def _mean_trust(levels: Tensor) -> float | None:
+    """How sure the reader was on the whole: 0 guessed, 1 written."""
+    known = levels[levels != UNKNOWN].float()
+    return round(float(known.mean()) / WRITTEN, 3) if len(known) else None
 
 
 def _name(chord: int) -> str:

@@ -48,7 +48,7 @@ class Sketches:
     ranked: Sequence[Composition]  # best first
     vocal: Vocal
     told: ReadOut  # what the vocal's codes say
-    sheet: Tensor | None  # the lead sheet that the band plays from [frames, 2]
+    sheet: Tensor | None  # the lead sheet that the band plays from [frames, COLUMNS]
     settings: GenerationSettings
     prefix_frames: int  # how many codes were given
     clock: StageClock

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from duotok.lm.choice import SamplingConfig, draw_uniform, pick_codes
 from duotok.lm.layout import Layout
+from duotok.lm.lead_sheet import commit
 from duotok.lm.model import DualTrackLM
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -32,7 +33,7 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
                 {"vocal": vocal_codes[None], "accompaniment": chosen[None]},
                 "vocal_to_accompaniment",
                 drop_source=torch.tensor([drop]),
-                sheet=sheet,
+                sheet=None if sheet is None else commit(sheet),
             )
             # The prompt in one pass, then one step per frame; each at its own positions.
             if frame == 0:

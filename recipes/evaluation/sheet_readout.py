@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.bars import places_between
-from duotok.lm.lead_sheet import CHORD, PLACE, UNKNOWN
+from duotok.lm.lead_sheet import CHORD, UNKNOWN, write_sheet
 from duotok.lm.sheet_reader import SheetReader
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.lm.sheet_agreement import agree, measure_agreement
@@ -34,9 +34,6 @@ def measure_sheets(
 
 def _guess(songs: Sequence[tuple[Tensor, Tensor]], rate_hz: float, frames: int) -> Tensor:
     known = (chord for _, written in songs for chord in written[:, CHORD].tolist() if chord != UNKNOWN)
-    sheet = torch.empty(frames, 2, dtype=torch.int64)
     bar = _GUESSED_BAR_SECONDS * rate_hz
-    lines = torch.arange(0, frames + 2 * bar, bar).numpy()
-    sheet[:, PLACE] = torch.from_numpy(places_between(lines, frames))
-    sheet[:, CHORD] = Counter(known).most_common(1)[0][0]
-    return sheet
+    places = places_between(np.arange(0, frames + 2 * bar, bar), frames)
+    return write_sheet(places, np.full(frames, Counter(known).most_common(1)[0][0]))

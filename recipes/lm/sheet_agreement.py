@@ -11,12 +11,12 @@ _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
 def measure_agreement(reader: SheetReader, songs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """What `agree` says of (vocal codes [frames], written sheet [frames, 2]) and what is read out of them."""
+    """What `agree` says of what is read out of (vocal codes [frames], written sheet [frames, COLUMNS])."""
     return agree((reader.read(codes[None].long())[0], written) for codes, written in songs)
 
 
 def agree(sheets: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Shares of frames, means over songs of (sheet, written sheet), each [frames, 2].
+    """Shares of frames, means over songs of (sheet, written sheet), each [frames, COLUMNS].
 
     bar: within one sixteenth part of the right place in the bar (0.19 by chance); chord: the right chord.
     Frames of which the written sheet does not know it do not count.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.bars import places_between
-from duotok.lm.lead_sheet import unknown_sheet
+from duotok.lm.lead_sheet import unknown_sheet, write_sheet
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.recipes.music.labelled_chroma import chords_of_blocks
@@ -27,7 +27,7 @@ class SheetLabels:
         self._known: dict[str, Tensor] = {}
 
     def cut(self, name: str, start: int, frames: int) -> Tensor:
-        """Return the sheet [frames, 2] of an item from frame `start` on."""
+        """Return the sheet [frames, COLUMNS] of an item from frame `start` on."""
         if name not in self._items:
             return unknown_sheet(frames)
         if name not in self._known:
@@ -37,7 +37,7 @@ class SheetLabels:
 
 
 def label_frames(item: Item, rate_hz: float) -> Tensor:
-    """Return the sheet [frames, 2] of a whole item.
+    """Return the sheet [frames, COLUMNS] of a whole item.
 
     A frame is UNKNOWN before the first bar line and after the last, and where the chord is neither major nor
     minor.
@@ -45,4 +45,4 @@ def label_frames(item: Item, rate_hz: float) -> Tensor:
     frames = round(item.seconds * rate_hz)
     places = places_between(np.asarray(item.downbeats_seconds, dtype=float) * rate_hz, frames)
     chords = chords_of_blocks(item.chords, frames, rate_hz)
-    return torch.from_numpy(np.stack([places, chords], axis=-1)).long()
+    return write_sheet(places, chords)

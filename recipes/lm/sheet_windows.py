@@ -50,7 +50,7 @@ class SheetWindows:
         self._rate_hz = shards.index.frame_rate_hz
 
     def make_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return {"codes": [batch, frames], "sheet": [batch, frames, 2]}; longer windows are fewer."""
+        """Return {"codes": [batch, frames], "sheet": [batch, frames, COLUMNS]}; longer windows are fewer."""
         lengths, shares = zip(*self._config.seconds, strict=True)
         seconds = lengths[int(rng.choice(len(lengths), p=[share / sum(shares) for share in shares]))]
         frames = max(2, round(seconds * self._rate_hz))
@@ -83,7 +83,7 @@ class SheetObjective(nn.Module):
         self.reader = reader
 
     def forward(self, codes: Tensor, sheet: Tensor) -> dict[str, Tensor]:
-        """codes [batch, frames], sheet [batch, frames, 2] -> named losses in nats, and accuracies."""
+        """codes [batch, frames], sheet [batch, frames, COLUMNS] -> named losses in nats, and accuracies."""
         told = self.reader(codes)
         losses = {}
         for name, column in (("place", PLACE), ("chord", CHORD)):

@@ -1,12 +1,13 @@
 """Lead sheets for the language model's training: the corpus' own, what the reader makes of it, or none."""
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.lead_sheet import CHORD, PLACE, UNKNOWN, unknown_sheet
+from duotok.lm.lead_sheet import TRUST, UNKNOWN, unknown_sheet
 from duotok.lm.sheet_reader import SheetReader
 from duotok.recipes.lm.sheet_labels import SheetLabels
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
@@ -20,12 +21,15 @@ class SheetConfig:
     reader: str | None = None  # folder of duotok.recipes.lm.sheet_reader, added to the model
     manifest: str | None = None  # of the same items, with their scores; None: only the reader tells
     # Share of the examples that are shown the corpus' own sheet: it teaches to trust what is written, the
-    # reader's teaches how far that may be wrong.
+    # reader's teaches how far each level of trust may be wrong.
     written: float = 0.5
     dropout: float = 0.15  # of places and of chords, each by itself
+    # Half of the read sheets are of vocals with up to so large a share of strange codes: the reader knows the
+    # corpus' voices, and is seldom as unsure of them as of others.
+    damage: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("written", "dropout"):
+        for name in ("written", "dropout", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"sheets.{name} must be in 0..1, got {getattr(self, name)}")
 
@@ -37,24 +41,33 @@ class SheetSource:
         """Raises DataError for a manifest with no item of the shards."""
         self._shards, self._config, self._reader = shards, config, reader
         self._written = SheetLabels(config.manifest, shards) if config.manifest is not None else None
-        self._read: dict[str, Tensor] = {}
+        self._read: dict[tuple[str, bool], Tensor] = {}
 
     def draw(self, rng: np.random.Generator, song: TokenSong, start: int, frames: int) -> Tensor:
-        """Return a sheet [frames, 2] of a song from frame `start` on."""
+        """Return a sheet [frames, COLUMNS] of a song from frame `start` on."""
         is_written = rng.random() < self._config.written
         hidden = rng.random(2) < self._config.dropout
         if self._written is not None and is_written:
             sheet = self._written.cut(song.id, start, frames)
         else:
-            sheet = self.read(song)[start : start + frames].clone()
+            sheet = self.read(song, damaged=rng.random() < 0.5)[start : start + frames].clone()
             sheet = torch.cat([sheet, unknown_sheet(frames - len(sheet))])
-        for column in (PLACE, CHORD):
+        for column, trust in TRUST.items():
             if hidden[column]:
-                sheet[:, column] = UNKNOWN
+                sheet[:, [column, trust]] = UNKNOWN
         return sheet
 
-    def read(self, song: TokenSong) -> Tensor:
-        """Return what the reader says of a whole item [frames, 2]."""
-        if song.id not in self._read:
-            self._read[song.id] = self._reader.read(self._shards.codes(song)["vocal"][None].long())[0]
-        return self._read[song.id]
+    def read(self, song: TokenSong, *, damaged: bool = False) -> Tensor:
+        """Return what the reader says of a whole item [frames, COLUMNS]; the same at every call."""
+        key = (song.id, damaged)
+        if key not in self._read:
+            codes = self._shards.codes(song)["vocal"].long()
+            if damaged:
+                codes = self._damage(codes, np.random.default_rng(zlib.crc32(song.id.encode())))
+            self._read[key] = self._reader.read(codes[None])[0]
+        return self._read[key]
+
+    def _damage(self, codes: Tensor, rng: np.random.Generator) -> Tensor:
+        is_hit = torch.from_numpy(rng.random(len(codes)) < rng.uniform(0, self._config.damage))
+        strange = torch.from_numpy(rng.integers(self._reader.config.vocal_codes, size=len(codes)))
+        return torch.where(is_hit, strange, codes)

@@ -9,11 +9,25 @@ import torch
 from duotok.lm.bars import places_between, track_bars
 from duotok.lm.choice import SamplingConfig
 from duotok.lm.chord_path import track_chords
-from duotok.lm.lead_sheet import CHORD, CHORDS, PLACE, PLACES, UNKNOWN, check_sheet, unknown_sheet
+from duotok.lm.lead_sheet import (
+    CHORD,
+    CHORD_TRUST,
+    CHORDS,
+    PLACE,
+    PLACE_TRUST,
+    PLACES,
+    UNKNOWN,
+    WRITTEN,
+    check_sheet,
+    commit,
+    unknown_sheet,
+    write_sheet,
+)
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.sampling import generate_candidates
 from duotok.lm.scoring import score_batch
 from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+from duotok.lm.sheet_trust import measure_trust
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 RATE_HZ = 25.0
@@ -113,10 +127,38 @@ def test_reading_gives_whole_sheets_and_none_of_silence(reader: SheetReader) -> 
     codes = torch.randint(0, 11, (3, 75))
     codes[1] = reader.pad
     sheets = reader.read(codes)
-    assert sheets.shape == (3, 75, 2)
+    assert sheets.shape == (3, 75, 4)
     assert (sheets[1] == UNKNOWN).all() and (sheets[0] != UNKNOWN).all()
     assert torch.equal(check_sheet(sheets, 75), sheets)
     assert torch.equal(reader.read(codes[2:])[0], sheets[2])  # whatever stands beside it
+
+
+def test_trust_is_the_share_of_information_around_a_frame() -> None:
+    chosen = np.full(40, 3)
+    sure = np.full((40, PLACES), -100.0)
+    sure[:, 3] = 0.0
+    guessed = np.full((40, PLACES), -np.log(PLACES))
+    half = np.full((40, PLACES), np.log(0.75 / 15))
+    half[:, 3] = np.log(0.25)  # a quarter is half of the four bits of one of sixteen
+    for told, level in ((sure, WRITTEN - 1), (guessed, 0), (half, WRITTEN // 2)):
+        assert (measure_trust(told + 1e-9, chosen, 10) == level).all()
+    assert (measure_trust(sure, np.full(40, 4), 10) == 0).all()  # of another opinion
+    mixed = measure_trust(np.concatenate([sure[:20], guessed[:20]]), chosen, 8)
+    assert mixed[0] == WRITTEN - 1 and mixed[-1] == 0 and (np.diff(mixed) <= 0).all() and len(set(mixed)) > 3
+    chosen[5:9] = UNKNOWN
+    assert (measure_trust(sure, chosen, 2) == np.where(chosen == UNKNOWN, UNKNOWN, WRITTEN - 1)).all()
+    assert measure_trust(sure[:0], chosen[:0], 2).shape == (0,)
+
+
+def test_what_is_trusted_less_says_less(lm: DualTrackLM) -> None:
+    learn_something(lm)
+    assert lm.sheet is not None
+    written = write_sheet(np.arange(16), np.arange(16))
+    doubted, unknown = written.clone(), unknown_sheet(16)
+    doubted[:, [PLACE_TRUST, CHORD_TRUST]] = 0
+    nothing = lm.sheet(unknown)
+    assert torch.equal(nothing[0], nothing[1])
+    assert (lm.sheet(doubted).std(dim=0) < 0.5 * lm.sheet(written).std(dim=0)).all()
 
 
 def test_an_odd_number_of_frames_is_read(reader: SheetReader) -> None:
@@ -153,7 +195,7 @@ def test_scores_read_the_sheet_of_the_vocal_they_are_shown(lm: DualTrackLM) -> N
 def test_rows_without_source_have_no_sheet(lm: DualTrackLM) -> None:
     codes = {track: torch.randint(0, 11, (2, 20)) for track in ("vocal", "accompaniment")}
     layout = lm.lay_out(codes, MODE, drop_source=torch.tensor([True, False]))
-    assert layout.sheet.shape == (2, 40, 2)
+    assert layout.sheet.shape == (2, 40, 4)
     assert (layout.sheet[0] == UNKNOWN).all() and (layout.sheet[1] != UNKNOWN).all()
 
 
@@ -162,7 +204,8 @@ def test_cached_decoding_sees_the_sheet_as_the_whole_pass_does(lm: DualTrackLM, 
     learn_something(lm)
     lm.config = DualTrackLMConfig(**{**vars(lm.config), "aligned_source": aligned})
     vocal = torch.randint(0, 11, (30,))
-    sheet = torch.stack([torch.arange(30) % PLACES, torch.arange(30) // 10], dim=-1)
+    sheet = write_sheet(np.arange(30) % PLACES, np.arange(30) // 10)
+    sheet[:, CHORD_TRUST] = torch.arange(30) // 4
     config = SamplingConfig(guidance=2.0, temperature=0.0)
     made = generate_candidates(lm, vocal, seeds=[0, 1], config=config, sheet=sheet).codes[0]
     both = []
@@ -170,7 +213,7 @@ def test_cached_decoding_sees_the_sheet_as_the_whole_pass_does(lm: DualTrackLM, 
         layout = lm.lay_out(
             {"vocal": vocal[None], "accompaniment": made[None]},
             MODE,
-            sheet=sheet[None],
+            sheet=commit(sheet)[None],
             drop_source=torch.tensor([drop]),
         )
         both.append(lm(layout)["accompaniment"][0])
@@ -186,6 +229,10 @@ def test_generating_reads_the_sheet_of_the_whole_song(lm: DualTrackLM) -> None:
     assert sheet is not None
     told = generate_candidates(lm, vocal, seeds=[3], config=config, sheet=sheet[0]).codes
     assert torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config).codes, told)
+    sure = sheet[0].clone()
+    sure[:, [PLACE_TRUST, CHORD_TRUST]] = WRITTEN  # it commits, however sure the reader was
+    assert not torch.equal(sure, sheet[0])
+    assert torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config, sheet=sure).codes, told)
     other = sheet[0].clone()
     other[:, PLACE] = (other[:, PLACE] + 5) % PLACES
     assert not torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config, sheet=other).codes, told)
@@ -198,6 +245,10 @@ def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
     bad[3, CHORD] = CHORDS
     with pytest.raises(DataError, match=r"chords of a lead sheet must be in -1\.\.24"):
         generate_candidates(lm, torch.zeros(10).long(), seeds=[0], sheet=bad)
+    bad = unknown_sheet(10)
+    bad[3, PLACE_TRUST] = WRITTEN + 1
+    with pytest.raises(DataError, match=r"trust in the places of a lead sheet must be in -1\.\.8"):
+        check_sheet(bad, 10)
 
 
 def test_the_reader_travels_with_the_model_and_is_not_trained_by_it(lm: DualTrackLM, tmp_path: Path) -> None:

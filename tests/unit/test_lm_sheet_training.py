@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.lead_sheet import CHORD, PLACE, PLACES, UNKNOWN
+from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, PLACES, UNKNOWN, WRITTEN, write_sheet
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.objective import LMObjective
 from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
@@ -59,7 +59,7 @@ def make_reader() -> SheetReader:
 def test_places_and_chords_follow_the_score(item: Item) -> None:
     sheet = label_frames(item, 32.0)  # two frames per place in the bar of 1 s, four in that of 2 s
     place, chord = sheet[:, PLACE], sheet[:, CHORD]
-    assert sheet.shape == (128, 2)
+    assert sheet.shape == (128, 4)
     assert place[:16].eq(UNKNOWN).all() and place[112:].eq(UNKNOWN).all()
     assert place[16:48].tolist() == sorted([*range(PLACES)] * 2)
     assert place[48:112].tolist() == sorted([*range(PLACES)] * 4)
@@ -71,7 +71,7 @@ def test_labels_are_cut_as_codes_are(labels: SheetLabels, item: Item) -> None:
     for start, frames in ((0, 30), (13, 20)):
         assert torch.equal(labels.cut("item0", start, frames), whole[start : start + frames])
     beyond = labels.cut("item0", 90, 20)
-    assert beyond.shape == (20, 2) and beyond[10:].eq(UNKNOWN).all()
+    assert beyond.shape == (20, 4) and beyond[10:].eq(UNKNOWN).all()
     assert labels.cut("item1", 0, 10).eq(UNKNOWN).all()  # not in the manifest
 
 
@@ -118,7 +118,7 @@ def test_the_reader_learns_what_codes_tell(tmp_path: Path) -> None:
         places = (torch.arange(64) + torch.from_numpy(rng.integers(64, size=(8, 1)))) % PLACES
         return {
             "codes": (places // 2).clone(),
-            "sheet": torch.stack([places, torch.full_like(places, UNKNOWN)], dim=-1),
+            "sheet": torch.stack([write_sheet(row.numpy(), np.full(64, UNKNOWN)) for row in places]),
         }
 
     objective = SheetObjective(reader)
@@ -170,14 +170,33 @@ def test_sheets_are_the_corpus_own_the_readers_or_none(
     manifest, rng = str(tmp_path / "some.jsonl"), np.random.default_rng(0)
     own = SheetSource(shards, SheetConfig(manifest=manifest, written=1.0, dropout=0.0), reader)
     assert torch.equal(own.draw(rng, song, 5, 20), labels.cut("item0", 5, 20))
-    for config in (SheetConfig(manifest=manifest, written=0.0, dropout=0.0), SheetConfig(dropout=0.0)):
+    trusts = own.draw(rng, song, 5, 20)[:, [PLACE_TRUST, CHORD_TRUST]]
+    assert set(trusts.unique().tolist()) <= {UNKNOWN, WRITTEN}
+    for config in (
+        SheetConfig(manifest=manifest, written=0.0, dropout=0.0, damage=0.0),
+        SheetConfig(dropout=0.0, damage=0.0),
+    ):
         assert torch.equal(SheetSource(shards, config, reader).draw(rng, song, 5, 20), read[5:25])
     hidden = SheetSource(shards, SheetConfig(dropout=0.5), reader)
     drawn = torch.stack([hidden.draw(rng, song, 0, 30) for _ in range(200)])
-    for column in (PLACE, CHORD):
+    for column, trust in ((PLACE, PLACE_TRUST), (CHORD, CHORD_TRUST)):
         share = (drawn[..., column] == UNKNOWN).all(dim=1).float().mean()
         assert 0.4 < share < 0.6
+        assert torch.equal(drawn[..., column] == UNKNOWN, drawn[..., trust] == UNKNOWN)
     assert (read != UNKNOWN).all()  # dropping must not spoil what is kept
+
+
+def test_half_of_what_is_read_is_of_damaged_vocals(shards: TokenShards) -> None:
+    song = next(song for song in shards.index.songs if song.id == "item0")
+    sources = [
+        SheetSource(shards, SheetConfig(dropout=0.0, damage=1.0), make_reader().eval()) for _ in range(2)
+    ]
+    plain, damaged = sources[0].read(song), sources[0].read(song, damaged=True)
+    assert not torch.equal(plain, damaged) and len(plain) == len(damaged)
+    assert torch.equal(sources[1].read(song, damaged=True), damaged)  # the same in every run
+    rng = np.random.default_rng(0)
+    drawn = [torch.equal(sources[0].draw(rng, song, 0, song.frames), plain) for _ in range(200)]
+    assert 80 < sum(drawn) < 120
 
 
 def test_batches_carry_sheets_where_the_band_follows(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duotok.lm.bars import places_between
-from duotok.lm.lead_sheet import CHORD, NO_CHORD, PLACE, UNKNOWN, unknown_sheet
+from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, NO_CHORD, PLACE, UNKNOWN, WRITTEN, unknown_sheet
 from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lead_sheet import SheetWishes, describe_sheet, make_sheet, read_chart
@@ -79,6 +79,8 @@ def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     assert wished[275:, CHORD].tolist() == [7] * 25
     told = describe_sheet(wished, RATE_HZ)
     assert told is not None and told["tempo_bpm"] == pytest.approx(100, rel=0.03)
+    assert wished[25:50, CHORD_TRUST].tolist() == [WRITTEN] * 25
+    assert 0 <= told["trust"]["bars"] < 1 and 0 < told["trust"]["chords"] <= 1
     assert ["?"] == [name for start, _, name in told["chords"] if start == 3.0]
 
 
