@@ -88,7 +88,8 @@ def make_sheet(lm: DualTrackLM, vocal_codes: Tensor, rate_hz: float, wishes: She
             is_charted |= (middles >= start) & (middles < end)
         charted = torch.from_numpy(is_charted)
         sheet[:, CHORD] = torch.where(charted, chords, sheet[:, CHORD])
-        sheet[charted, CHORD_TRUST] = WRITTEN
+        trust = torch.where(chords == UNKNOWN, UNKNOWN, WRITTEN)
+        sheet[:, CHORD_TRUST] = torch.where(charted, trust, sheet[:, CHORD_TRUST])
     return sheet
 
 

@@ -80,6 +80,7 @@ def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     told = describe_sheet(wished, RATE_HZ)
     assert told is not None and told["tempo_bpm"] == pytest.approx(100, rel=0.03)
     assert wished[25:50, CHORD_TRUST].tolist() == [WRITTEN] * 25
+    assert wished[75:100, CHORD_TRUST].tolist() == [UNKNOWN] * 25
     assert 0 <= told["trust"]["bars"] < 1 and 0 < told["trust"]["chords"] <= 1
     assert ["?"] == [name for start, _, name in told["chords"] if start == 3.0]
 
