@@ -24,8 +24,8 @@ class SheetConfig:
     # reader's teaches how far each level of trust may be wrong.
     written: float = 0.5
     dropout: float = 0.15  # of places and of chords, each by itself
-    # Half of the read sheets are of vocals with up to so large a share of strange codes: the reader has learned
-    # these songs, and is seldom as unsure of them as of others.
+    # Half of the read sheets are of vocals with up to so large a share of strange codes: the reader has
+    # learned these songs, and is seldom as unsure of them as of others.
     damage: float = 0.6
 
     def __post_init__(self) -> None:
