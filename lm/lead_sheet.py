@@ -28,8 +28,9 @@ def unknown_sheet(*shape: int, device: torch.device | None = None) -> Tensor:
 
 def write_sheet(places: np.ndarray, chords: np.ndarray) -> Tensor:
     """Return the sheet [frames, COLUMNS] of places and chords [frames] that are known, where not UNKNOWN."""
-    known = [np.where(column == UNKNOWN, UNKNOWN, WRITTEN) for column in (places, chords)]
-    return torch.from_numpy(np.stack([places, chords, *known], axis=-1)).long()
+    sheet = unknown_sheet(len(places))
+    sheet[:, PLACE], sheet[:, CHORD] = torch.from_numpy(places), torch.from_numpy(chords)
+    return commit(sheet)
 
 
 def check_sheet(sheet: Tensor, frames: int) -> Tensor:

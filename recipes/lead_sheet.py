@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN
+from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN, write_sheet
 from duotok.lm.model import DualTrackLM
 from duotok.recipes.music.chords import CHORD_NAMES
 from duotok.recipes.music.labelled_chroma import chords_of_blocks
@@ -81,15 +81,14 @@ def make_sheet(lm: DualTrackLM, vocal_codes: Tensor, rate_hz: float, wishes: She
     sheet = sheet[0].cpu()
     if wishes.chart is not None:
         frames = len(sheet)
-        chords = torch.from_numpy(chords_of_blocks(wishes.chart, frames, rate_hz))
+        chords = chords_of_blocks(wishes.chart, frames, rate_hz)
+        written = write_sheet(np.full(frames, UNKNOWN), chords)
         middles = (np.arange(frames) + 0.5) / rate_hz
         is_charted = np.zeros(frames, dtype=bool)
         for start, end, _ in wishes.chart:
             is_charted |= (middles >= start) & (middles < end)
-        charted = torch.from_numpy(is_charted)
-        sheet[:, CHORD] = torch.where(charted, chords, sheet[:, CHORD])
-        trust = torch.where(chords == UNKNOWN, UNKNOWN, WRITTEN)
-        sheet[:, CHORD_TRUST] = torch.where(charted, trust, sheet[:, CHORD_TRUST])
+        charted, columns = torch.from_numpy(is_charted)[:, None], [CHORD, CHORD_TRUST]
+        sheet[:, columns] = torch.where(charted, written[:, columns], sheet[:, columns])
     return sheet
 
 

@@ -26,6 +26,8 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
     caches = [DynamicCache() for _ in drops]
     chosen = torch.full((frames,), pad)
     sheet = lm.read_sheet(vocal_codes[None])
+    if sheet is not None:
+        sheet = commit(sheet)
     for frame in range(frames):
         branches = []
         for drop, cache in zip(drops, caches, strict=True):
@@ -33,7 +35,7 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
                 {"vocal": vocal_codes[None], "accompaniment": chosen[None]},
                 "vocal_to_accompaniment",
                 drop_source=torch.tensor([drop]),
-                sheet=None if sheet is None else commit(sheet),
+                sheet=sheet,
             )
             # The prompt in one pass, then one step per frame; each at its own positions.
             if frame == 0:
