@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2Model
 
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.model import DuoTokenizer
 from .attention import AttentionChoice, choose_attention
@@ -19,8 +17,6 @@ from .codes import TrackCodes
 from .layout import SEGMENTS, TRACKS, Layout, lay_out
 from .lead_sheet import LeadSheetEmbedding
 from .sheet_reader import SheetReader, SheetReaderConfig
-
-KIND = "lm"
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +59,15 @@ class DualTrackLMConfig:
             raise ConfigError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
 
 
-class DualTrackLM(nn.Module):
+class DualTrackLM(Component[DualTrackLMConfig]):
     """Predicts the next code of each track from frames of both (P B.1.2 to B.1.4)."""
 
+    KIND = "lm"
+    CONFIG = DualTrackLMConfig
+    STORED = ("tokenizer_fingerprint",)
+
     def __init__(self, config: DualTrackLMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.tokenizer_fingerprint: str | None = None
         self._attention: AttentionChoice | None = None
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
@@ -210,24 +208,6 @@ class DualTrackLM(nn.Module):
         logger.info("attention: %s (%s)", choice.name, choice.reason)
         if self.backbone.config._attn_implementation != choice.name:
             self.backbone.set_attn_implementation(choice.name)
-
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the model folder; it records the tokenizer's fingerprint."""
-        extra = {"tokenizer_fingerprint": self.tokenizer_fingerprint, **(extra or {})}
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "DualTrackLM":
-        """Read a model folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(DualTrackLMConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
-        return model
 
 
 def _build_backbone(config: DualTrackLMConfig) -> Qwen2Model:

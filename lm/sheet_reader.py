@@ -6,16 +6,13 @@ it. Two frames share one step: a sixteenth part of a bar lasts longer than a fra
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.model import DuoTokenizer
 from .bars import LONGEST_SECONDS, SHORTEST_SECONDS, places_between, track_bars
@@ -23,7 +20,6 @@ from .chord_path import track_chords
 from .lead_sheet import CHORDS, PLACES, unknown_sheet
 from .sheet_trust import measure_trust
 
-KIND = "sheet-reader"
 _FRAMES_PER_STEP = 2
 _TAPS = 5  # steps that one convolution sees
 # Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
@@ -48,15 +44,17 @@ class SheetReaderConfig:
             raise ConfigError(f"the sheet reader's dropout must be in [0, 1), got {self.dropout}")
 
 
-class SheetReader(nn.Module):
+class SheetReader(Component[SheetReaderConfig]):
     """Place in the bar and chord of every frame of a vocal."""
+
+    KIND = "sheet-reader"
+    CONFIG = SheetReaderConfig
+    STORED = ("tokenizer_fingerprint",)
 
     vectors: Tensor
 
     def __init__(self, config: SheetReaderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.tokenizer_fingerprint: str | None = None
         self.register_buffer("vectors", torch.zeros(config.vocal_codes + 1, config.code_dim))  # the last: PAD
         self.anchor = nn.Linear(config.code_dim, config.dim)
@@ -118,22 +116,6 @@ class SheetReader(nn.Module):
             )
             sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
         return sheets.to(codes.device)
-
-    def save_pretrained(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Write the reader's folder."""
-        extra = {"tokenizer_fingerprint": self.tokenizer_fingerprint, **(extra or {})}
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "SheetReader":
-        """Read a reader's folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(SheetReaderConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
-        return model
 
 
 class _Block(nn.Module):

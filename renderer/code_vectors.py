@@ -1,18 +1,13 @@
 """Frozen code vectors of any tokenizer as a decoder's condition (P B.3.1: the matched-decoder protocol)."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import ConfigError
-
-KIND = "code_vectors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +25,16 @@ class CodeVectorsConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class CodeVectors(nn.Module):
+class CodeVectors(Component[CodeVectorsConfig]):
     """Looks codes up; nothing else, so that what is compared is the codes."""
+
+    KIND = "code_vectors"
+    CONFIG = CodeVectorsConfig
 
     tables: Tensor
 
     def __init__(self, config: CodeVectorsConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.register_buffer("tables", torch.zeros(config.codebooks, config.codebook_size, config.dim))
 
     @classmethod
@@ -80,17 +76,3 @@ class CodeVectors(nn.Module):
             functional.embedding(own, table) for own, table in zip(by_codebook, self.tables, strict=True)
         )
         return torch.stack(list(terms)).sum(dim=0).flatten(2)
-
-    def save_pretrained(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Write the component folder."""
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "CodeVectors":
-        """Read a component folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(CodeVectorsConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        return model

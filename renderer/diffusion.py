@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath
 from .diffusion_solver import AUTO, SolverConfig, make_solver
@@ -64,16 +62,18 @@ class Known(NamedTuple):
     mask: Tensor  # [batch, 1, frames], 1 where known
 
 
-class DiffusionDecoder(nn.Module):
+class DiffusionDecoder(Component[DiffusionDecoderConfig]):
     """Diffusion Transformer over latents, conditioned on tokenizer features and on known first frames."""
+
+    KIND = "diffusion_decoder"
+    CONFIG = DiffusionDecoderConfig
+    STORED = ("track", "tokenizer_fingerprint", "vae_fingerprint")
 
     latent_mean: Tensor
     latent_deviation: Tensor
 
     def __init__(self, config: DiffusionDecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.track: str | None = None  # whose latents it learned; None where nobody wrote it down
         self.tokenizer_fingerprint: str | None = None
         self.vae_fingerprint: str | None = None
@@ -244,35 +244,6 @@ class DiffusionDecoder(nn.Module):
                     f"the diffusion decoder was trained on the {name} {own}, but the {name} given is "
                     f"{given}; use the parts of one bundle"
                 )
-
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the decoder folder; its track and the fingerprints of its tokenizer and VAE go along."""
-        extra = {
-            **({} if self.track is None else {"track": self.track}),
-            "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "vae_fingerprint": self.vae_fingerprint,
-            **(extra or {}),
-        }
-        self.fingerprint = save_component(
-            folder, self, self.config, kind="diffusion_decoder", extra=extra, half=half
-        )
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "DiffusionDecoder":
-        """Read a decoder folder (CPU, eval)."""
-        model, description = load_component(
-            folder,
-            "diffusion_decoder",
-            lambda config: cls(config_from_dict(DiffusionDecoderConfig, config, str(folder))),
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        model.track = description["extra"].get("track")
-        model.tokenizer_fingerprint = description["extra"].get("tokenizer_fingerprint")
-        model.vae_fingerprint = description["extra"].get("vae_fingerprint")
-        return model
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -2,22 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tokenizer.common.audio import SAMPLE_RATE_HZ
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import ConfigError
 from .phase import griffin_lim
 from .stereo import BANDS, CODINGS, SPECTRUM, StereoFeatures
 from .vae_residual import ResidualBranch
 from .vae_song import decode_in_chunks
-
-KIND = "spectral_vae"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +60,11 @@ class SpectralVAEConfig:
             raise ConfigError(f"kernel_frames must be odd, got {self.kernel_frames}")
 
 
-class SpectralVAE(nn.Module):
+class SpectralVAE(Component[SpectralVAEConfig]):
     """PCA of compressed spectra, corrected by ConvNeXt branches; phase by phase vocoder and Griffin-Lim."""
+
+    KIND = "spectral_vae"
+    CONFIG = SpectralVAEConfig
 
     feature_weight: Tensor
     feature_mean: Tensor
@@ -76,9 +74,7 @@ class SpectralVAE(nn.Module):
     feature_gain: Tensor
 
     def __init__(self, config: SpectralVAEConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.features = StereoFeatures(
             fft_size=config.fft_size,
             hop_samples=config.hop_samples,
@@ -186,19 +182,3 @@ class SpectralVAE(nn.Module):
     ) -> Tensor:
         """latents [latent_dim, frames] -> wave [2, samples] in chunks; progress gets the frames of each."""
         return decode_in_chunks(self, latents, samples, progress)
-
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the component folder."""
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "SpectralVAE":
-        """Read a component folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(SpectralVAEConfig, config, str(folder)))
-        )
-        vae = cast(SpectralVAE, model)
-        vae.fingerprint = description["fingerprint"]
-        return vae

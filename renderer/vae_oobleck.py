@@ -2,18 +2,13 @@
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any, cast
 
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ..tokenizer.common.checkpoint import load_component, save_component
-from ..tokenizer.common.config import config_from_dict
+from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import ConfigError
-
-KIND = "oobleck_vae"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +29,14 @@ class OobleckVAEConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class OobleckVAE(nn.Module):
+class OobleckVAE(Component[OobleckVAEConfig]):
     """Stereo wave <-> latents by strided convolutions (Evans et al. 2024); the latents are the means."""
 
+    KIND = "oobleck_vae"
+    CONFIG = OobleckVAEConfig
+
     def __init__(self, config: OobleckVAEConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.latent_dim = config.latent_dim
         self.hop_samples = prod(config.strides)
         self.latent_rate_hz = config.sample_rate_hz / self.hop_samples
@@ -67,19 +63,3 @@ class OobleckVAE(nn.Module):
         wave = self.model.decoder(latents)
         wave = functional.pad(wave, (0, max(0, length - wave.shape[-1])))[..., :length]
         return wave if samples is None else wave[..., :samples]
-
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the component folder."""
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "OobleckVAE":
-        """Read a component folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(OobleckVAEConfig, config, str(folder)))
-        )
-        vae = cast(OobleckVAE, model)
-        vae.fingerprint = description["fingerprint"]
-        return vae

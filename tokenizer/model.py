@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import LocalTransformer
 from .common.audio import SAMPLE_RATE_HZ
-from .common.checkpoint import load_component, save_component
-from .common.config import config_from_dict
+from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
 from .level import level_gain
@@ -79,8 +77,11 @@ class TrackQuantizer(nn.Module):
         self.project_out = nn.Linear(code_dim, dim)
 
 
-class DuoTokenizer(nn.Module):
+class DuoTokenizer(Component[DuoTokenizerConfig]):
     """Dual-track tokenizer: hard routing of each track to its own codebook (P 3.3)."""
+
+    KIND = "tokenizer"
+    CONFIG = DuoTokenizerConfig
 
     frame_rate_hz = SAMPLE_RATE_HZ / HOP_SAMPLES
     hop_samples = HOP_SAMPLES
@@ -90,9 +91,7 @@ class DuoTokenizer(nn.Module):
     mel_deviation: Tensor
 
     def __init__(self, config: DuoTokenizerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         dim = config.dim
         self.log_mel = LogMel(config.mel_bands)
         self.chroma = Chroma()
@@ -236,25 +235,12 @@ class DuoTokenizer(nn.Module):
         """Undo `normalize`."""
         return mel * self.mel_deviation + self.mel_mean
 
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the tokenizer folder; the text vocabulary goes along."""
-        if self.text is not None:
-            extra = {"text": self.text.describe(), **(extra or {})}
-        self.fingerprint = save_component(folder, self, self.config, kind="tokenizer", extra=extra, half=half)
+    def _describe_extra(self) -> dict[str, Any]:
+        return {} if self.text is None else {"text": self.text.describe()}
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "DuoTokenizer":
-        """Read a tokenizer folder (CPU, eval)."""
-        model, description = load_component(
-            folder, "tokenizer", lambda config: cls(config_from_dict(DuoTokenizerConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        if "text" in description["extra"]:
-            model.text = open_vocabulary(description["extra"]["text"])
-        return model
+    def _take_extra(self, extra: dict[str, Any]) -> None:
+        if "text" in extra:
+            self.text = open_vocabulary(extra["text"])
 
     def _embed(self, codes: Tensor, track: str) -> Tensor:
         route = self.route(track)

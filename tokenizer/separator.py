@@ -5,23 +5,19 @@ but not each harmonic. `MaskEstimator` starts from its masks and looks at the mi
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .common.audio import SAMPLE_RATE_HZ
-from .common.checkpoint import load_component, save_component
-from .common.config import config_from_dict
+from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .heads import MASKS_PER_FRAME, STEMS
 from .level import level_gain
 from .mask_unet import MaskUNet
 from .model import HOP_SAMPLES, DuoTokenizer, DuoTokenizerConfig
 
-KIND = "separator"
 FFT_SIZE = 4096
 STFT_HOP = HOP_SAMPLES // MASKS_PER_FRAME
 FINE_BINS = 384  # below 4.5 kHz each FFT bin is a band of its own
@@ -85,15 +81,16 @@ class MaskEstimator(nn.Module):
         return logits.float().softmax(dim=2) @ self.spread.T
 
 
-class MaskSeparator(nn.Module):
+class MaskSeparator(Component[SeparatorConfig]):
     """Stage 2's tokenizer and the mask estimator; its four stems sum to the mixture."""
+
+    KIND = "separator"
+    CONFIG = SeparatorConfig
 
     window: Tensor
 
     def __init__(self, config: SeparatorConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.tokenizer = DuoTokenizer(config.tokenizer)
         self.estimator = MaskEstimator(config, self.tokenizer.log_mel.mel_filters)
         self.register_buffer("window", torch.hann_window(FFT_SIZE), persistent=False)
@@ -166,22 +163,6 @@ class MaskSeparator(nn.Module):
         tokenizer = self.tokenizer
         reach = tokenizer.encoder.transformer.reach_frames + tokenizer.upper.reach_frames
         return reach + self.estimator.unet.reach // MASKS_PER_FRAME + 8
-
-    def save_pretrained(
-        self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
-    ) -> None:
-        """Write the separator folder."""
-        self.fingerprint = save_component(folder, self, self.config, kind=KIND, extra=extra, half=half)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "MaskSeparator":
-        """Read a separator folder (CPU, eval)."""
-        model, description = load_component(
-            folder, KIND, lambda config: cls(config_from_dict(SeparatorConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        return model
 
 
 def fine_bands(coarse: int) -> Tensor:

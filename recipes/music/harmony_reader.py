@@ -8,15 +8,13 @@ are what `generate` reads music with. They see chroma only, not codes, and so ou
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from duotok.lm.lead_sheet import CHORDS
-from duotok.tokenizer.common.checkpoint import load_component, save_component
-from duotok.tokenizer.common.config import config_from_dict
+from duotok.tokenizer.common.component import Component
 from duotok.tokenizer.common.errors import ConfigError
 
 BLOCK_RATE_HZ = 10.0  # chroma is averaged to this rate
@@ -25,7 +23,6 @@ KEYS = 24  # twelve major, twelve minor
 STRETCHES = ((-12, -6), (-6, -3), (-3, -1), (-1, 0), (0, 1), (1, 2), (2, 4), (4, 7), (7, 13))
 WEIGHTS = Path(__file__).parent / "weights"
 _CHUNK_BLOCKS = 2_048
-_KIND = "harmony-reader"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +36,16 @@ class HarmonyReaderConfig:
             raise ConfigError(f"hidden_dim must be at least 1, got {self.hidden_dim}")
 
 
-class HarmonyReader(nn.Module):
+class HarmonyReader(Component[HarmonyReaderConfig]):
     """Chord of every block of 0.1 s, and key of a whole track."""
+
+    KIND = "harmony-reader"
+    CONFIG = HarmonyReaderConfig
 
     turns: Tensor
 
     def __init__(self, config: HarmonyReaderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fingerprint: str | None = None
+        super().__init__(config)
         self.hidden = nn.Linear(12 * len(STRETCHES), config.hidden_dim)
         self.triads = nn.Linear(config.hidden_dim, 2)  # major and minor on the root
         self.no_chord = nn.Linear(config.hidden_dim, 1)
@@ -92,20 +90,6 @@ class HarmonyReader(nn.Module):
     def _turn(self, maps: Tensor) -> Tensor:
         """[..., maps, 12] -> [..., 12 roots, maps, 12], each root's own pitch class first."""
         return maps[..., self.turns].transpose(-3, -2)
-
-    def save_pretrained(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Write the reader's folder."""
-        self.fingerprint = save_component(folder, self, self.config, kind=_KIND, extra=extra, half=True)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "HarmonyReader":
-        """Read a reader's folder (CPU, eval)."""
-        model, description = load_component(
-            folder, _KIND, lambda config: cls(config_from_dict(HarmonyReaderConfig, config, str(folder)))
-        )
-        assert isinstance(model, cls)
-        model.fingerprint = description["fingerprint"]
-        return model
 
 
 @cache

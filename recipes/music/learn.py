@@ -106,7 +106,7 @@ def build(config: Config) -> Task:
         finished = HarmonyReader(config.model)
         finished.load_state_dict({name: tensor.cpu() for name, tensor in reader.state_dict().items()})
         fit_keys(finished, songs, config.key_decay)
-        finished.save_pretrained(folder, extra={"songs": len(songs)})
+        finished.save_pretrained(folder, half=True, extra={"songs": len(songs)})
 
     return Task(ChordObjective(reader), make_batch, export)
 
