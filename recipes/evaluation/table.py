@@ -113,7 +113,13 @@ ROWS: dict[str, tuple[Row, ...]] = {
             ),
             "as on test songs",
         ),
-        *_codec_rows("renderer.round_trip", "codes to sound", "higher", "lower"),
+        *_codec_rows("renderer.round_trip", "codes to sound", "0.80 or more", "0.40 or less"),
+        Row(
+            "the same in so few diffusion steps: worst loss of these measures against 50 steps",
+            ("renderer.steps", "renderer.few_steps_loss_percent"),
+            lambda steps, loss: f"{steps:.0f} steps: {loss:+.1f} %",
+            "8 steps or fewer, 5 % or less",
+        ),
         Row(
             "spectral flux over its median at joints of windows / of decoded chunks / anywhere",
             tuple(f"renderer.{place}_flux_ratio" for place in ("joint", "chunk_joint", "anywhere")),

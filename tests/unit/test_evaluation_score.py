@@ -28,6 +28,7 @@ PROMISED = (
     "renderer.recordings_vae_log10_mel_l1",
     "quality.accompaniment_generated_mel_distance",
     "quality.vocal_vae_chroma_correlation",
+    "renderer.few_steps_loss_percent",
     "renderer.joint_flux_ratio",
     "renderer.chunk_joint_flux_ratio",
     "tokenizer.vocal_utilization",

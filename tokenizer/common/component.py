@@ -16,9 +16,7 @@ class Component(nn.Module, Generic[ConfigT]):
 
     KIND: ClassVar[str]  # what its config.json calls it
     CONFIG: ClassVar[type]  # dataclass ConfigT
-    STORED: ClassVar[
-        tuple[str, ...]
-    ] = ()  # attributes that go along in config.json
+    STORED: ClassVar[tuple[str, ...]] = ()  # attributes that go along in config.json
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
