@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from duotok.recipes.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
+
+if TYPE_CHECKING:
+    from duotok.tokenizer.model import DuoTokenizer
 
 STEM_LEVELS = {"vocal": 0.05, "drums": 0.03, "bass": 0.05, "other": 0.03}
 
@@ -156,6 +160,32 @@ def tiny_components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     """Component folders with random weights, not to be changed."""
     torch.set_num_threads(1)
     return save_tiny_components(tmp_path_factory.mktemp("components"))
+
+
+@pytest.fixture(scope="session")
+def make_small_tokenizer() -> Callable[..., "DuoTokenizer"]:
+    """(folder, seed=0) -> a tokenizer with random weights that stands in the folder, far below tiny."""
+    from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+
+    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
+    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
+
+    def make(folder: Path, seed: int = 0) -> DuoTokenizer:
+        torch.manual_seed(seed)
+        DuoTokenizer(DuoTokenizerConfig(**settings)).save_pretrained(folder)
+        return DuoTokenizer.from_pretrained(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer_folder(
+    tmp_path_factory: pytest.TempPathFactory, make_small_tokenizer: Callable[..., "DuoTokenizer"]
+) -> Path:
+    """One of them, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("small_tokenizer") / "tokenizer"
+    make_small_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,14 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest
     --out "$runs/tokens/train" --workers "$(nproc)"
 train music.learn music/learn/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
-train lm.sheet_reader lm/sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" "${from[@]}" \
-    --set "data.tokens=$runs/tokens/train" --set "tokenizer=$runs/stage3/final"
+# The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too.
+transposed=$data/train-transposed.jsonl
+read -ra semitones <<<"${SHEET_SEMITONES:-0 4}"
+python -m duotok.recipes.corpus.transpose --manifest "$data/train.jsonl" --semitones "${semitones[@]}" --out "$transposed"
+python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$transposed" \
+    --out "$runs/tokens-transposed/train" --workers "$(nproc)"
+train lm.sheet_reader lm/sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" --set "data.manifest=$transposed" \
+    --set "data.tokens=$runs/tokens-transposed/train" --set "tokenizer=$runs/stage3/final"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
     --set "sheets.manifest=$data/train.jsonl"

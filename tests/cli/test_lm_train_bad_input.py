@@ -4,6 +4,7 @@ Fewer shards than processes is none of it: every process may read every shard (t
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,16 @@ import torch
 
 from duotok.recipes.lm import train
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard, shard_path
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.model import DuoTokenizer
 
 TINY = str(Path(train.__file__).parent / "tiny.yaml")
 SIZES = {"vocal": 11, "accompaniment": 13}
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
+def folders(tmp_path: Path, make_small_tokenizer: Callable[..., DuoTokenizer]) -> dict[str, Path]:
     """A tokenizer with random weights, and one shard of two songs."""
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    tokenizer = DuoTokenizer(DuoTokenizerConfig(**settings)).eval()
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = make_small_tokenizer(tmp_path / "tokenizer")
     index = TokenIndex(
         tokenizer_fingerprint=str(tokenizer.fingerprint), codebook_sizes=SIZES, frame_rate_hz=25.0
     )

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from duotok.recipes.lm import train
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard
 from duotok.recipes.training_log import read_log
 from duotok.tokenizer.common.config import load_config
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.model import DuoTokenizer
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's CPU communication is for Linux"),
@@ -92,14 +93,12 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def overrides(
+    tmp_path_factory: pytest.TempPathFactory, make_small_tokenizer: Callable[..., DuoTokenizer]
+) -> list[str]:
     """Settings of the tiny recipe: a tokenizer and a sheet reader with random weights, three random songs."""
     root = tmp_path_factory.mktemp("data")
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    tokenizer = DuoTokenizer(DuoTokenizerConfig(**settings)).eval()
-    tokenizer.save_pretrained(root / "tokenizer")
+    tokenizer = make_small_tokenizer(root / "tokenizer")
     index = TokenIndex(
         tokenizer_fingerprint=str(tokenizer.fingerprint), codebook_sizes=SIZES, frame_rate_hz=25.0
     )

@@ -23,7 +23,7 @@ from duotok.recipes.lm.token_shards import (
 from duotok.recipes.training import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.model import DuoTokenizer
 
 RECIPES = Path(train.__file__).parent
 SIZES = {"vocal": 11, "accompaniment": 13}
@@ -31,19 +31,9 @@ SHARDING = ["--items-per-shard", "2", "--batch", "2"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    folder = tmp_path_factory.mktemp("lm_tokenizer") / "tokenizer"
-    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, tiny_corpus: Path) -> Path:
+def tokens(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path, tiny_corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("lm_tokens") / "train"
-    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+    arguments = ["--tokenizer", str(small_tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
     assert tokenize.main([*arguments, "--out", str(folder), *SHARDING]) == 0
     return folder
 
@@ -66,8 +56,8 @@ Path(out, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
 
 
-def test_tokens_are_the_tokenizer_s(tokens: Path, tokenizer_folder: Path, tiny_corpus: Path) -> None:
-    shards, tokenizer = TokenShards(tokens), DuoTokenizer.from_pretrained(tokenizer_folder)
+def test_tokens_are_the_tokenizer_s(tokens: Path, small_tokenizer_folder: Path, tiny_corpus: Path) -> None:
+    shards, tokenizer = TokenShards(tokens), DuoTokenizer.from_pretrained(small_tokenizer_folder)
     items = {item.id: item for item in read_manifest(tiny_corpus / "train.jsonl")}
     assert {song.id for song in shards.index.songs} == set(items)
     assert shards.index.tokenizer_fingerprint == tokenizer.fingerprint
@@ -78,8 +68,8 @@ def test_tokens_are_the_tokenizer_s(tokens: Path, tokenizer_folder: Path, tiny_c
         assert torch.equal(codes, tokenizer.encode(items[song.id].read(track)[None], track)[0])
 
 
-def test_tokenizing_again_goes_on(tokens: Path, tokenizer_folder: Path, tiny_corpus: Path) -> None:
-    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+def test_tokenizing_again_goes_on(tokens: Path, small_tokenizer_folder: Path, tiny_corpus: Path) -> None:
+    arguments = ["--tokenizer", str(small_tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
     before = (tokens / "index.json").read_text()
     assert tokenize.main([*arguments, "--out", str(tokens), *SHARDING]) == 0
     assert (tokens / "index.json").read_text() == before
@@ -92,10 +82,14 @@ def test_tokenizing_again_goes_on(tokens: Path, tokenizer_folder: Path, tiny_cor
 
 
 def test_tokens_of_another_tokenizer_are_refused(
-    tmp_path: Path, tokenizer_folder: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str], make_shards
+    tmp_path: Path,
+    small_tokenizer_folder: Path,
+    tiny_corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_shards,
 ) -> None:
     make_shards(tmp_path / "tokens")
-    arguments = ["--tokenizer", str(tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
+    arguments = ["--tokenizer", str(small_tokenizer_folder), "--manifest", str(tiny_corpus / "train.jsonl")]
     assert tokenize.main([*arguments, "--out", str(tmp_path / "tokens")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "give another --out folder" in error
@@ -115,9 +109,9 @@ def test_shards(tmp_path: Path, make_shards) -> None:
         read_index(tmp_path)
 
 
-def recorded(folder: Path, tokens: Path, tokenizer_folder: Path, stop_after: int | None = None) -> list:
+def recorded(folder: Path, tokens: Path, small_tokenizer_folder: Path, stop_after: int | None = None) -> list:
     """Run the tiny recipe for six steps; return the batches that its objective was given."""
-    overrides = [f"tokenizer={tokenizer_folder}", f"data.tokens={tokens}", "train.steps=6"]
+    overrides = [f"tokenizer={small_tokenizer_folder}", f"data.tokens={tokens}", "train.steps=6"]
     config = load_config(train.Config, RECIPES / "tiny.yaml", overrides)
     task, seen = train.build(config), []
     task.objective.register_forward_pre_hook(
@@ -128,11 +122,11 @@ def recorded(folder: Path, tokens: Path, tokenizer_folder: Path, stop_after: int
 
 
 def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
-    tmp_path: Path, tokens: Path, tokenizer_folder: Path
+    tmp_path: Path, tokens: Path, small_tokenizer_folder: Path
 ) -> None:
-    whole = recorded(tmp_path / "whole", tokens, tokenizer_folder)
-    pieces = recorded(tmp_path / "pieces", tokens, tokenizer_folder, stop_after=2)
-    pieces += recorded(tmp_path / "pieces", tokens, tokenizer_folder)
+    whole = recorded(tmp_path / "whole", tokens, small_tokenizer_folder)
+    pieces = recorded(tmp_path / "pieces", tokens, small_tokenizer_folder, stop_after=2)
+    pieces += recorded(tmp_path / "pieces", tokens, small_tokenizer_folder)
     assert len(whole) == len(pieces) == 6
     for one, two in zip(whole, pieces, strict=True):
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -145,7 +139,7 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
 
 
 def test_two_processes_draw_different_batches_from_the_same_shard(
-    tmp_path: Path, tokens: Path, tokenizer_folder: Path
+    tmp_path: Path, tokens: Path, small_tokenizer_folder: Path
 ) -> None:
     index = read_index(tokens)
     assert index is not None
@@ -154,7 +148,7 @@ def test_two_processes_draw_different_batches_from_the_same_shard(
     index.songs.clear()
     append_shard(alone, index, pairs)
     command = [sys.executable, "-c", RECORDED_RUN, str(RECIPES / "tiny.yaml"), str(tmp_path / "run")]
-    command += [f"tokenizer={tokenizer_folder}", f"data.tokens={alone}", "train.steps=3"]
+    command += [f"tokenizer={small_tokenizer_folder}", f"data.tokens={alone}", "train.steps=3"]
     command += ["data.windows=[[1.0, 1]]"]
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617"}
     variables |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -233,9 +227,9 @@ def test_deepspeed_files(stage: int) -> None:
     assert settings["zero_optimization"]["stage"] == stage
 
 
-def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: Path) -> None:
+def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, small_tokenizer_folder: Path) -> None:
     command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run"), "--set", "train.steps=3"]
-    command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tokens}"]
+    command += ["--set", f"tokenizer={small_tokenizer_folder}", "--set", f"data.tokens={tokens}"]
     watched = ["data.hold_out=0.5", "validation.prefix_seconds=0.4", "train.validate_every=2"]
     assert train.main([*command, *(part for each in watched for part in ("--set", each))]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -253,10 +247,10 @@ def test_the_tiny_recipe_trains(tmp_path: Path, tokens: Path, tokenizer_folder: 
 
 
 def test_a_model_of_another_tokenizer_is_refused(
-    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], make_shards
+    tmp_path: Path, small_tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], make_shards
 ) -> None:
     make_shards(tmp_path / "tokens")
     command = [str(RECIPES / "tiny.yaml"), "--out", str(tmp_path / "run")]
-    command += ["--set", f"tokenizer={tokenizer_folder}", "--set", f"data.tokens={tmp_path / 'tokens'}"]
+    command += ["--set", f"tokenizer={small_tokenizer_folder}", "--set", f"data.tokens={tmp_path / 'tokens'}"]
     assert train.main(command) == 1
     assert "make the tokens again" in capsys.readouterr().err

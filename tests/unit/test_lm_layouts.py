@@ -1,6 +1,7 @@
 """The comparison of layouts, tiny, from token shards to the table."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from duotok.lm.model import DualTrackLM
 from duotok.recipes.lm import layouts
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.model import DuoTokenizer
 
 RECIPE = Path(layouts.__file__).parent / "tiny.yaml"
 SIZES = {"vocal": 11, "accompaniment": 13}
@@ -25,13 +26,11 @@ def write_tokens(folder: Path, fingerprint: str, songs: int) -> None:
     append_shard(folder, index, pairs)
 
 
-def test_layouts_are_trained_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
+def test_layouts_are_trained_measured_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_small_tokenizer: Callable[..., DuoTokenizer]
+) -> None:
     tokenizer = tmp_path / "tokenizer"
-    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(tokenizer)
-    fingerprint = str(DuoTokenizer.from_pretrained(tokenizer).fingerprint)
+    fingerprint = str(make_small_tokenizer(tokenizer).fingerprint)
     write_tokens(tmp_path / "train", fingerprint, 6)
     write_tokens(tmp_path / "held-out", fingerprint, 4)
     write_tokens(tmp_path / "other", "ffffffffffffffff", 4)

@@ -1,5 +1,6 @@
 """A language model taken over to another tokenizer keeps what it knows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,9 @@ from duotok.lm.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.lm import transplant as module
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.model import DuoTokenizer
 
 SIZES = {"vocal": 11, "accompaniment": 13}
-
-
-def make_tokenizer(folder: Path, seed: int) -> DuoTokenizer:
-    torch.manual_seed(seed)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(folder)
-    return DuoTokenizer.from_pretrained(folder)
 
 
 def write_tokens(folder: Path, fingerprint: str, songs: dict[str, dict[str, Tensor]]) -> TokenShards:
@@ -45,8 +38,10 @@ def make_lm(tokenizer: DuoTokenizer) -> DualTrackLM:
     return lm
 
 
-def test_codes_under_other_numbers_are_predicted_alike(tmp_path: Path) -> None:
-    old, new = (make_tokenizer(tmp_path / name, seed) for seed, name in enumerate(("old", "new")))
+def test_codes_under_other_numbers_are_predicted_alike(
+    tmp_path: Path, make_small_tokenizer: Callable[..., DuoTokenizer]
+) -> None:
+    old, new = (make_small_tokenizer(tmp_path / name, seed) for seed, name in enumerate(("old", "new")))
     lm, songs = make_lm(old), make_songs()
     renamed = {t: torch.randperm(size) for t, size in SIZES.items()}
     others = {name: {t: renamed[t][c] for t, c in codes.items()} for name, codes in songs.items()}
@@ -64,9 +59,11 @@ def test_codes_under_other_numbers_are_predicted_alike(tmp_path: Path) -> None:
     torch.testing.assert_close(found[..., renamed["accompaniment"]], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_code_that_was_never_met_is_as_its_nearest(tmp_path: Path) -> None:
-    lm = make_lm(make_tokenizer(tmp_path / "old", 0))
-    moved = make_lm(make_tokenizer(tmp_path / "new", 1)).codes_of("vocal")
+def test_a_code_that_was_never_met_is_as_its_nearest(
+    tmp_path: Path, make_small_tokenizer: Callable[..., DuoTokenizer]
+) -> None:
+    lm = make_lm(make_small_tokenizer(tmp_path / "old", 0))
+    moved = make_lm(make_small_tokenizer(tmp_path / "new", 1)).codes_of("vocal")
     counts = torch.eye(11).double()
     counts[3] = 0
     with torch.no_grad():
@@ -77,8 +74,10 @@ def test_a_code_that_was_never_met_is_as_its_nearest(tmp_path: Path) -> None:
     torch.testing.assert_close(embedded[3], embedded[nearest], atol=1e-5, rtol=1e-5)
 
 
-def test_command_and_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old, new = (make_tokenizer(tmp_path / name, seed) for seed, name in enumerate(("old", "new")))
+def test_command_and_what_it_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_small_tokenizer: Callable[..., DuoTokenizer]
+) -> None:
+    old, new = (make_small_tokenizer(tmp_path / name, seed) for seed, name in enumerate(("old", "new")))
     make_lm(old).save_pretrained(tmp_path / "lm")
     write_tokens(tmp_path / "a", str(old.fingerprint), make_songs())
     write_tokens(tmp_path / "b", str(new.fingerprint), make_songs())

@@ -14,19 +14,8 @@ from duotok.recipes.corpus.manifest import read_manifest, write_manifest
 from duotok.recipes.lm import tokenize
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.tokenizer.common.audio import write_audio
-from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 Run = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +37,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Pat
 
 
 @pytest.fixture(scope="module")
-def run(tokenizer_folder: Path, manifest: Path) -> Run:
+def run(small_tokenizer_folder: Path, manifest: Path) -> Run:
     def start(out: Path, *options: str, manifest: Path = manifest) -> int:
-        command = ["--tokenizer", str(tokenizer_folder), "--manifest", str(manifest), "--out", str(out)]
+        command = ["--tokenizer", str(small_tokenizer_folder), "--manifest", str(manifest), "--out", str(out)]
         return tokenize.main([*command, "--batch", "2", "--items-per-shard", "2", *options])
 
     return start

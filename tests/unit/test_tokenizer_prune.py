@@ -1,5 +1,6 @@
 """Pruning drops rare codes and changes nothing for the others."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,8 @@ from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 
 @pytest.fixture
-def tokenizer(tmp_path: Path) -> DuoTokenizer:
-    torch.manual_seed(0)
-    settings = dict(mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4)
-    settings |= dict(code_dim=4, vocal_codes=11, accompaniment_codes=13, head_dim=8)
-    DuoTokenizer(DuoTokenizerConfig(**settings)).eval().save_pretrained(tmp_path / "tokenizer")
-    return DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+def tokenizer(tmp_path: Path, make_small_tokenizer: Callable[..., DuoTokenizer]) -> DuoTokenizer:
+    return make_small_tokenizer(tmp_path / "tokenizer")
 
 
 def test_frequent_codes_stay_what_they_were(tokenizer: DuoTokenizer) -> None:
