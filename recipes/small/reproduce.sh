@@ -71,11 +71,11 @@ python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae
 train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
 
-vocal= # its decoder is for `python -m duotok.recipes.render --track vocal` only; generate does without
-if [ "${VOCAL_MINUTES:-0}" != 0 ]; then
+vocal= # its decoder is for `python -m duotok.recipes.render --track vocal`; generate does without
+if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
         --manifest "$data/train.jsonl" --track vocal --out "$runs/latents/vocal"
-    train renderer.diffusion renderer/diffusion/vocal/small.yaml vocal "$VOCAL_MINUTES" \
+    train renderer.diffusion renderer/diffusion/vocal/small.yaml vocal "${VOCAL_MINUTES:-34}" \
         --set "data.latents=$runs/latents/vocal" --set "tokenizer=$runs/stage3/final"
     vocal=$runs/vocal/final
 fi
@@ -83,5 +83,5 @@ fi
 python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
-    --default guidance=2 --default steps=4 --default render_guidance=1.5
+    --default guidance=2 --default steps=2 --default render_guidance=2
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
