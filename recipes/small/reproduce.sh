@@ -83,5 +83,5 @@ fi
 python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
-    --default guidance=2 --default steps=2 --default render_guidance=2
+    --default guidance=2 --default steps=4 --default render_guidance=1.5
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
