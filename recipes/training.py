@@ -29,6 +29,7 @@ from duotok.recipes.training_log import VALIDATION, RunLog, section_of
 from duotok.recipes.training_meter import Meter
 from duotok.recipes.training_state import TrainingState, export_component, make_folder
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from duotok.tokenizer.common.precision import multiplies_bf16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +192,8 @@ def choose_precision(precision: str) -> str:
         return "no"
     if precision == "bf16":
         return "bf16"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # Intel and AMD; torch offers no such question about other processors.
-    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in questions) else "no"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if multiplies_bf16(device) else "no"
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:

@@ -11,7 +11,7 @@ from ..tokenizer.common.component import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath
 from .diffusion_solver import AUTO, SolverConfig, make_solver
-from .transformer import MODULATIONS, ModulatedTransformer, TimeEmbedding
+from .transformer import MODULATIONS, ModulatedTransformer, RMSNorm, TimeEmbedding
 
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
 DEVIATION_RANGE = (0.1, 1.5)  # of the regression's residual, in units of the latents' deviation
@@ -85,7 +85,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.feature_norm = nn.LayerNorm(config.feature_dim)
         self.feature_in = nn.Linear(config.feature_dim, dim)
         self.condition_blocks = self._transformer(config.condition_blocks, tokens_per_second=25)
-        self.condition_norm = nn.RMSNorm(dim)
+        self.condition_norm = RMSNorm(dim)
         self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
         if config.regression:
             self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
@@ -93,7 +93,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.latents_in = nn.Linear((3 * channels + 1) * patch, dim)
         self.time = TimeEmbedding(dim)
         self.blocks = self._transformer(config.blocks, tokens_per_second=50 // patch)
-        self.out_norm = nn.RMSNorm(dim)
+        self.out_norm = RMSNorm(dim)
         self.latents_out = _zero_linear(dim, channels * patch)
 
     def _transformer(self, blocks: int, tokens_per_second: int) -> ModulatedTransformer:

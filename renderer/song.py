@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tokenizer.common.errors import CheckpointError, ConfigError
+from ..tokenizer.common.precision import native_autocast
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
 from .diffusion_solver import AUTO
 from .vae import SpectralVAE
@@ -103,15 +104,16 @@ class Renderer:
         tail: Tensor | None = None
         for window in plan_windows(len(features)):
             known = None if tail is None else tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
-            tail = decoder.sample(
-                features[None, window.start : window.stop],
-                steps=steps,
-                guidance=guidance,
-                generator=generator,
-                known_latents=known,
-                solver=solver,
-                shift=shift,
-            )
+            with native_autocast(features.device):
+                tail = decoder.sample(
+                    features[None, window.start : window.stop],
+                    steps=steps,
+                    guidance=guidance,
+                    generator=generator,
+                    known_latents=known,
+                    solver=solver,
+                    shift=shift,
+                )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:
                 progress(window.stop - window.start - window.known)

@@ -9,6 +9,18 @@ from ..tokenizer.blocks import FeedForward, RotaryPositions, rotate
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
+
+    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
+        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension of x."""
+        gain = None if self.weight is None else self.weight.to(x.dtype)
+        return functional.rms_norm(x, self.normalized_shape, gain, self.eps)
+
+
 class LocalAttention(nn.Module):
     """Self-attention in which a token sees `window` tokens to each side; the cost is linear in the length."""
 
@@ -17,8 +29,8 @@ class LocalAttention(nn.Module):
         self.heads = heads
         self.window = window
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.query_norm = nn.RMSNorm(dim // heads)
-        self.key_norm = nn.RMSNorm(dim // heads)
+        self.query_norm = RMSNorm(dim // heads)
+        self.key_norm = RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -60,9 +72,9 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, feed_forward_dim: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim, elementwise_affine=False)
+        self.attention_norm = RMSNorm(dim, elementwise_affine=False)
         self.attention = LocalAttention(dim, heads, window)
-        self.feed_forward_norm = nn.RMSNorm(dim, elementwise_affine=False)
+        self.feed_forward_norm = RMSNorm(dim, elementwise_affine=False)
         self.feed_forward = FeedForward(dim, feed_forward_dim)
         self.table = nn.Parameter(torch.zeros(MODULATIONS, dim))
 
