@@ -124,7 +124,7 @@ def assemble_bundle(
     """
     from duotok.lm.model import DualTrackLM
     from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae import SpectralVAE
+    from duotok.renderer.vae_open import open_vae
     from duotok.tokenizer.common.checkpoint import replace_folder
     from duotok.tokenizer.model import TRACKS, DuoTokenizer
     from duotok.tokenizer.separator import MaskSeparator
@@ -133,7 +133,7 @@ def assemble_bundle(
     models: dict[str, Any] = {
         "tokenizer": DuoTokenizer.from_pretrained(tokenizer),
         "lm": DualTrackLM.from_pretrained(lm),
-        "renderer/vae": SpectralVAE.from_pretrained(vae),
+        "renderer/vae": open_vae(vae),
         "renderer/accompaniment": DiffusionDecoder.from_pretrained(accompaniment),
     }
     _require_same("language model", lm, "tokenizer", models["lm"].tokenizer_fingerprint, models["tokenizer"])

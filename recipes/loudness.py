@@ -19,6 +19,7 @@ PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
 # K-weighting at 48 kHz: BS.1770-4, tables 1 and 2 (high shelf, then high pass).
 _SHELF = ([1.53512485958697, -2.69169618940638, 1.19839281085285], [1.0, -1.69065929318241, 0.73248077421585])
 _HIGH_PASS = ([1.0, -2.0, 1.0], [1.0, -1.99004745483398, 0.99007225036621])
+K_WEIGHTING = (_SHELF, _HIGH_PASS)  # (numerator, denominator) of each biquad
 _STEP_SAMPLES = SAMPLE_RATE_HZ // 10  # gating blocks of 400 ms start every 100 ms
 _CHUNK_SAMPLES = 100 * _STEP_SAMPLES
 _ABSOLUTE_GATE_LUFS = -70.0
@@ -96,7 +97,7 @@ def _k_weighted_steps(wave: Tensor) -> np.ndarray:
     energies = []
     for start in range(0, samples, _CHUNK_SAMPLES):
         chunk = wave[:, start : start + _CHUNK_SAMPLES].double().cpu().numpy()
-        for stage, (b, a) in enumerate((_SHELF, _HIGH_PASS)):
+        for stage, (b, a) in enumerate(K_WEIGHTING):
             chunk, state[stage] = lfilter(b, a, chunk, axis=-1, zi=state[stage])
         power = np.square(chunk).sum(axis=0)
         energies.append(np.add.reduceat(power, np.arange(0, len(power), _STEP_SAMPLES)))

@@ -81,6 +81,7 @@ class Task:
     unit: str = "tokens"  # what count_units counts; the log's name of the speed
     count_units: Callable[[dict[str, Tensor]], int] | None = None  # of a batch
     count_flops: Callable[[dict[str, Tensor]], float] | None = None  # of a batch, forward and backward
+    takes_step: bool = False  # the objective also gets "step" [], int64: the optimizer steps taken before
 
 
 def run_training(

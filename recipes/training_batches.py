@@ -81,6 +81,8 @@ class MicroBatches:
 def draw(task: "Task", key: BatchKey) -> MicroBatch:
     """Draw the micro-batch of a key."""
     tensors = task.make_batch(key.generator())
+    if task.takes_step:
+        tensors["step"] = torch.tensor(key.step)
     return MicroBatch(
         key=key,
         tensors=tensors,

@@ -11,7 +11,8 @@ from ..tokenizer.common.errors import CheckpointError, ConfigError
 from ..tokenizer.common.precision import native_autocast
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
 from .diffusion_solver import AUTO
-from .vae import SpectralVAE
+from .vae_contract import Autoencoder
+from .vae_open import open_vae
 
 Progress = Callable[[int], None]
 
@@ -49,7 +50,7 @@ def plan_windows(frames: int, window: int = WINDOW_FRAMES, overlap: int = OVERLA
 class Renderer:
     """Features of one track's codes -> latents -> 48 kHz stereo wave, for songs of any length."""
 
-    def __init__(self, vae: SpectralVAE, decoders: Mapping[str, DiffusionDecoder]) -> None:
+    def __init__(self, vae: Autoencoder, decoders: Mapping[str, DiffusionDecoder]) -> None:
         for track, decoder in decoders.items():
             decoder.require(vae=vae.fingerprint, track=track)
             if (decoder.config.latent_dim, LATENT_RATE_HZ) != (vae.latent_dim, vae.latent_rate_hz):
@@ -66,7 +67,7 @@ class Renderer:
         folder = Path(folder)
         tracks = ["accompaniment", *(["vocal"] if (folder / "vocal").is_dir() else [])]
         decoders = {track: DiffusionDecoder.from_pretrained(folder / track) for track in tracks}
-        return cls(SpectralVAE.from_pretrained(folder / "vae"), decoders)
+        return cls(open_vae(folder / "vae"), decoders)
 
     def to(self, device: str | torch.device) -> "Renderer":
         """Move all weights."""

@@ -1,12 +1,19 @@
 """What every autoencoder behind the renderer offers (P 3.4)."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 
 class Autoencoder(Protocol):
     """48 kHz stereo <-> latents of a fixed rate."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the weights as they were last written or read."""
+        ...
 
     @property
     def latent_dim(self) -> int:
@@ -15,7 +22,7 @@ class Autoencoder(Protocol):
 
     @property
     def hop_samples(self) -> int:
-        """Samples per frame."""
+        """Samples per frame, at the rate that the network itself works at."""
         ...
 
     @property
@@ -24,9 +31,22 @@ class Autoencoder(Protocol):
         ...
 
     def encode(self, wave: Tensor) -> Tensor:
-        """wave [batch, 2, samples] -> latents [batch, latent_dim, ceil(samples / hop)], about unit scale."""
+        """wave [batch, 2, samples] -> latents [batch, latent_dim, frames], about unit scale.
+
+        As many frames as it takes to cover the wave: ceil(samples / hop_samples) of a network at 48 kHz.
+        """
         ...
 
     def decode(self, latents: Tensor, samples: int | None = None) -> Tensor:
         """latents [batch, latent_dim, frames] -> wave [batch, 2, samples]; all frames' samples by default."""
+        ...
+
+    def decode_song(
+        self, latents: Tensor, samples: int, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """latents [latent_dim, frames] -> wave [2, samples] in chunks; progress gets the frames of each."""
+        ...
+
+    def to(self, device: str | torch.device, /) -> Self:
+        """Move all weights."""
         ...

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from duotok.recipes.settings import GenerationSettings
 from duotok.renderer.song import Renderer
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_contract import Autoencoder
 from duotok.tokenizer.model import DuoTokenizer
 
 
 @torch.no_grad()
-def rebuild_by_vae(vae: SpectralVAE, wave: Tensor) -> Tensor:
+def rebuild_by_vae(vae: Autoencoder, wave: Tensor) -> Tensor:
     """wave [2, samples] -> its latents' sound, of the same shape."""
     return vae.decode(vae.encode(wave[None]), wave.shape[-1])[0]
 

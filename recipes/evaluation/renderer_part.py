@@ -20,7 +20,7 @@ from duotok.recipes.evaluation.whole_song import measure_whole_song
 from duotok.recipes.loudness import match_level
 from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_open import open_vae
 from duotok.tokenizer.model import DuoTokenizer
 
 _ITEMS, _SECONDS = 12, 8.0
@@ -42,7 +42,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
         seed=settings.seed,
     )
     if settings.vae is not None:
-        vae = SpectralVAE.from_pretrained(settings.vae)
+        vae = open_vae(settings.vae)
         rows = [
             measure_vae(vae, excerpt.read("accompaniment"))
             for excerpt in tqdm(excerpts, desc="VAE", disable=None)

@@ -14,7 +14,7 @@ from duotok.recipes.evaluation.sound_quality import measure_quality
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.diffusion_solver import AUTO, SolverConfig, make_solver
 from duotok.renderer.song import Renderer
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_contract import Autoencoder
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer
@@ -81,7 +81,7 @@ def hear(excerpts: Sequence[Excerpt], tokenizer: DuoTokenizer, track: str) -> li
 def run_trial(
     trial: Trial,
     heard: Sequence[Heard],
-    vae: SpectralVAE,
+    vae: Autoencoder,
     decoder: DiffusionDecoder,
     *,
     track: str,

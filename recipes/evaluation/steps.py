@@ -29,7 +29,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     from duotok.recipes.json_files import read_json, write_json
     from duotok.recipes.settings import resolve_settings
     from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae import SpectralVAE
+    from duotok.renderer.vae_open import open_vae
     from duotok.tokenizer.model import DuoTokenizer
 
     bundle = arguments.bundle or default_bundle()
@@ -40,7 +40,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     folders = dict(parse_decoder(text) for text in arguments.decoder)
     folders = folders or {bundle.name: bundle / "renderer" / arguments.track}
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer or bundle / "tokenizer")
-    vae = SpectralVAE.from_pretrained(arguments.vae or bundle / "renderer" / "vae")
+    vae = open_vae(arguments.vae or bundle / "renderer" / "vae")
     decoders = {name: DiffusionDecoder.from_pretrained(folder) for name, folder in folders.items()}
     for decoder in decoders.values():
         decoder.require(tokenizer=tokenizer.fingerprint, vae=vae.fingerprint)

@@ -13,7 +13,7 @@ from duotok.recipes.corpus.song_files import SongFile, find_songs
 from duotok.recipes.evaluation.audio_metrics import compare_spectra
 from duotok.recipes.evaluation.rebuilding import rebuild_by_vae
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_contract import Autoencoder
 from duotok.tokenizer.common.audio import audio_seconds, read_audio
 from duotok.tokenizer.common.errors import DataError
 
@@ -29,14 +29,14 @@ def compare_sounds(wave: Tensor, found: Tensor) -> Figures:
     return compare_spectra(wave, found) | {"stereo_width_error_db": width}
 
 
-def measure_vae(vae: SpectralVAE, wave: Tensor) -> Figures:
+def measure_vae(vae: Autoencoder, wave: Tensor) -> Figures:
     """Figures of wave [2, samples] at 48 kHz through the VAE: those of compare_sounds, and the loudness."""
     found = rebuild_by_vae(vae, wave)
     loudness = abs(loudness_difference_lu(found, wave))
     return compare_sounds(wave, found) | {"loudness_error_lu": loudness}
 
 
-def measure_recordings(vae: SpectralVAE, source: Path, seconds: float) -> Figures:
+def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> Figures:
     """Figures recordings_vae_… (mean), recording_<name>_vae_… and the number of recordings.
 
     source: a folder of recordings, or of songs' stems, whose sum is then the recording. Of each, up to four

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from duotok.recipes.corpus.manifest import Item
     from duotok.recipes.renderer.latent_shards import Pair
-    from duotok.renderer.vae import SpectralVAE
+    from duotok.renderer.vae_contract import Autoencoder
     from duotok.tokenizer.model import DuoTokenizer
 
 CHUNK_SECONDS = 40  # of the VAE's encoder at a time
 MARGIN_SECONDS = 2  # seen on both sides of a chunk; more than the encoder reaches
 
 
-def encode_latents(vae: "SpectralVAE", wave: "Tensor") -> "Tensor":
+def encode_latents(vae: "Autoencoder", wave: "Tensor") -> "Tensor":
     """Return latents [frames, latent_dim] of wave [2, samples] by chunks, as one pass would give them."""
     import torch
 
@@ -51,11 +51,24 @@ def pad_to_frames(wave: "Tensor") -> "Tensor":
     return functional.pad(wave, (0, -wave.shape[1] % HOP_SAMPLES))
 
 
-def encode_item(item: "Item", track: str, tokenizer: "DuoTokenizer", vae: "SpectralVAE") -> "Pair":
+def encode_item(item: "Item", track: str, tokenizer: "DuoTokenizer", vae: "Autoencoder") -> "Pair":
     """Return the codes and the latents of one item's track, two latent frames per code exactly."""
-    device = next(vae.parameters()).device
+    device = next(tokenizer.parameters()).device
     wave = pad_to_frames(item.read(track).to(device))
     return tokenizer.encode(wave[None], track)[0].cpu(), encode_latents(vae, wave).cpu()
+
+
+def require_latent_rate(vae: "Autoencoder", folder: str | Path, code_rate_hz: float) -> None:
+    """Raise CheckpointError unless the VAE of that folder has as many latents per code as the decoder."""
+    from duotok.renderer.diffusion import LATENTS_PER_FEATURE
+    from duotok.tokenizer.common.errors import CheckpointError
+
+    if vae.latent_rate_hz != LATENTS_PER_FEATURE * code_rate_hz:
+        raise CheckpointError(
+            f"the VAE {folder} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
+            f"{LATENTS_PER_FEATURE} per code, {LATENTS_PER_FEATURE * code_rate_hz:g} Hz; "
+            f"give a VAE of that rate"
+        )
 
 
 def encode_corpus(arguments: argparse.Namespace) -> None:
@@ -65,19 +78,12 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
 
     from duotok.recipes.corpus.manifest import read_manifest
     from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
-    from duotok.renderer.diffusion import LATENTS_PER_FEATURE
-    from duotok.renderer.vae import SpectralVAE
-    from duotok.tokenizer.common.errors import CheckpointError
+    from duotok.renderer.vae_open import open_vae
     from duotok.tokenizer.model import DuoTokenizer
 
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
-    vae = SpectralVAE.from_pretrained(arguments.vae).to(arguments.device)
-    if vae.latent_rate_hz != LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:
-        raise CheckpointError(
-            f"the VAE {arguments.vae} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
-            f"{LATENTS_PER_FEATURE} per code, {LATENTS_PER_FEATURE * tokenizer.frame_rate_hz:g} Hz; "
-            f"give a VAE of that rate"
-        )
+    vae = open_vae(arguments.vae).to(arguments.device)
+    require_latent_rate(vae, arguments.vae, tokenizer.frame_rate_hz)
     origin = ShardOrigin(
         track=arguments.track,
         tokenizer_fingerprint=str(tokenizer.fingerprint),

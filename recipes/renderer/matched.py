@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from duotok.recipes.command import guard, show_progress_messages
 from duotok.recipes.renderer.diffusion import Config as DecoderConfig
 from duotok.recipes.renderer.diffusion import DataConfig, make_task
-from duotok.recipes.renderer.matched_codecs import CodecConfig, FrozenCodec, open_codec
+from duotok.recipes.renderer.matched_codecs import FRAME_RATE_HZ, CodecConfig, FrozenCodec, open_codec
 from duotok.recipes.renderer.matched_settings import Config
 from duotok.recipes.training import run_training
 from duotok.renderer.code_vectors import CodeVectors
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_open import open_vae
 from duotok.tokenizer.common.config import config_to_dict, load_config
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 
@@ -91,11 +91,12 @@ def prepare_codec(config: Config, codec_config: CodecConfig, folder: Path) -> tu
 
     from duotok.recipes.corpus.manifest import read_manifest
     from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
-    from duotok.recipes.renderer.latents import encode_latents, pad_to_frames
+    from duotok.recipes.renderer.latents import encode_latents, pad_to_frames, require_latent_rate
     from duotok.recipes.renderer.matched_codecs import make_mel_codec
 
     items = read_manifest(config.data.train)[: config.data.train_items or None]
-    vae = SpectralVAE.from_pretrained(config.vae)
+    vae = open_vae(config.vae)
+    require_latent_rate(vae, config.vae, FRAME_RATE_HZ)
     fitted = folder / "codec"
     if codec_config.kind == "mel_k_means" and fitted.is_dir():
         codec = make_mel_codec(CodeVectors.from_pretrained(fitted).tables[0], codec_config.mel_bands)

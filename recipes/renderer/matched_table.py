@@ -16,7 +16,7 @@ from duotok.recipes.renderer.matched_codecs import FrozenCodec
 from duotok.recipes.renderer.matched_settings import Config
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.song import Renderer
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.vae_open import open_vae
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ def listen_to_decoder(config: Config, codec: FrozenCodec, folder: Path) -> Row:
     decoder = DiffusionDecoder.from_pretrained(folder)
     decoder.require(tokenizer=codec.source.fingerprint)
     device = choose_device("auto")
-    renderer = Renderer(SpectralVAE.from_pretrained(config.vae), {config.track: decoder}).to(device)
+    renderer = Renderer(open_vae(config.vae), {config.track: decoder}).to(device)
     assert isinstance(codec.source, nn.Module)
     codec.source.cpu()  # training may have moved it
     rows = []
@@ -57,7 +57,7 @@ def listen_to_decoder(config: Config, codec: FrozenCodec, folder: Path) -> Row:
 @torch.no_grad()
 def show_ceiling(config: Config) -> Row:
     """The line of the autoencoder alone: what a perfect decoder of perfect codes would reach."""
-    vae = SpectralVAE.from_pretrained(config.vae)
+    vae = open_vae(config.vae)
     rows = []
     for excerpt in choose(config):
         wave = excerpt.read(config.track)

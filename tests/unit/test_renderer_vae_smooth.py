@@ -1,4 +1,4 @@
-"""The shipped autoencoder's latents move smoothly in time: a diffusion model can foresee what lies between."""
+"""The shipped autoencoder's latents move smoothly in time: what lies between two frames can be foreseen."""
 
 from pathlib import Path
 

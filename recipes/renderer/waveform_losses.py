@@ -1,0 +1,171 @@
+"""Losses between a stereo wave and its rebuilt one: K-weighted magnitudes and phases (ear-VAE)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.signal import lfilter
+from torch import Tensor, nn
+
+from duotok.recipes.loudness import K_WEIGHTING
+from duotok.tokenizer.common.errors import ConfigError
+
+_TAPS = 4096  # of the K-weighting; the slowest pole, at 38 Hz, has decayed to 1e-8
+_LOG_FLOOR = 1e-5  # magnitude; that of a sine at full scale is 1
+_QUIETEST_CHANNEL = 0.1  # of the loudest channel's norm: a nearly empty side is not all that counts
+_HEARD = 0.01  # of the original's magnitude: below, the gradient of a phase would have no bound
+_TINY = 1e-8
+_CHANNELS = ("left", "right", "mid", "side")
+_TERMS = ("convergence", "magnitude", "frequency", "group_delay", "correlation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveformLossConfig:
+    """Weights of the losses; those of the channels are Stable Audio's: left, right, mean of mid and side."""
+
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128, 64)  # with hops of a quarter
+    left: float = 0.5  # of the magnitudes' losses; phases are compared on left and right alone
+    right: float = 0.5
+    mid: float = 0.5
+    side: float = 0.5
+    convergence: float = 1.0  # norm of the magnitudes' error over that of the original's
+    magnitude: float = 1.0  # absolute error of the magnitudes' logarithms
+    frequency: float = 0.1  # error of the instantaneous frequency, radians per hop
+    group_delay: float = 0.1  # error of the group delay, radians per bin
+    correlation: float = 1.0  # 1 - correlation of the phases
+    kl: float = 2e-4  # of the latents' divergence in nats per frame; Stable Audio's 1e-4 is of twice the nats
+
+    def __post_init__(self) -> None:
+        if not self.fft_sizes or any(size < 16 or size % 4 for size in self.fft_sizes):
+            raise ConfigError(f"loss.fft_sizes must be multiples of 4 from 16 on, got {self.fft_sizes}")
+        for name in (*_CHANNELS, *_TERMS, "kl"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"loss.{name} must not be negative, got {getattr(self, name)}")
+
+
+class KWeighting(nn.Module):
+    """Filter waves as the ear weighs them (ITU-R BS.1770-4), by the impulse response of its two biquads."""
+
+    response: Tensor
+
+    def __init__(self, taps: int = _TAPS) -> None:
+        super().__init__()
+        impulse = np.zeros(taps)
+        impulse[0] = 1
+        for numerator, denominator in K_WEIGHTING:
+            impulse = lfilter(numerator, denominator, impulse)
+        self.register_buffer("response", torch.from_numpy(np.asarray(impulse)).float(), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """wave [..., samples] at 48 kHz, float32 -> weighted wave [..., samples]."""
+        samples = wave.shape[-1]
+        size = 2 ** math.ceil(math.log2(samples + len(self.response) - 1))
+        product = torch.fft.rfft(wave, size) * torch.fft.rfft(self.response, size)
+        return torch.fft.irfft(product, size)[..., :samples]
+
+
+class WaveformLosses(nn.Module):
+    """Losses of K-weighted spectra, means over FFT sizes (ear-VAE, arXiv 2509.14912).
+
+    Magnitudes are compared on left, right, mid and side, phases on left and right.
+    """
+
+    channel_weights: Tensor
+
+    def __init__(self, config: WaveformLossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weighting = KWeighting()
+        weights = torch.tensor([getattr(config, channel) for channel in _CHANNELS])
+        self.register_buffer("channel_weights", weights, persistent=False)
+
+    def forward(self, found: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the losses without their weights, and "reconstruction", the weighted sum.
+
+        found, target: [batch, 2, samples], more samples than half of the largest FFT size.
+        """
+        # Half precision has no FFT, and its logarithms of quiet bins would be noise.
+        with torch.autocast(found.device.type, enabled=False):
+            found, target = (self.weighting(_four_channels(wave.float())) for wave in (found, target))
+            rows = [self._compare(found, target, size) for size in self.config.fft_sizes]
+        losses = {name: torch.stack([row[name] for row in rows]).mean() for name in _TERMS}
+        weighted = [getattr(self.config, name) * value for name, value in losses.items()]
+        return {"reconstruction": torch.stack(weighted).sum(), **losses}
+
+    def _compare(self, found: Tensor, target: Tensor, size: int) -> dict[str, Tensor]:
+        given, wanted = (_spectrum(wave, size) for wave in (found, target))
+        magnitudes = given.abs(), wanted.abs()
+        sides = given[:, :2], wanted[:, :2]
+        frequency, group_delay = phase_errors(*sides)
+        return {
+            "convergence": spectral_convergence(*magnitudes) @ self.channel_weights,
+            "magnitude": log_magnitude_error(*magnitudes) @ self.channel_weights,
+            "frequency": frequency,
+            "group_delay": group_delay,
+            "correlation": phase_decorrelation(*sides),
+        }
+
+
+def spectral_convergence(given: Tensor, wanted: Tensor) -> Tensor:
+    """Norm of the error over the norm of the original, per channel (Arik et al., 1808.06719).
+
+    given, wanted: magnitudes [batch, channels, bins, frames] -> [channels], means over the batch.
+    """
+    norm = torch.linalg.vector_norm(wanted, dim=(2, 3))
+    smallest = _QUIETEST_CHANNEL * norm.amax(dim=1, keepdim=True)
+    silence = _LOG_FLOOR * math.sqrt(wanted.shape[2] * wanted.shape[3])
+    error = torch.linalg.vector_norm(given - wanted, dim=(2, 3))
+    return (error / torch.maximum(norm, smallest).clamp_min(silence)).mean(dim=0)
+
+
+def log_magnitude_error(given: Tensor, wanted: Tensor) -> Tensor:
+    """Mean absolute error of natural logarithms (1808.06719); shapes as in spectral_convergence."""
+    return ((given + _LOG_FLOOR).log() - (wanted + _LOG_FLOOR).log()).abs().mean(dim=(0, 2, 3))
+
+
+def phase_errors(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean errors of instantaneous frequency and group delay in radians, 0 to pi.
+
+    given, wanted: complex spectra [batch, channels, bins, frames]. The phase's differences in time (per hop)
+    and in frequency (per bin) are compared, wrapped to -pi..pi and weighted by the original's magnitudes: the
+    phase of silence does not count.
+    """
+    magnitude = wanted.abs()
+    heard = given.abs() > _HEARD * magnitude + _TINY
+    error = torch.where(heard, given, given.detach()).angle() - wanted.angle()
+    return _weighted_step(error, magnitude, dim=3), _weighted_step(error, magnitude, dim=2)
+
+
+def phase_decorrelation(given: Tensor, wanted: Tensor) -> Tensor:
+    """1 - the cosine of the phases' difference, weighted by both magnitudes: 0 for equal, 2 for opposite.
+
+    given, wanted: complex spectra [batch, channels, bins, frames].
+    """
+    magnitudes = (given.abs() * wanted.abs()).sum(dim=(2, 3))
+    in_phase = (given * wanted.conj()).real.sum(dim=(2, 3))
+    return ((magnitudes - in_phase) / magnitudes.clamp_min(_TINY)).mean()
+
+
+def _weighted_step(error: Tensor, magnitude: Tensor, dim: int) -> Tensor:
+    """Mean size of the wrapped steps of a phase error along a dimension."""
+    steps = error.diff(dim=dim)
+    steps = steps - 2 * math.pi * (steps / (2 * math.pi)).round()
+    length = magnitude.shape[dim]
+    weight = torch.minimum(magnitude.narrow(dim, 0, length - 1), magnitude.narrow(dim, 1, length - 1))
+    weighted = (steps.abs() * weight).sum(dim=(2, 3))
+    return (weighted / weight.sum(dim=(2, 3)).clamp_min(_TINY)).mean()
+
+
+def _four_channels(wave: Tensor) -> Tensor:
+    """wave [batch, 2, samples] -> left, right, mid and side [batch, 4, samples], all of equal power."""
+    left, right = wave.unbind(dim=1)
+    mid, side = (left + right) * math.sqrt(0.5), (left - right) * math.sqrt(0.5)
+    return torch.stack([left, right, mid, side], dim=1)
+
+
+def _spectrum(wave: Tensor, size: int) -> Tensor:
+    """wave [batch, channels, samples] -> complex [batch, channels, bins, frames], 1 for a full-scale sine."""
+    window = torch.hann_window(size, device=wave.device)
+    spectrum = torch.stft(wave.flatten(0, 1), size, size // 4, window=window, return_complex=True)
+    return spectrum.unflatten(0, wave.shape[:2]) * (2 / window.sum())
