@@ -13,40 +13,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from duotok.recipes.command import recipe_main
-from duotok.recipes.corpus.manifest import PARTS, Item, read_manifest
+from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.renderer.excerpts import ExcerptConfig, draw_excerpt
 from duotok.recipes.renderer.vae_energy import fit_energy_gains
 from duotok.recipes.renderer.vae_linear import fit_linear
 from duotok.recipes.renderer.vae_objective import VAELossConfig, VAEObjective
 from duotok.recipes.renderer.vae_start import fit_from_start
 from duotok.recipes.training import Task, TrainConfig
 from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which sound is heard, how long, and how varied."""
+class DataConfig(ExcerptConfig):
+    """Which sound is heard, and how much of it the fits before and after training hear."""
 
-    manifest: str
-    seconds: float = 3.0  # length of an excerpt
     fit_excerpts: int = 600  # for the linear coding
     energy_excerpts: int = 150  # of those, at most, for the energy gains of the finished VAE
-    parts: dict[str, float] = field(default_factory=lambda: {"accompaniment": 7.0, "vocal": 1.5, "mix": 1.5})
-    lowest_gain_db: float = -12.0
-    highest_gain_db: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.seconds < 0.2 or min(self.fit_excerpts, self.energy_excerpts) < 1:
-            raise ConfigError("data.seconds must be at least 0.2 and its numbers of excerpts at least 1")
-        unknown = sorted(set(self.parts) - set(PARTS))
-        if unknown or not self.parts or min(self.parts.values()) < 0 or sum(self.parts.values()) <= 0:
-            raise ConfigError(f"data.parts must give shares to some of {', '.join(PARTS)}, got {self.parts}")
-        if self.lowest_gain_db > self.highest_gain_db:
-            raise ConfigError("data.lowest_gain_db must not be above data.highest_gain_db")
+        super().__post_init__()
+        if min(self.fit_excerpts, self.energy_excerpts) < 1:
+            raise ConfigError("data.fit_excerpts and data.energy_excerpts must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +48,6 @@ class Config:
     model: SpectralVAEConfig = field(default_factory=SpectralVAEConfig)
     loss: VAELossConfig = field(default_factory=VAELossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def draw_excerpt(rng: np.random.Generator, items: Sequence[Item], data: DataConfig) -> Tensor:
-    """Return a random excerpt [2, samples]: any part of any song, at any level, sides swapped at random."""
-    item = items[int(rng.integers(len(items)))]
-    shares = np.array(list(data.parts.values()))
-    part = list(data.parts)[int(rng.choice(len(shares), p=shares / shares.sum()))]
-    start = float(rng.uniform(0, max(0.0, item.seconds - data.seconds)))
-    wave = item.read(part, start_seconds=start, seconds=data.seconds)
-    samples = round(data.seconds * SAMPLE_RATE_HZ)
-    wave = functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples]
-    wave = wave * 10 ** (float(rng.uniform(data.lowest_gain_db, data.highest_gain_db)) / 20)
-    return wave.flip(0) if rng.random() < 0.5 else wave
 
 
 def build(config: Config) -> Task:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from duotok.recipes.command import recipe_main
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.renderer.vae import DataConfig, draw_excerpt
+from duotok.recipes.renderer.excerpts import ExcerptConfig, draw_excerpt
 from duotok.recipes.renderer.waveform_losses import WaveformLossConfig
 from duotok.recipes.renderer.waveform_objective import AdversaryConfig, WaveformObjective
 from duotok.recipes.training import Task, TrainConfig
@@ -27,7 +27,7 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 class Config:
     """Settings of the recipe."""
 
-    data: DataConfig
+    data: ExcerptConfig
     model: OobleckVAEConfig = field(default_factory=OobleckVAEConfig)
     loss: WaveformLossConfig = field(default_factory=WaveformLossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
