@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .spectrum import Stft, unit_phasors
+from .spectrum import Stft, with_magnitudes
 
 
 def advance_phases(magnitudes: Tensor, stft: Stft, first_phase: Tensor | None = None) -> Tensor:
@@ -57,7 +57,7 @@ def griffin_lim(
         phases = functional.pad(later, (known - 1, 0))
 
     def impose(direction: Tensor) -> Tensor:
-        target = magnitudes * unit_phasors(direction)
+        target = with_magnitudes(direction, magnitudes)
         if held is not None:
             target[..., :known] = held
         return target

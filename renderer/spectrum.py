@@ -6,6 +6,8 @@ from torch.nn import functional
 
 from ..tokenizer.common.audio import SAMPLE_RATE_HZ
 
+_SILENT_POWER = 1e-18  # of a bin: a magnitude of 1e-9
+
 
 class Stft(nn.Module):
     """A Hann-windowed transform with exactly ceil(samples / hop) frames, and its least-squares inverse."""
@@ -78,4 +80,11 @@ class PooledBins(nn.Module):
 
 def unit_phasors(spectrum: Tensor) -> Tensor:
     """Return complex numbers of length 1 (0 where there is silence) in the directions of the spectrum."""
-    return spectrum / spectrum.abs().clamp_min(1e-9)
+    return with_magnitudes(spectrum, torch.ones((), device=spectrum.device))
+
+
+def with_magnitudes(spectrum: Tensor, magnitudes: Tensor) -> Tensor:
+    """Return complex numbers of these magnitudes in the directions of the spectrum (0 where it is silent)."""
+    # Faster by half than magnitudes * spectrum / spectrum.abs(), which takes most of Griffin-Lim.
+    power = spectrum.real.square() + spectrum.imag.square()
+    return spectrum * (magnitudes * power.clamp_min(_SILENT_POWER).rsqrt())
