@@ -121,10 +121,9 @@ def run_training(
             state = DeepSpeedState(accelerator, objective)
         state.load(out / "checkpoint")
     objective.train()
-    # DeepSpeed stores bf16 weights and leaves it to us that floating-point inputs meet them.
-    cast = torch.autocast(
-        accelerator.device.type, torch.bfloat16, enabled=deepspeed is not None and precision == "bf16"
-    )
+    # Not accelerate's own casting: it keeps one precision for the whole life of a process, and under
+    # DeepSpeed, which stores bf16 weights, it leaves it to us that floating-point inputs meet them.
+    cast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16")
     clock = Clock(state.elapsed_seconds, minutes)
     limit = config.steps if minutes is None else 10**9
     stop_at = limit if stop_after is None else min(limit, state.step + stop_after)
@@ -220,6 +219,7 @@ def _take_step(
         with accelerator.accumulate(objective):
             with cast:
                 losses = objective(**batch.to(accelerator.device))
+            losses = {name: loss.float() for name, loss in losses.items()}
             accelerator.backward(losses["total"])
         meter.add(batch, losses)
     parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -258,7 +258,7 @@ def _start_accelerator(config: TrainConfig, precision: str, deepspeed: Path | No
     cpus = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     # The argument for the number of micro-batches would be overridden by the launcher's variables.
     accumulation = GradientAccumulationPlugin(num_steps=config.accumulate)
-    return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation, cpu=cpus)
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=accumulation, cpu=cpus)
 
 
 def _decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from duotok.recipes import size
 from duotok.recipes.sizing import memory, step
@@ -126,15 +125,6 @@ def test_base_is_the_papers_size():
     assert 0.9e9 < whole(recipes["lm"]).trainable < 1.1e9
 
 
-@pytest.fixture
-def fresh_accelerator():
-    """accelerate holds one precision per process: let this test have its own, and leave none behind."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("name", TRAINED)
 def test_one_bf16_step_is_saved_and_read_back(name: str, tmp_path: Path):
     figures = step.take_step(open_tiny(name), seconds=1.0, batch=2, work=tmp_path)

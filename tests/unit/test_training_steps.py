@@ -192,3 +192,20 @@ def test_precision_follows_the_processor(monkeypatch):
             monkeypatch.setattr(torch.cpu, question, lambda native=native: native)
         assert choose_precision("auto") == ("bf16" if native else "no")
     assert choose_precision("fp32") == "no" and choose_precision("bf16") == "bf16"
+
+
+def test_runs_of_different_precision_share_a_process(tmp_path):
+    products = []
+
+    class Watched(Line):
+        def forward(self, inputs):
+            products.append(self.layer(inputs).dtype)
+            return super().forward(inputs)
+
+    def draw(rng):
+        return {"inputs": torch.from_numpy(rng.normal(size=(8, 3))).float()}
+
+    for number, precision in enumerate(("bf16", "fp32", "bf16")):
+        task = Task(Watched(), draw, lambda folder: folder.mkdir())
+        run_training(task, config(steps=1, precision=precision), tmp_path / str(number))
+    assert products == [torch.bfloat16, torch.float32, torch.bfloat16]
