@@ -164,7 +164,8 @@ def run_training(
                 row = meter.take_row()
                 last = {name: value for name, value in row.items() if section_of(name) == "loss"}
                 if validates:
-                    with meter.paused(), cast:
+                    # In full precision wherever the weights are.
+                    with meter.paused(), cast if deepspeed else contextlib.nullcontext():
                         row |= validate(task, objective, state, accelerator)
                 place = {"step": state.step, "seconds": clock.elapsed()}
                 log.write({**place, "learning_rate": config.learning_rate * factor, **row})

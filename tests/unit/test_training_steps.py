@@ -209,3 +209,20 @@ def test_runs_of_different_precision_share_a_process(tmp_path):
         task = Task(Watched(), draw, lambda folder: folder.mkdir())
         run_training(task, config(steps=1, precision=precision), tmp_path / str(number))
     assert products == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_validation_is_in_full_precision(tmp_path):
+    def draw(rng):
+        return {"inputs": torch.from_numpy(rng.normal(size=(8, 3))).float()}
+
+    task, found = make_task(draw), []
+    assert isinstance(task.objective, Line)
+    layer = task.objective.layer
+
+    def measure():
+        found.append(layer(torch.ones(1, 3)).dtype)
+        return {"figure": 0.0}
+
+    task.validate = measure
+    run_training(task, config(steps=2, precision="bf16", validate_every=1), tmp_path / "run")
+    assert found == [torch.float32] * 2
