@@ -72,19 +72,20 @@ def load_component(
     return model.eval(), description
 
 
-def read_description(folder: str | Path, kind: str) -> dict[str, Any]:
-    """Return the checked config.json of a component folder."""
+def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
+    """Return the checked config.json of a component folder, which must be of one of the kinds."""
+    wanted = " or ".join(kinds)
     path = Path(folder) / "config.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} is missing or unreadable; give a complete {kind} folder") from error
+        raise CheckpointError(f"{path} is missing or unreadable; give a complete {wanted} folder") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON; the {kind} folder is damaged") from error
+        raise CheckpointError(f"{path} is not valid JSON; the {wanted} folder is damaged") from error
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise CheckpointError(f"{path} holds no config; the {kind} folder is damaged")
-    if description.get("kind") != kind:
-        raise CheckpointError(f"{folder} holds a {description.get('kind')!r}, but a {kind!r} is needed")
+        raise CheckpointError(f"{path} holds no config; the {wanted} folder is damaged")
+    if description.get("kind") not in kinds:
+        raise CheckpointError(f"{folder} holds a {description.get('kind')!r}, but a {wanted!r} is needed")
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has format {description.get('format')!r}, this version reads {FORMAT}; upgrade duotok"
