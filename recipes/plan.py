@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 
 
 def read_mfu(run: Path) -> float:
     """Return the median model-FLOPs utilization of the second half of a run's log."""
-    from duotok.recipes.training_log import read_log
+    from duotok.recipes.training.loop.log import read_log
 
     found = [row["mfu"] for row in read_log(run) if row.get("mfu", 0) > 0]
     if not found:
@@ -29,12 +29,12 @@ def read_mfu(run: Path) -> float:
 
 def make_plan(arguments: argparse.Namespace, command: str) -> str:
     """Return the page."""
-    from duotok.lm.layout import TRACKS
+    from duotok.lm.dual_track.layout import TRACKS
     from duotok.recipes.sizing.dry_recipe import open_recipe
     from duotok.recipes.sizing.memory import Activations, count_parts, estimate_activations
     from duotok.recipes.sizing.plan_page import render_plan
     from duotok.recipes.sizing.run_plan import GIGA, Cluster, plan_run
-    from duotok.recipes.training import choose_precision
+    from duotok.recipes.training.loop.loop import choose_precision
     from duotok.tokenizer.model import DuoTokenizer
 
     cluster = Cluster(

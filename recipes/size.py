@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 
 if TYPE_CHECKING:
     from duotok.recipes.sizing.dry_recipe import DryRecipe
@@ -33,7 +33,7 @@ def measure_size(recipe: "DryRecipe", *, devices: int, activations: bool) -> dic
         estimate_activations,
         state_bytes,
     )
-    from duotok.recipes.training import choose_precision
+    from duotok.recipes.training.loop.loop import choose_precision
 
     parts = count_parts(recipe)
     whole = sum(parts.values(), PartSize())
@@ -119,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--devices must be at least 1 and --step-batch at least 2")
 
     def measure() -> None:
-        from duotok.recipes.json_files import write_json
         from duotok.recipes.sizing.dry_recipe import open_recipe
         from duotok.recipes.sizing.step import step_in_subprocess
+        from duotok.tokenizer.common.json_files import write_json
 
         recipes = [
             open_recipe(path, arguments.set, text_tokens=arguments.text_tokens) for path in arguments.recipes

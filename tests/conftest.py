@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.bundle import assemble_bundle
+from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -82,8 +82,8 @@ def _synthetic_item(root: Path, split: str, number: int, seconds: float = 8.0) -
 def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     """Real components of tiny size with random weights that belong together: {name: folder}."""
     # Imported here: most tests need no models, and these take seconds to import.
-    from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-    from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+    from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+    from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
     from duotok.recipes.tokenizer.text import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
     from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig

@@ -14,12 +14,12 @@ import torch
 
 from duotok.recipes.ablation.measure import measure_variant
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
-from duotok.recipes.json_files import write_json
 from duotok.recipes.lm.tokenize import tokenize
 from duotok.recipes.tokenizer.text import write_text_model
-from duotok.recipes.training import run_training
+from duotok.recipes.training.loop.loop import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.json_files import write_json
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 STAGES = ("stage1", "stage2", "stage3", "lm")

@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm import metrics
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import score_batch
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation.tokenizer_part import frame_correlation
 from duotok.recipes.lm.token_shards import TokenShards

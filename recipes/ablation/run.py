@@ -17,10 +17,10 @@ from pathlib import Path
 
 from duotok.recipes.ablation.chain import Budget, Chain, Variant
 from duotok.recipes.ablation.table import describe, render_table
-from duotok.recipes.command import guard
-from duotok.recipes.json_files import read_json, write_json
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from duotok.tokenizer.common.json_files import read_json, write_json
 
 Config = Variant  # what a YAML of this folder holds
 

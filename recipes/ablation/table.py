@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from duotok.recipes.command import guard
-from duotok.recipes.json_files import read_json
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.json_files import read_json
 
 TRACKS = ("vocal", "accompaniment")
 RANKS = (1, 5, 10, 50)

@@ -12,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from duotok.recipes.command import guard
 from duotok.recipes.corpus.manifest import SPLITS, Item, append_items, read_manifest
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 import numpy as np
 from torch import Tensor
 
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.sampling import next_window_start
-from duotok.recipes.music.tempo import ENVELOPE_RATE_HZ
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.sampling import next_window_start
+from duotok.tokenizer.music.tempo import ENVELOPE_RATE_HZ
 
 SPAN_SECONDS = 6.0  # of music on each side of a point, of which the phase is taken
 LOST_BEATS = 0.25  # mean error of a phase that is drawn by chance

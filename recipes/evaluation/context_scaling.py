@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.layout import MODES
+from duotok.lm.dual_track.layout import MODES
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import score_batch
 from duotok.lm.metrics import codebook_normalized_bits, nats_to_bits, relative_gain_percent, rising_share
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import score_batch
 from duotok.recipes.evaluation.diagnosis import Windows
 
 LENGTHS_SECONDS = (5.0, 10.0, 20.0, 30.0)

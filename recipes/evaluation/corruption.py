@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import mask_source, score_batch, shift_source
 from duotok.lm.metrics import corruption_cost_percent, rising_share
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import mask_source, score_batch, shift_source
 from duotok.recipes.evaluation.diagnosis import Windows
 
 SHIFTS_SECONDS = (0.04, 0.08, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
+from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.vocal import load_vocal
 from duotok.recipes.evaluation.coherence import (
     FRAME_RATE_HZ,
     Coherence,
@@ -20,18 +22,16 @@ from duotok.recipes.evaluation.coherence import (
     measure_in_key,
     pair_with_others,
 )
-from duotok.recipes.evaluation.decoding_plot import draw_guidance
 from duotok.recipes.evaluation.decoding_speed import CANDIDATES, time_decoding
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
 from duotok.recipes.evaluation.generate_part import join_vocals, listen_to_singer
 from duotok.recipes.evaluation.readout_part import compare_keys
 from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.music.activity import at_chroma_rate, estimate_activity
-from duotok.recipes.music.chroma import CHROMA_RATE_HZ
-from duotok.recipes.music.key import read_key
-from duotok.recipes.pipeline import Accompanist
-from duotok.recipes.vocal import load_vocal
+from duotok.recipes.research.decoding_plot import draw_guidance
 from duotok.tokenizer.model import ReadOut
+from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
+from duotok.tokenizer.music.key import read_key
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0)
 _ITEMS, _SECONDS = 24, 20.0

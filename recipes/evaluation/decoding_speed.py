@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.model import DualTrackLM
-from duotok.lm.sampling import generate_candidates
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.sampling import generate_candidates
 from duotok.recipes.evaluation.plain_decoding import generate_plainly
 from duotok.recipes.evaluation.speed import CORES
 

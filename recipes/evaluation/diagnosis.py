@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.model import DualTrackLM
+from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.evaluation.coherence import pair_with_others
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items

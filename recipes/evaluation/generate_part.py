@@ -29,7 +29,7 @@ from duotok.recipes.evaluation.tokenizer_part import frame_correlation
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
 if TYPE_CHECKING:
-    from duotok.recipes.pipeline import Accompanist
+    from duotok.recipes.accompany.pipeline import Accompanist
 
 _ITEMS, _SECONDS = 24, 20.0
 _SPEED_SECONDS = (30, 180)
@@ -37,7 +37,7 @@ _SPEED_SECONDS = (30, 180)
 
 def measure_generate(settings: Settings) -> dict[str, float]:
     """Coherence of generated, real, mismatched and silent accompaniments; then sound, speed and memory."""
-    from duotok.recipes.pipeline import Accompanist
+    from duotok.recipes.accompany.pipeline import Accompanist
 
     accompanist = Accompanist.from_pretrained(settings.bundle)
     items = read_test_items(settings.corpus)

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm import metrics
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import Scores, mask_source, score_batch, shift_source
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import Scores, mask_source, score_batch, shift_source
 from duotok.recipes.evaluation.coherence import pair_with_others
 from duotok.recipes.evaluation.context_scaling import measure_context
 from duotok.recipes.evaluation.corruption import severity_figures

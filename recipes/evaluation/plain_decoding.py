@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from duotok.lm.choice import SamplingConfig, draw_uniform, pick_codes
-from duotok.lm.layout import Layout
-from duotok.lm.lead_sheet import commit
-from duotok.lm.model import DualTrackLM
+from duotok.lm.dual_track.choice import SamplingConfig, draw_uniform, pick_codes
+from duotok.lm.dual_track.layout import Layout
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.sheet.columns import commit
 from duotok.tokenizer.common.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm import metrics
-from duotok.lm.layout import MODES
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import Scores, score_batch
+from duotok.lm.dual_track.layout import MODES
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import Scores, score_batch
 from duotok.recipes.evaluation.diagnosis import Windows
 from duotok.tokenizer.model import TRACKS
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.bundle import read_bundle_description
+from duotok.recipes.accompany.bundle import read_bundle_description
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.audio_metrics import compare_spectra, mel_distance
 from duotok.recipes.evaluation.coherence import pair_with_others

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from duotok.recipes.evaluation.plots import COLORS, save_figure
 from duotok.recipes.evaluation.quality_result import Quality
 from duotok.recipes.evaluation.quality_sounds import SOUNDS
 from duotok.recipes.evaluation.quality_table import MEASURES, PAPER
+from duotok.recipes.research.plots import COLORS, save_figure
 
 _COLUMNS = 4
 _ANCHORS = {

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from duotok.recipes.accompany.mix import match_level
+from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.settings import resolve_settings
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.rebuilding import rebuild_by_vae, rebuild_from_codes
-from duotok.recipes.loudness import match_level
-from duotok.recipes.pipeline import Accompanist
-from duotok.recipes.settings import resolve_settings
 
 # Sound -> what it is. The last four are references.
 SOUNDS = {

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from duotok.recipes.bundle import read_bundle_description
+from duotok.recipes.accompany.bundle import read_bundle_description
+from duotok.recipes.accompany.mix import match_level
+from duotok.recipes.accompany.settings import resolve_settings
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
 from duotok.recipes.evaluation.rebuilding import rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings
@@ -17,8 +19,6 @@ from duotok.recipes.evaluation.vae_quality import (
     measure_vae,
 )
 from duotok.recipes.evaluation.whole_song import measure_whole_song
-from duotok.recipes.loudness import match_level
-from duotok.recipes.settings import resolve_settings
 from duotok.renderer.song import Renderer
 from duotok.renderer.vae_open import open_vae
 from duotok.tokenizer.model import DuoTokenizer

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from duotok.recipes.command import guard
 from duotok.recipes.evaluation.settings import Settings
+from duotok.tokenizer.common.command import guard
 
 # The module and the function that measure a part; imported only when the part is asked for.
 MEASURES = {
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        from duotok.recipes.bundle import default_bundle
+        from duotok.recipes.accompany.bundle import default_bundle
         from duotok.recipes.evaluation.results import merge_results
 
         settings = Settings(

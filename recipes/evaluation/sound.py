@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.loudness import measure_loudness
+from duotok.recipes.accompany.mix import measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from duotok.recipes.accompany.mix import match_level
 from duotok.recipes.evaluation.audio_metrics import compare_spectra
-from duotok.recipes.loudness import match_level
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.spectra import LogMel
 

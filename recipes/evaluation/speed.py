@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     arguments = parser.parse_args(argv)
     keep_to_cores(CORES)
-    from duotok.recipes.pipeline import Accompanist
+    from duotok.recipes.accompany.pipeline import Accompanist
     from duotok.tokenizer.common.audio import audio_seconds
 
     try:

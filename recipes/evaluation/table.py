@@ -10,12 +10,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from duotok.recipes.command import guard
 from duotok.recipes.corpus.manifest import STEMS
 from duotok.recipes.evaluation.lm_rows import DECODING_ROWS, DECODING_SPEED_ROWS, LM_ROWS
 from duotok.recipes.evaluation.table_row import Row
 from duotok.recipes.evaluation.table_row import difference as _difference
 from duotok.recipes.evaluation.table_row import plain as _plain
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
+from duotok.recipes.accompany.settings import GenerationSettings
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.speed import CORES
-from duotok.recipes.settings import GenerationSettings
 from duotok.renderer.song import Renderer, plan_windows
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer

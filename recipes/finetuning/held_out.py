@@ -6,8 +6,8 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import score_batch
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 

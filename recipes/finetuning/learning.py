@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from duotok.lm.model import DualTrackLM
-from duotok.lm.objective import LMObjective
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.objective import LMObjective
 from duotok.recipes.finetuning.held_out import LossMeter
 from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
-from duotok.recipes.json_files import read_json, write_json
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
-from duotok.recipes.training import Task, TrainConfig, run_training
-from duotok.recipes.training_state import TrainingState
+from duotok.recipes.training.loop.checkpoint import TrainingState
+from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
+from duotok.tokenizer.common.json_files import read_json, write_json
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.
 WINDOWS = ((SHORTEST_SECONDS, 4.0), (10.0, 3.0), (30.0, 3.0))

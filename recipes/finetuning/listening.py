@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.layout import TRACKS
+from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.manifest import ACCOMPANIMENT_STEMS
 from duotok.recipes.corpus.song_files import SongFile
 from duotok.recipes.corpus.song_records import SongRecord, check_settings, read_record, write_record

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from duotok.lm.model import DualTrackLM
+from duotok.lm.dual_track.model import DualTrackLM
 from duotok.tokenizer.common.errors import ConfigError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

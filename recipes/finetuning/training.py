@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.recipes.bundle import Bundle
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.recipes.accompany.bundle import Bundle
 from duotok.recipes.corpus.song_records import check_settings
 from duotok.recipes.finetuning.held_out import LossMeter, choose_held_out
 from duotok.recipes.finetuning.learning import learn, open_windows
@@ -15,9 +15,9 @@ from duotok.recipes.finetuning.listening import Listened
 from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
 from duotok.recipes.finetuning.result import write_model, write_report
 from duotok.recipes.finetuning.settings import FinetuneSettings
-from duotok.recipes.json_files import read_json, write_json
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.json_files import read_json, write_json
 
 
 def train_model(

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from duotok.recipes.evaluation.plots import save_figure
-from duotok.recipes.json_files import write_json
 from duotok.recipes.listening.opinion import Opinion
 from duotok.recipes.listening.page import SCALE
+from duotok.recipes.research.plots import save_figure
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.json_files import write_json
 
 TABLE, FIGURES, PICTURE = "mos.md", "mos.json", "mos.png"
 

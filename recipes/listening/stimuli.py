@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness
+from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, DataError
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.layout import MODES, TRACKS
-from duotok.lm.lead_sheet import unknown_sheet
-from duotok.lm.model import DualTrackLM
+from duotok.lm.dual_track.layout import MODES, TRACKS
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.sheet.columns import unknown_sheet
 from duotok.recipes.lm.sheets import SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from duotok.lm.lead_sheet import CHORD, PLACE, PLACES, UNKNOWN
-from duotok.lm.sheet_reader import SheetReader
+from duotok.lm.sheet.columns import CHORD, PLACE, PLACES, UNKNOWN
+from duotok.lm.sheet.reader import SheetReader
 
 _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 

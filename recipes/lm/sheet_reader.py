@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duotok.lm.sheet_reader import SheetReaderConfig
-from duotok.recipes.command import recipe_main
+from duotok.lm.sheet.reader import SheetReaderConfig
 from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, SheetWindows
-from duotok.recipes.training import Task, TrainConfig
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import DataError
 
 _VALIDATION_ITEMS = 40
@@ -32,7 +32,7 @@ def build(config: Config) -> Task:
     """Make the objective and its batches."""
     import torch
 
-    from duotok.lm.sheet_reader import SheetReader
+    from duotok.lm.sheet.reader import SheetReader
     from duotok.recipes.lm.sheet_agreement import measure_agreement
     from duotok.recipes.lm.sheet_labels import SheetLabels
     from duotok.recipes.lm.token_shards import TokenShards, split_songs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from duotok.lm.lead_sheet import CHORD, PLACE, UNKNOWN
-from duotok.lm.sheet_reader import SheetReader
+from duotok.lm.sheet.columns import CHORD, PLACE, UNKNOWN
+from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.sheet_labels import SheetLabels
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError

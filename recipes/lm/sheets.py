@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.lead_sheet import TRUST, UNKNOWN, unknown_sheet
-from duotok.lm.sheet_reader import SheetReader
+from duotok.lm.sheet.columns import TRUST, UNKNOWN, unknown_sheet
+from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.sheet_labels import SheetLabels
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError

@@ -27,7 +27,7 @@ _tokenizer: "DuoTokenizer | None" = None  # one per worker process
 
 def read_waves(items: "Sequence[Item]") -> "dict[str, list[Tensor]]":
     """Return the mono waves of a batch of items, by track."""
-    from duotok.lm.layout import TRACKS
+    from duotok.lm.dual_track.layout import TRACKS
 
     return {track: [item.read(track).mean(dim=0, keepdim=True) for item in items] for track in TRACKS}
 
@@ -64,7 +64,7 @@ def encode_items(
     """Return each item's codes [frames] int32 by track, or the reason why there are none."""
     import torch
 
-    from duotok.lm.layout import TRACKS
+    from duotok.lm.dual_track.layout import TRACKS
 
     found: list[dict[str, np.ndarray] | str] = [each if isinstance(each, str) else "" for each in waves]
     readable = [(number, each) for number, each in enumerate(waves) if not isinstance(each, str)]

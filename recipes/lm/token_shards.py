@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from duotok.lm.layout import TRACKS
+from duotok.lm.dual_track.layout import TRACKS
 from duotok.tokenizer.common.errors import DataError
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHOWN_REASONS = 3
 
 def open_index(folder: Path, tokenizer: "DuoTokenizer") -> "TokenIndex":
     """Return the folder's index, new or of an earlier run by the same tokenizer."""
-    from duotok.lm.layout import TRACKS
+    from duotok.lm.dual_track.layout import TRACKS
     from duotok.recipes.lm.token_shards import TokenIndex, read_index
 
     found = read_index(folder)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.recipes.command import recipe_main
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.lm.data import DataConfig
 from duotok.recipes.lm.sheets import SheetConfig
 from duotok.recipes.lm.validation import ValidationConfig
-from duotok.recipes.training import Task, TrainConfig
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build(config: Config) -> Task:
     """Make the objective and its batches."""
     import torch
 
-    from duotok.lm.objective import LMObjective
+    from duotok.lm.dual_track.objective import LMObjective
     from duotok.recipes.lm.data import WindowSource
     from duotok.recipes.lm.sheets import SheetSource
     from duotok.recipes.lm.token_shards import TokenShards
@@ -72,7 +72,7 @@ def build(config: Config) -> Task:
 
 def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:
     """Return a new model for the tokenizer, or the one to start from, checked against the tokens."""
-    from duotok.lm.sheet_reader import SheetReader
+    from duotok.lm.sheet.reader import SheetReader
     from duotok.tokenizer.model import DuoTokenizer
 
     if config.start_from is not None:

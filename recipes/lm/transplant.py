@@ -15,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duotok.lm.codes import TrackCodes
-    from duotok.lm.model import DualTrackLM
-    from duotok.lm.sheet_reader import SheetReader
+    from duotok.lm.dual_track.codes import TrackCodes
+    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.lm.sheet.reader import SheetReader
     from duotok.recipes.lm.token_shards import TokenShards
     from duotok.tokenizer.model import DuoTokenizer
 
@@ -43,8 +43,8 @@ def transplant(
     """
     import torch
 
-    from duotok.lm.layout import TRACKS
-    from duotok.lm.model import DualTrackLM
+    from duotok.lm.dual_track.layout import TRACKS
+    from duotok.lm.dual_track.model import DualTrackLM
 
     check_tokens(old, str(lm.tokenizer_fingerprint))
     check_tokens(new, str(tokenizer.fingerprint))
@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        from duotok.lm.model import DualTrackLM
-        from duotok.lm.sheet_reader import SheetReader
+        from duotok.lm.dual_track.model import DualTrackLM
+        from duotok.lm.sheet.reader import SheetReader
         from duotok.recipes.lm.token_shards import TokenShards
         from duotok.tokenizer.model import DuoTokenizer
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from duotok.lm.layout import TRACKS
+from duotok.lm.dual_track.layout import TRACKS
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import score_batch
 from duotok.lm.metrics import codebook_normalized_bits
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import score_batch
 from duotok.recipes.lm.data import DataConfig
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 
 if TYPE_CHECKING:
     from torch import Tensor

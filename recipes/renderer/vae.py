@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.recipes.command import recipe_main
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.excerpts import ExcerptConfig, draw_excerpt
 from duotok.recipes.renderer.vae_energy import fit_energy_gains
 from duotok.recipes.renderer.vae_linear import fit_linear
 from duotok.recipes.renderer.vae_objective import VAELossConfig, VAEObjective
 from duotok.recipes.renderer.vae_start import fit_from_start
-from duotok.recipes.training import Task, TrainConfig
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop.loop import Task, TrainConfig
 from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:

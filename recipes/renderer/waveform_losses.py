@@ -8,7 +8,7 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor, nn
 
-from duotok.recipes.loudness import K_WEIGHTING
+from duotok.recipes.accompany.mix import K_WEIGHTING
 from duotok.tokenizer.common.errors import ConfigError
 
 _TAPS = 4096  # of the K-weighting; the slowest pole, at 38 Hz, has decayed to 1e-8

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.recipes.command import recipe_main
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.excerpts import ExcerptConfig, draw_excerpt
 from duotok.recipes.renderer.waveform_losses import WaveformLossConfig
 from duotok.recipes.renderer.waveform_objective import AdversaryConfig, WaveformObjective
-from duotok.recipes.training import Task, TrainConfig
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop.loop import Task, TrainConfig
 from duotok.renderer.vae_oobleck import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from duotok.recipes.bundle import default_bundle
+from duotok.recipes.accompany.bundle import default_bundle
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.separator import MaskSeparator
 

@@ -9,12 +9,12 @@ appendix B) and as torch's FlopCounterMode counts. Look-ups, norms and softmax a
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from duotok.lm.layout import MODES, TRACKS, mode_into
+from duotok.lm.dual_track.layout import MODES, TRACKS, mode_into
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duotok.lm.model import DualTrackLMConfig
+    from duotok.lm.dual_track.model import DualTrackLMConfig
     from duotok.recipes.lm.data import DataConfig
 
 TERA = 1e12

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from duotok.lm.layout import TRACKS
-from duotok.lm.model import DualTrackLMConfig
+from duotok.lm.dual_track.layout import TRACKS
+from duotok.lm.dual_track.model import DualTrackLMConfig
 from duotok.recipes.sizing.dry_recipe import DryRecipe, LMRecipe
 from duotok.recipes.sizing.flops import mean_flops_and_tokens, step_seconds
 from duotok.recipes.sizing.memory import ZERO_STAGES, Activations, PartSize, StateBytes, state_bytes

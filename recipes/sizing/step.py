@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError, DuoTokError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def take_step(
 
     from duotok.recipes.evaluation.speed import peak_memory_gb
     from duotok.recipes.sizing.dry_recipe import Scale
-    from duotok.recipes.training import run_training
+    from duotok.recipes.training.loop.loop import run_training
 
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)

@@ -52,7 +52,7 @@ train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-20}" "${from[@]}"
 
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
     --out "$runs/tokens/train" --workers "$(nproc)"
-train music.learn music/learn/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
+train music.learn tokenizer/harmony_reader/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
 # The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too.
 transposed=$data/train-transposed.jsonl
@@ -71,7 +71,7 @@ python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae
 train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
 
-vocal= # its decoder is for `python -m duotok.recipes.render --track vocal`; generate does without
+vocal= # its decoder is for `python -m duotok.recipes.accompany.render --track vocal`; generate does without
 if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
         --manifest "$data/train.jsonl" --track vocal --out "$runs/latents/vocal"
@@ -80,7 +80,7 @@ if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     vocal=$runs/vocal/final
 fi
 
-python -m duotok.recipes.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
+python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
     --default guidance=2 --default steps=4 --default render_guidance=1.5

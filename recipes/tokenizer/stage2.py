@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duotok.recipes.command import recipe_main
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.tokenizer.supervision import collate_cuts
-from duotok.recipes.training import Task, TrainConfig
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.objectives import LossWeights, MultiTaskObjective

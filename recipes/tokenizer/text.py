@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from duotok.recipes.command import guard
+from duotok.tokenizer.common.command import guard
 
 
 def train_text_model(lines: Sequence[str], pieces: int) -> bytes:

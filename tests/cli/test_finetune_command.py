@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes import finetune, generate
-from duotok.recipes.bundle import assemble_bundle, load_bundle, read_bundle_description
+from duotok.recipes.accompany import generate
+from duotok.recipes.accompany.bundle import assemble_bundle, load_bundle, read_bundle_description
+from duotok.recipes.finetuning import finetune
 from duotok.recipes.finetuning.learning import LMObjective
 
 
@@ -32,7 +33,7 @@ def run(*arguments: object) -> int:
 
 
 def test_help_is_instant():
-    script = "import sys; from duotok.recipes.finetune import main\n"
+    script = "import sys; from duotok.recipes.finetuning.finetune import main\n"
     script += "try: main(['--help'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "--songs" in done.stdout

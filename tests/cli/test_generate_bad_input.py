@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.generate import main
+from duotok.recipes.accompany.generate import main
 
 
 def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -125,7 +125,7 @@ def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "duotok.recipes.generate",
+        "duotok.recipes.accompany.generate",
         "--vocal",
         "nothing.wav",
         "--model",

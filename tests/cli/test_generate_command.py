@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.generate import main
+from duotok.recipes.accompany.generate import main
 
 OURS = ["accompaniment.wav", "mix.wav", "report.json"]
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "duotok.recipes.generate", *map(str, arguments)]
+    command = [sys.executable, "-m", "duotok.recipes.accompany.generate", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
 
@@ -25,7 +25,7 @@ def base(tiny_bundle) -> list[str]:
 
 
 def test_help_is_instant():
-    script = "import sys; from duotok.recipes.generate import main\n"
+    script = "import sys; from duotok.recipes.accompany.generate import main\n"
     script += "try: main(['--help'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0

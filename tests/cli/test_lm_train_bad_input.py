@@ -102,7 +102,7 @@ def test_out_of_memory(folders, capsys, monkeypatch):
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("duotok.lm.model.DualTrackLM.hidden_states", fail)
+    monkeypatch.setattr("duotok.lm.dual_track.model.DualTrackLM.hidden_states", fail)
     assert start(folders) == 1
     line = told(capsys)
     assert "out of memory at step 1; there is no checkpoint yet; lower train.batch_size (8)" in line

@@ -1,4 +1,4 @@
-"""`python -m duotok.recipes.render`: a round trip through the tokens of either track, and bad input."""
+"""`python -m duotok.recipes.accompany.render`: a round trip through the tokens of either track, and bad input."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from duotok.recipes import render
-from duotok.recipes.bundle import assemble_bundle, load_bundle, main
-from duotok.recipes.codes_file import read_codes
+from duotok.recipes.accompany import render
+from duotok.recipes.accompany.bundle import assemble_bundle, load_bundle, main
+from duotok.recipes.accompany.codes_file import read_codes
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import DuoTokenizer

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes import generate, separate
-from duotok.recipes.bundle import assemble_bundle
+from duotok.recipes.accompany import generate, separate
+from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.tokenizer.common.audio import read_audio
 
 STEMS = ("vocal", "drums", "bass", "other")

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from duotok.recipes import listen
+from duotok.recipes.listening import listen
 from duotok.recipes.listening.page import PageSettings, key_path, read_key, write_page
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -22,11 +22,11 @@ import psutil
 import pytest
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import train
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard
-from duotok.recipes.training_log import read_log
+from duotok.recipes.training.loop.log import read_log
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from duotok.recipes.lm import train
-from duotok.recipes.training import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DuoTokError
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sampling import generate_track
-from duotok.lm.scoring import score_batch
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.sampling import generate_track
+from duotok.lm.dual_track.scoring import score_batch
 
 GOLDEN = Path(__file__).with_name("lm_golden.json")
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sampling import generate_track, next_window_start
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.sampling import generate_track, next_window_start
 
 torch.manual_seed(0)
 LM = DualTrackLM(

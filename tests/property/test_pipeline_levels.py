@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness, mix_down
-from duotok.recipes.music.chords import CHORD_NAMES, estimate_chords
+from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness, mix_down
+from duotok.tokenizer.music.chord_names import CHORD_NAMES
+from duotok.tokenizer.music.chords import estimate_chords
 
 
 def noise(samples: int, level: float, seed: int) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_files_are_short(path):
         ("tokenizer", "from duotok.tokenizer.common import audio"),
         ("lm", "from ..renderer.song import Renderer"),
         ("lm", "from .. import recipes"),
-        ("renderer", "import duotok.lm.model"),
+        ("renderer", "import duotok.lm.dual_track.model"),
         ("recipes", "from . import training"),
         ("recipes", "import lm.model"),
     ],

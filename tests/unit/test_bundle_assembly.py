@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.recipes import bundle as bundles
-from duotok.recipes.bundle import COMPONENTS, assemble_bundle, load_bundle, main
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.recipes.accompany import bundle as bundles
+from duotok.recipes.accompany.bundle import COMPONENTS, assemble_bundle, load_bundle, main
 from duotok.tokenizer.common.checkpoint import SHARD_BYTES
 from duotok.tokenizer.common.errors import CheckpointError
 

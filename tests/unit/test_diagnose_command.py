@@ -11,9 +11,10 @@ import torch
 from matplotlib.image import imread
 
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
-from duotok.recipes.evaluation import corruption, diagnose
+from duotok.recipes.evaluation import corruption
 from duotok.recipes.evaluation.diagnosis import Recording
-from duotok.recipes.evaluation.probe_mel import MEL_BANDS, measure_mel
+from duotok.recipes.research import diagnose
+from duotok.recipes.research.probe_mel import MEL_BANDS, measure_mel
 from duotok.tokenizer.model import TRACKS
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from duotok.lm.model import DualTrackLM
-from duotok.lm.scoring import score_batch
-from duotok.recipes.evaluation.code_usage import count_usage
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.evaluation.context_scaling import cut_pieces, measure_context
 from duotok.recipes.evaluation.corruption import measure_corruption, relative_cost
 from duotok.recipes.evaluation.diagnosis import Windows
 from duotok.recipes.evaluation.lm_part import measure_codes
-from duotok.recipes.evaluation.tag_scores import score_majority, score_tags
+from duotok.recipes.research.code_usage import count_usage
+from duotok.recipes.research.tag_scores import score_majority, score_tags
 from duotok.tokenizer.common.errors import DataError
 
 RATE_HZ = 25.0

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.evaluation import diagnose
-from duotok.recipes.evaluation.tagging import find_clip, read_annotations, split_of
+from duotok.recipes.research import diagnose
+from duotok.recipes.research.tagging import find_clip, read_annotations, split_of
 from duotok.tokenizer.common.errors import DataError
 
 RATE_HZ = 16_000

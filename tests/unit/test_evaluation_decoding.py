@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.model import DualTrackLM
-from duotok.lm.sampling import generate_track
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.sampling import generate_track
 from duotok.recipes.evaluation import decoding_part, decoding_speed
 from duotok.recipes.evaluation.coherence import Coherence
-from duotok.recipes.evaluation.decoding_plot import draw_guidance
 from duotok.recipes.evaluation.plain_decoding import generate_plainly
+from duotok.recipes.research.decoding_plot import draw_guidance
 from duotok.tokenizer.common.errors import ConfigError
 
 

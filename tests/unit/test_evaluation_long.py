@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.model import DualTrackLM
-from duotok.lm.sampling import generate_candidates
-from duotok.lm.window import WindowSampler
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.sampling import generate_candidates
+from duotok.lm.dual_track.window import WindowSampler
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation import beat_phase, long_part, long_song
 from duotok.recipes.evaluation.excerpts import read_test_items
-from duotok.recipes.music.tempo import onset_envelope
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import ReadOut
+from duotok.tokenizer.music.tempo import onset_envelope
 
 
 def test_joints_of_180_s():

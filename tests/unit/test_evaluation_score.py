@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.recipes.bundle import assemble_bundle
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.recipes.evaluation import decoding_part, lm_part, results, score, speed, table
 
 # DESIGN: the names that others rely on.

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from duotok.recipes.evaluation import step_report, steps
 from duotok.recipes.evaluation.sound_quality import LIVELINESS, MEASURES, measure_quality, worst_loss_percent
-from duotok.recipes.evaluation.step_trials import parse_schedule
+from duotok.recipes.research import step_report, steps
+from duotok.recipes.research.step_trials import parse_schedule
 from duotok.tokenizer.common.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.lm.layout import TRACKS
+from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.song_files import find_songs
 from duotok.recipes.finetuning.listening import (
     Listened,

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from duotok.lm.layout import TRACKS
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.layout import TRACKS
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.finetuning.low_rank import TARGETS, add_adapters, merge_adapters
 from duotok.tokenizer.common.errors import ConfigError
 

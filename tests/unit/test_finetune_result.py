@@ -25,7 +25,7 @@ def test_the_precision_of_a_bundle_is_seen(tiny_components: dict[str, Path], tin
 def test_a_language_model_of_another_tokenizer_makes_no_bundle(
     tiny_bundle: Path, tmp_path: Path, make_tiny_components
 ):
-    from duotok.lm.model import DualTrackLM
+    from duotok.lm.dual_track.model import DualTrackLM
 
     other = DualTrackLM.from_pretrained(make_tiny_components(tmp_path / "other", seed=1)["lm"])
     with pytest.raises(CheckpointError, match="was trained on the tokenizer"):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from duotok.recipes import listen
 from duotok.recipes.evaluation.intervals import mean_and_margin
-from duotok.recipes.json_files import write_json
+from duotok.recipes.listening import listen
 from duotok.recipes.listening.opinion import score_systems
 from duotok.recipes.listening.page import COLUMNS, Key
 from duotok.recipes.listening.ratings import Rating, read_ratings
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.json_files import write_json
 
 CLIPS, SYSTEMS = ("x", "y", "z"), ("original", "tokens")
 KEY = Key(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from duotok.lm.layout import MODES
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.layout import MODES
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.lm import tokenize, train
 from duotok.recipes.lm.token_shards import (
@@ -20,7 +20,7 @@ from duotok.recipes.lm.token_shards import (
     read_index,
     shard_path,
 )
-from duotok.recipes.training import run_training
+from duotok.recipes.training.loop.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import DuoTokenizer
@@ -43,7 +43,7 @@ RECORDED_RUN = """
 import json, os, sys
 from pathlib import Path
 from duotok.recipes.lm import train
-from duotok.recipes.training import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 recipe, out, *overrides = sys.argv[1:]
 config = load_config(train.Config, recipe, overrides)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from duotok.lm.model import DualTrackLM
-from duotok.recipes.lm import layouts
+from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.lm.token_shards import TokenIndex, append_shard
+from duotok.recipes.research import layouts
 from duotok.tokenizer.model import DuoTokenizer
 
 RECIPE = Path(layouts.__file__).parent / "tiny.yaml"

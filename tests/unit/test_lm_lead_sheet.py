@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.bars import places_between, track_bars
-from duotok.lm.choice import SamplingConfig
-from duotok.lm.chord_path import track_chords
-from duotok.lm.lead_sheet import (
+from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.sampling import generate_candidates
+from duotok.lm.dual_track.scoring import score_batch
+from duotok.lm.sheet.bars import places_between, track_bars
+from duotok.lm.sheet.chords import track_chords
+from duotok.lm.sheet.columns import (
     CHORD,
     CHORD_TRUST,
-    CHORDS,
     PLACE,
     PLACE_TRUST,
     PLACES,
@@ -23,12 +25,10 @@ from duotok.lm.lead_sheet import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sampling import generate_candidates
-from duotok.lm.scoring import score_batch
-from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
-from duotok.lm.sheet_trust import measure_trust
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
+from duotok.lm.sheet.trust import measure_trust
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.music.chord_names import CHORDS
 
 RATE_HZ = 25.0
 MODE = "vocal_to_accompaniment"

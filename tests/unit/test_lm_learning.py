@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.objective import LMObjective
-from duotok.lm.sampling import generate_track
-from duotok.lm.scoring import mismatch_source, score_batch
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.sampling import generate_track
+from duotok.lm.dual_track.scoring import mismatch_source, score_batch
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
-from duotok.recipes.training import Task, TrainConfig, run_training
+from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
 
 NOTES = 8
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from duotok.lm import metrics
-from duotok.lm.scoring import Scores
+from duotok.lm.dual_track.scoring import Scores
 from duotok.recipes.evaluation.context_scaling import ContextScaling
 from duotok.recipes.evaluation.corruption import Corruption, Cost
 from duotok.recipes.evaluation.predictability import describe_predictability

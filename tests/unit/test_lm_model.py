@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from duotok.lm.layout import lay_out, mode_into
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.scoring import mask_source, mismatch_source, score_batch, shift_source
+from duotok.lm.dual_track.layout import lay_out, mode_into
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.scoring import mask_source, mismatch_source, score_batch, shift_source
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from duotok.lm.choice import SamplingConfig, draw_uniform, pick_codes
-from duotok.lm.decoding import CachedDecoder
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sampling import generate_candidates, generate_track
+from duotok.lm.dual_track.choice import SamplingConfig, draw_uniform, pick_codes
+from duotok.lm.dual_track.decoding import CachedDecoder
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.sampling import generate_candidates, generate_track
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 

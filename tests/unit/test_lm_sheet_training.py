@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, PLACES, UNKNOWN, WRITTEN, write_sheet
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.objective import LMObjective
-from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.sheet.columns import (
+    CHORD,
+    CHORD_TRUST,
+    PLACE,
+    PLACE_TRUST,
+    PLACES,
+    UNKNOWN,
+    WRITTEN,
+    write_sheet,
+)
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.recipes.lm import sheet_reader as recipe
 from duotok.recipes.lm.data import DataConfig, WindowSource
@@ -20,7 +29,7 @@ from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, She
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.recipes.lm.tokenize import main as tokenize
-from duotok.recipes.training import Task, TrainConfig, run_training
+from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 

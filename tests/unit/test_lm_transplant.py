@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.lm import transplant as module
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import DataError

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.lead_sheet import NO_CHORD
 from duotok.recipes.lm import tokenize
-from duotok.recipes.music import learn
-from duotok.recipes.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
-from duotok.recipes.music.labelled_chroma import (
+from duotok.recipes.tokenizer import harmony_reader as learn
+from duotok.recipes.tokenizer.labelled_chroma import (
     BlockSampler,
     ChromaSong,
     LabelledChromaConfig,
@@ -21,6 +19,8 @@ from duotok.recipes.music.labelled_chroma import (
     triad_of,
 )
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.music.chord_names import NO_CHORD
+from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
 
 TINY = Path(learn.__file__).parent / "learn" / "tiny.yaml"
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])

@@ -2,24 +2,25 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.loudness import mix_down
-from duotok.recipes.music.activity import active_segments, at_chroma_rate, estimate_activity
-from duotok.recipes.music.blocks import average_blocks
-from duotok.recipes.music.chords import CHORD_NAMES, estimate_chords
-from duotok.recipes.music.chroma import correlate_chroma, measure_chroma
-from duotok.recipes.music.coherence import Coherence, measure_coherence
-from duotok.recipes.music.harmony_reader import (
+from duotok.recipes.accompany.mix import mix_down
+from duotok.recipes.accompany.report import describe_music
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.model import ReadOut
+from duotok.tokenizer.music.activity import active_segments, at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.blocks import average_blocks
+from duotok.tokenizer.music.chord_names import CHORD_NAMES
+from duotok.tokenizer.music.chords import estimate_chords
+from duotok.tokenizer.music.chroma import correlate_chroma, measure_chroma
+from duotok.tokenizer.music.coherence import Coherence, measure_coherence
+from duotok.tokenizer.music.harmony_reader import (
     HarmonyReader,
     HarmonyReaderConfig,
     default_reader,
     surroundings,
 )
-from duotok.recipes.music.key import Key, estimate_key, read_key
-from duotok.recipes.music.pitch import PITCH_RATE_HZ, sung_pitch
-from duotok.recipes.music.tempo import estimate_tempo, onset_envelope, track_beats
-from duotok.recipes.report import describe_music
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.model import ReadOut
+from duotok.tokenizer.music.key import Key, estimate_key, read_key
+from duotok.tokenizer.music.pitch import PITCH_RATE_HZ, sung_pitch
+from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 from duotok.tokenizer.spectra import Chroma
 
 TRIADS = {"maj": (0, 4, 7), "min": (0, 3, 7)}

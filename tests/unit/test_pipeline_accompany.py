@@ -4,8 +4,8 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.lead_sheet import SheetWishes
-from duotok.recipes.pipeline import STAGES, Accompanist, choose_device
+from duotok.recipes.accompany.pipeline import STAGES, Accompanist, choose_device
+from duotok.recipes.accompany.wishes import SheetWishes
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.bars import places_between
-from duotok.lm.lead_sheet import CHORD, CHORD_TRUST, NO_CHORD, PLACE, UNKNOWN, WRITTEN, unknown_sheet
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sheet_reader import SheetReader, SheetReaderConfig
-from duotok.recipes.lead_sheet import SheetWishes, describe_sheet, make_sheet, read_chart
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.sheet.bars import places_between
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, UNKNOWN, WRITTEN, unknown_sheet
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
+from duotok.recipes.accompany.wishes import SheetWishes, describe_sheet, make_sheet, read_chart
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.music.chord_names import NO_CHORD
 
 RATE_HZ = 25.0
 

@@ -5,7 +5,7 @@ import pyloudnorm
 import pytest
 import torch
 
-from duotok.recipes.loudness import PEAK_LIMIT, measure_loudness, mix_down
+from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness, mix_down
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from duotok.recipes.output import OutputError, OutputFolder, write_result
+from duotok.recipes.accompany.output import OutputError, OutputFolder, write_result
 
 
 def fill(folder, files=("report.json",)):

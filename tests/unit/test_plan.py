@@ -9,9 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from duotok.lm.layout import MODES
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.objective import LMObjective
+from duotok.lm.dual_track.layout import MODES
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track.objective import LMObjective
 from duotok.recipes import plan
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
@@ -19,7 +19,7 @@ from duotok.recipes.sizing.dry_recipe import LMRecipe, open_recipe
 from duotok.recipes.sizing.flops import batch_flops, batch_tokens, mean_flops_and_tokens
 from duotok.recipes.sizing.memory import Activations, PartSize, count_parts
 from duotok.recipes.sizing.run_plan import Cluster, checkpoint_bytes, plan_run
-from duotok.recipes.training import run_training
+from duotok.recipes.training.loop.loop import run_training
 from duotok.tokenizer.common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

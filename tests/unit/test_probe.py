@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.evaluation.probe_data import (
+from duotok.recipes.research.probe_data import (
     Label,
     ProbeSet,
     clip_starts,
@@ -17,8 +17,8 @@ from duotok.recipes.evaluation.probe_data import (
     normalize_key,
     split_songs,
 )
-from duotok.recipes.evaluation.probe_model import ConformerConfig, ConformerProbe
-from duotok.recipes.evaluation.probe_training import (
+from duotok.recipes.research.probe_model import ConformerConfig, ConformerProbe
+from duotok.recipes.research.probe_training import (
     ProbeTraining,
     fit_linear,
     mean_by_owner,
@@ -26,7 +26,7 @@ from duotok.recipes.evaluation.probe_training import (
     predict_conformer,
     train_conformer,
 )
-from duotok.recipes.evaluation.tag_scores import TagScores, score_tags
+from duotok.recipes.research.tag_scores import TagScores, score_tags
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 CODES, FRAMES = 16, 60

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.lead_sheet import CHORDS, NO_CHORD
-from duotok.recipes.pipeline import Accompanist
-from duotok.recipes.ranking import (
+from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.rank import (
     WEIGHTS,
     Fit,
     TrackReading,
@@ -18,8 +17,9 @@ from duotok.recipes.ranking import (
     read_track,
     sung_over_chords,
 )
-from duotok.recipes.vocal import load_vocal
+from duotok.recipes.accompany.vocal import load_vocal
 from duotok.tokenizer.model import ReadOut
+from duotok.tokenizer.music.chord_names import CHORDS, NO_CHORD
 
 BLOCKS = 60
 C_MAJOR, F_MAJOR, G_MAJOR = 0, 5, 7

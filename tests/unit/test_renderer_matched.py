@@ -8,8 +8,8 @@ import pytest
 import soxr
 import torch
 
-from duotok.recipes.renderer import matched
-from duotok.recipes.renderer.matched_codecs import (
+from duotok.recipes.research import matched
+from duotok.recipes.research.matched_codecs import (
     CodecConfig,
     fit_mel_centres,
     make_mel_codec,

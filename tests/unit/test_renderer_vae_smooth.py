@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from duotok.recipes.bundle import default_bundle
+from duotok.recipes.accompany.bundle import default_bundle
 from duotok.recipes.evaluation.audio_metrics import compare_spectra
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio

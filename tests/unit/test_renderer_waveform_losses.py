@@ -7,7 +7,7 @@ import torch
 from scipy.signal import freqz
 from torch import Tensor
 
-from duotok.recipes.loudness import K_WEIGHTING, measure_loudness
+from duotok.recipes.accompany.mix import K_WEIGHTING, measure_loudness
 from duotok.recipes.renderer.adversarial_losses import (
     adversarial_loss,
     discriminator_loss,

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from duotok.lm import attention
-from duotok.lm.attention import choose_attention
-from duotok.lm.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track import attention
+from duotok.lm.dual_track.attention import choose_attention
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 
 CUDA, HALF = torch.device("cuda", 0), torch.bfloat16
 
@@ -50,7 +50,7 @@ def test_the_choice_is_logged_once(caplog):
     ).eval()
     codes = {track: torch.zeros(1, 4, dtype=torch.int64) for track in ("vocal", "accompaniment")}
     layout = lm.lay_out(codes, "unconditional")
-    with caplog.at_level(logging.INFO, logger="duotok.lm.model"), torch.no_grad():
+    with caplog.at_level(logging.INFO, logger="duotok.lm.dual_track.model"), torch.no_grad():
         for _ in range(3):
             lm(layout)
     told = [record.getMessage() for record in caplog.records if "attention" in record.getMessage()]

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from duotok.recipes import training_deepspeed, training_deepspeed_config, training_failures, training_state
 from duotok.recipes.lm import data, token_shards, train
+from duotok.recipes.training.loop import checkpoint as training_state
+from duotok.recipes.training.loop import deepspeed_config as training_deepspeed_config
+from duotok.recipes.training.loop import deepspeed_engine as training_deepspeed
+from duotok.recipes.training.loop import failures as training_failures
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 

@@ -1,0 +1,88 @@
+"""The lead sheet: the place in the bar and the chord of every frame, as a band would have them on paper.
+
+The language model may be shown one beside the vocal. Both are read out of the vocal by `SheetReader`, or
+given by whoever knows better; a frame of which one is not known is UNKNOWN there. With each stands how far it
+can be trusted, as a level.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...tokenizer.common.errors import DataError
+from ...tokenizer.music.chord_names import CHORDS
+
+PLACES = 16  # parts of a bar
+UNKNOWN = -1
+WRITTEN = 8  # the highest level of trust: known, not read
+PLACE, CHORD, PLACE_TRUST, CHORD_TRUST = range(4)  # columns of a sheet [..., 4] int64
+COLUMNS = 4
+TRUST = {PLACE: PLACE_TRUST, CHORD: CHORD_TRUST}
+
+
+def unknown_sheet(*shape: int, device: torch.device | None = None) -> Tensor:
+    """Return a sheet [*shape, COLUMNS] of which nothing is known."""
+    return torch.full((*shape, COLUMNS), UNKNOWN, device=device)
+
+
+def write_sheet(places: np.ndarray, chords: np.ndarray) -> Tensor:
+    """Return the sheet [frames, COLUMNS] of places and chords [frames] that are known, where not UNKNOWN."""
+    sheet = unknown_sheet(len(places))
+    sheet[:, PLACE], sheet[:, CHORD] = torch.from_numpy(places), torch.from_numpy(chords)
+    return commit(sheet)
+
+
+def check_sheet(sheet: Tensor, frames: int) -> Tensor:
+    """Return a sheet [..., frames, COLUMNS] as it is; raise DataError unless it is one of so many frames."""
+    if sheet.ndim < 2 or sheet.shape[-2:] != (frames, COLUMNS):
+        raise DataError(
+            f"the lead sheet is {tuple(sheet.shape)}, not [..., {frames}, {COLUMNS}]; cut it alike"
+        )
+    for column, size, name in (
+        (PLACE, PLACES, "places in the bar"),
+        (CHORD, CHORDS, "chords"),
+        (PLACE_TRUST, WRITTEN + 1, "trust in the places"),
+        (CHORD_TRUST, WRITTEN + 1, "trust in the chords"),
+    ):
+        values = sheet[..., column]
+        if values.numel() and (int(values.min()) < UNKNOWN or int(values.max()) >= size):
+            raise DataError(f"{name} of a lead sheet must be in {UNKNOWN}..{size - 1}")
+    return sheet
+
+
+def commit(sheet: Tensor) -> Tensor:
+    """Return a sheet [..., COLUMNS] that is believed as if all that is known of it were written.
+
+    For playing: a band in doubt between its sheet and the singer keeps neither's time, one that follows a
+    wrong sheet at least stays together.
+    """
+    sheet = sheet.clone()
+    for column, trust in TRUST.items():
+        sheet[..., trust] = torch.where(sheet[..., column] == UNKNOWN, UNKNOWN, WRITTEN)
+    return sheet
+
+
+_GAIN = 8.0  # the codes' part of an input is as large; without it the sheet takes long to be noticed
+
+
+class LeadSheetEmbedding(nn.Module):
+    """What a sheet adds to the input of each step; nothing at first, so that a trained model may learn it."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.places = nn.Embedding(PLACES + 1, hidden_dim)  # the first entry: unknown
+        self.chords = nn.Embedding(CHORDS + 1, hidden_dim)
+        # How much of it is heard at each level; a level by itself says nothing.
+        self.place_trust = nn.Embedding(WRITTEN + 2, 1)
+        self.chord_trust = nn.Embedding(WRITTEN + 2, 1)
+        for table in (self.places, self.chords):
+            nn.init.zeros_(table.weight)
+        for table in (self.place_trust, self.chord_trust):
+            with torch.no_grad():
+                table.weight[:, 0] = torch.cat([torch.ones(1), torch.linspace(0.3, 1.0, WRITTEN + 1)])
+
+    def forward(self, sheet: Tensor) -> Tensor:
+        """Sheet [..., COLUMNS] -> [..., hidden_dim]."""
+        place, chord, place_trust, chord_trust = (sheet + 1).unbind(dim=-1)
+        places = self.place_trust(place_trust) * self.places(place)
+        return _GAIN * (places + self.chord_trust(chord_trust) * self.chords(chord))

@@ -1,0 +1,139 @@
+"""Reads the lead sheet out of a vocal's codes: bars and chords that the singer has in mind.
+
+A network of gated convolutions hears some forty seconds to each side and says of every frame how likely each
+place in the bar and each chord is; `bars.track_bars` and `chord_path.track_chords` make a plausible whole of
+it. Two frames share one step: a sixteenth part of a bar lasts longer than a frame.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...tokenizer.common.component import Component
+from ...tokenizer.common.errors import ConfigError
+from ...tokenizer.model import DuoTokenizer
+from ...tokenizer.music.chord_names import CHORDS
+from .bars import LONGEST_SECONDS, SHORTEST_SECONDS, places_between, track_bars
+from .chords import track_chords
+from .columns import PLACES, unknown_sheet
+from .trust import measure_trust
+
+_FRAMES_PER_STEP = 2
+_TAPS = 5  # steps that one convolution sees
+# Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
+_PLACE_REACH_SECONDS, _CHORD_REACH_SECONDS = 8.0, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetReaderConfig:
+    """Settings of the reader."""
+
+    vocal_codes: int = 32_768
+    code_dim: int = 64  # width of the tokenizer's code vectors
+    frame_rate_hz: float = 25.0
+    dim: int = 96
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 1, 2, 4, 8, 16, 32, 64)
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.vocal_codes, self.code_dim, self.dim, *self.dilations) < 1 or not self.frame_rate_hz > 0:
+            raise ConfigError("the sheet reader's sizes, dilations and frame rate must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"the sheet reader's dropout must be in [0, 1), got {self.dropout}")
+
+
+class SheetReader(Component[SheetReaderConfig]):
+    """Place in the bar and chord of every frame of a vocal."""
+
+    KIND = "sheet-reader"
+    CONFIG = SheetReaderConfig
+    STORED = ("tokenizer_fingerprint",)
+
+    vectors: Tensor
+
+    def __init__(self, config: SheetReaderConfig) -> None:
+        super().__init__(config)
+        self.tokenizer_fingerprint: str | None = None
+        self.register_buffer("vectors", torch.zeros(config.vocal_codes + 1, config.code_dim))  # the last: PAD
+        self.anchor = nn.Linear(config.code_dim, config.dim)
+        self.residual = nn.Embedding(config.vocal_codes + 1, config.dim)
+        nn.init.normal_(self.residual.weight, std=0.1)
+        self.join = nn.Linear(_FRAMES_PER_STEP * config.dim, config.dim)
+        self.blocks = nn.ModuleList(_Block(config.dim, d, config.dropout) for d in config.dilations)
+        self.norm = nn.LayerNorm(config.dim)
+        self.heads = nn.Linear(config.dim, _FRAMES_PER_STEP * (PLACES + CHORDS))
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: DuoTokenizer, config: SheetReaderConfig) -> "SheetReader":
+        """Return a new reader of a tokenizer's vocal codes."""
+        vectors = tokenizer.code_vectors("vocal").float()
+        vectors = (vectors - vectors.mean(dim=0)) / vectors.std(dim=0).clamp_min(1e-6)
+        sizes = dict(vocal_codes=len(vectors), code_dim=vectors.shape[1])
+        reader = cls(replace(config, **sizes, frame_rate_hz=tokenizer.frame_rate_hz))
+        reader.vectors[:-1] = vectors
+        reader.tokenizer_fingerprint = tokenizer.fingerprint
+        return reader
+
+    @property
+    def pad(self) -> int:
+        """The code that stands for a hidden frame."""
+        return self.config.vocal_codes
+
+    def forward(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes [batch, frames], with PAD -> {"place", "chord"}: log-probabilities [batch, frames, ...]."""
+        batch, frames = codes.shape
+        codes = functional.pad(codes, (0, -frames % _FRAMES_PER_STEP), value=self.pad)
+        features = self.anchor(functional.embedding(codes, self.vectors)) + self.residual(codes)
+        features = self.join(features.reshape(batch, -1, _FRAMES_PER_STEP * features.shape[-1]))
+        for block in self.blocks:
+            features = block(features)
+        logits = self.heads(self.norm(features)).float()
+        logits = logits.reshape(batch, -1, PLACES + CHORDS)[:, :frames]
+        place, chord = logits.split([PLACES, CHORDS], dim=-1)
+        return {"place": place.log_softmax(dim=-1), "chord": chord.log_softmax(dim=-1)}
+
+    @torch.no_grad()
+    def read(
+        self, codes: Tensor, *, bar_seconds: tuple[float, float] = (SHORTEST_SECONDS, LONGEST_SECONDS)
+    ) -> Tensor:
+        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD.
+
+        bar_seconds: the shortest and the longest bar that may be found.
+        """
+        told = {name: value.cpu().numpy() for name, value in self(codes).items()}
+        place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
+        chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
+        sheets = unknown_sheet(*codes.shape)
+        for row in torch.nonzero((codes != self.pad).any(dim=1))[:, 0].tolist():
+            lines = track_bars(told["place"][row], self.config.frame_rate_hz, bar_seconds=bar_seconds)
+            places = places_between(lines, codes.shape[1])
+            chords = track_chords(told["chord"][row], places)
+            trusts = (
+                measure_trust(told["place"][row], places, place_reach),
+                measure_trust(told["chord"][row], chords, chord_reach),
+            )
+            sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
+        return sheets.to(codes.device)
+
+
+class _Block(nn.Module):
+    """A gated convolution around a skip connection, as a product with shifted copies: fast on CPUs."""
+
+    def __init__(self, dim: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.dilation, self.dropout = dilation, dropout
+        self.norm = nn.LayerNorm(dim)
+        self.gated = nn.Linear(_TAPS * dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [batch, steps, dim] -> the same shape."""
+        steps, reach = features.shape[1], self.dilation * (_TAPS // 2)
+        padded = functional.pad(self.norm(features), (0, 0, reach, reach))
+        taps = [padded[:, tap * self.dilation : tap * self.dilation + steps] for tap in range(_TAPS)]
+        value, gate = self.gated(torch.cat(taps, dim=-1)).chunk(2, dim=-1)
+        mixed = functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)
+        return features + self.out(mixed)

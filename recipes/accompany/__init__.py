@@ -1,0 +1,1 @@
+"""From a vocal to its accompaniment: `generate`, `render`, `separate`, and the bundle they load."""

@@ -1,0 +1,65 @@
+"""separate: takes a song apart into vocal, drums, bass and the rest; the four stems sum to the song.
+
+Run: separate --mix song.wav [--out folder]
+     python -m duotok.recipes.accompany.separate --mix song.wav --separator demucs
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from duotok.recipes.accompany.output import OutputFolder
+from duotok.tokenizer.common.command import guard
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="separate",
+        description="Splits a song into vocal.wav, drums.wav, bass.wav and other.wav, 48 kHz stereo, "
+        "which sum to the song.",
+    )
+    add = parser.add_argument
+    add("--mix", type=Path, required=True, metavar="FILE", help="the song (WAV, FLAC, OGG, MP3; any rate)")
+    add("--out", type=Path, metavar="DIR", help="folder for the stems (default: <song>-stems, here)")
+    add(
+        "--separator",
+        default="mask-head",
+        metavar="NAME",
+        help="mask-head (default), demucs or bs-roformer, when installed",
+    )
+    add("--checkpoint", metavar="PATH", help="its weights (default: those of this package, or the package's)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
+    arguments = build_parser().parse_args(argv)
+    return guard(lambda: _separate(arguments), interrupted="nothing was written")
+
+
+def _separate(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.accompany.pipeline import choose_device
+    from duotok.recipes.accompany.vocal import load_vocal
+    from duotok.recipes.separation.separator import open_separator
+    from duotok.tokenizer.common.audio import write_audio
+
+    mix = load_vocal(arguments.mix, what="song")
+    out = arguments.out or Path(f"{arguments.mix.stem}-stems")
+    with OutputFolder(out, replaces=r"(vocal|drums|bass|other)\.wav") as output:
+        separator = open_separator(
+            arguments.separator, arguments.checkpoint, str(choose_device(arguments.device))
+        )
+        for stem, wave in separator.separate(mix.wave).items():
+            # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
+            write_audio(output.work / f"{stem}.wav", wave, subtype="FLOAT")
+        output.publish()
+    for warning in mix.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{out}: vocal.wav, drums.wav, bass.wav, other.wav by {separator.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

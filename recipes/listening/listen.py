@@ -1,0 +1,97 @@
+"""listen: a blinded listening test in one HTML file, and mean opinion scores of the ratings that come back.
+
+Run: listen sounds --corpus data/popband --out sounds
+     listen page --sounds sounds --out listen.html
+     listen score ratings-*.csv --key listen.key.json --out mos
+     (or python -m duotok.recipes.listening.listen ...)
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from duotok.tokenizer.common.command import guard
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="listen", description="Makes a blinded listening test (MOS, 1 to 5) and scores its ratings."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    sounds = commands.add_parser("sounds", help="make sounds from a corpus: originals and what a model makes")
+    sounds.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")
+    sounds.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
+    sounds.add_argument("--track", choices=("accompaniment", "vocal"), default="accompaniment")
+    sounds.add_argument("--items", type=int, help="number of excerpts (default: 6)")
+    sounds.add_argument("--seconds", type=float, help="of each excerpt (default: 8)")
+    sounds.add_argument("--seed", type=int, default=0)
+    sounds.add_argument("--out", type=Path, required=True, help="folder that gets a folder per system")
+    page = commands.add_parser("page", help="write the page, and beside it the key to what was what")
+    page.add_argument("--sounds", type=Path, required=True, help="folder of SYSTEM/CLIP.wav (FLAC, OGG, MP3)")
+    page.add_argument("--out", type=Path, default=Path("listen.html"), help="default: listen.html")
+    page.add_argument("--title", default="Listening test", help="heading that listeners see")
+    page.add_argument("--seconds", type=float, default=10.0, help="longest part of a clip (default: 10)")
+    page.add_argument("--seed", type=int, default=0, help="of the order of the clips")
+    score = commands.add_parser("score", help="mean opinion scores of ratings files, with 95 %% intervals")
+    score.add_argument("ratings", type=Path, nargs="+", metavar="CSV", help="files that listeners saved")
+    score.add_argument("--key", type=Path, required=True, help="the .key.json written beside the page")
+    score.add_argument("--out", type=Path, default=Path("mos"), help="folder of mos.md, .json, .png")
+    score.add_argument("--seed", type=int, default=0, help="of the intervals' draws")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
+    arguments = build_parser().parse_args(argv)
+    run = {"sounds": _make_sounds, "page": _make_page, "score": _score}[arguments.command]
+    return guard(lambda: run(arguments))
+
+
+def _make_sounds(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.accompany.bundle import default_bundle
+    from duotok.recipes.evaluation.settings import Settings
+    from duotok.recipes.listening.corpus_sounds import write_corpus_sounds
+
+    settings = Settings(
+        corpus=arguments.corpus,
+        bundle=arguments.bundle or default_bundle(),
+        items=arguments.items,
+        seconds=arguments.seconds,
+        seed=arguments.seed,
+        folder=arguments.out,
+    )
+    print(f"{arguments.out}: {', '.join(write_corpus_sounds(settings, arguments.track))}")
+
+
+def _make_page(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.listening.page import PageSettings, key_path, write_page
+
+    settings = PageSettings(title=arguments.title, seconds=arguments.seconds, seed=arguments.seed)
+    key = write_page(arguments.sounds, arguments.out, settings)
+    megabytes = arguments.out.stat().st_size / 1e6
+    print(
+        f"{arguments.out}: {len(key.stimuli)} clips of {len(key.systems)} systems, "
+        f"{key.loudness_lufs:g} LUFS, {megabytes:.1f} MB"
+    )
+    print(f"{key_path(arguments.out)}: what was what; keep it from the listeners")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.listening.opinion import score_systems
+    from duotok.recipes.listening.page import read_key
+    from duotok.recipes.listening.ratings import find_incomplete, read_ratings
+    from duotok.recipes.listening.report import render_table, write_report
+
+    key = read_key(arguments.key)
+    ratings = read_ratings(arguments.ratings, key)
+    for rater, missing in find_incomplete(ratings, key).items():
+        print(f"warning: {rater} left {missing} of {len(key.stimuli)} clips unrated", file=sys.stderr)
+    opinions = score_systems(ratings, seed=arguments.seed)
+    write_report(opinions, arguments.out, key.page)
+    print(render_table(opinions), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

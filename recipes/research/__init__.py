@@ -1,0 +1,1 @@
+"""Closer looks at trained models and trials of alternatives; nothing else imports them."""

@@ -1,0 +1,144 @@
+"""What a probe learns from: codes of recordings, cut into clips, and labels (P B.2)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from duotok.recipes.corpus.manifest import Item
+from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.music.chord_names import PITCH_CLASSES
+
+CLIP_SECONDS = 10.0
+TEMPO_CLASSES = 4
+# What a probe sees: one track's code vectors, or both tracks' side by side.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "vocal": ("vocal",),
+    "accompaniment": ("accompaniment",),
+    "both": ("vocal", "accompaniment"),
+}
+_FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#", "Cb": "B", "Fb": "E"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Something to be read out of the codes."""
+
+    name: str
+    classes: tuple[str, ...]
+    exclusive: bool = True  # every recording has exactly one of the classes, not any number of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSet:
+    """Recordings with their truth."""
+
+    ids: tuple[str, ...]
+    songs: tuple[str, ...]
+    codes: tuple[Mapping[str, Tensor], ...]  # by track [frames] int64
+    truth: Mapping[str, np.ndarray]  # by label [recordings, classes] of 0 and 1; a row of NaN = not known
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> "ProbeSet":
+        """The recordings with these indices."""
+        return ProbeSet(
+            ids=tuple(self.ids[index] for index in indices),
+            songs=tuple(self.songs[index] for index in indices),
+            codes=tuple(self.codes[index] for index in indices),
+            truth={name: rows[list(indices)] for name, rows in self.truth.items()},
+        )
+
+
+def name_labels(items: Sequence[Item]) -> tuple[list[Label], np.ndarray]:
+    """The labels that training items have, and the borders of the tempo classes in beats per minute.
+
+    Tempo classes are equally large parts of the training items. A label of which there is one class only
+    is left out.
+    """
+    shares = np.linspace(0, 1, TEMPO_CLASSES + 1)[1:-1]
+    tempi = [item.tempo_bpm for item in items if item.tempo_bpm is not None]
+    borders = np.unique(np.quantile(tempi, shares).round(1)) if tempi else np.zeros(0)
+    edges = ["", *(f"{border:g}" for border in borders), ""]
+    labels = [
+        Label(name="style", classes=tuple(sorted({item.style for item in items}))),
+        Label(
+            name="key", classes=tuple(f"{tonic}:{mode}" for mode in ("maj", "min") for tonic in PITCH_CLASSES)
+        ),
+        Label(name="tempo", classes=tuple(f"{low}-{high} bpm" for low, high in pairwise(edges))),
+        Label(name="voice", classes=tuple(sorted({item.voice for item in items}))),
+    ]
+    heard = {instrument for item in items for instrument in _instruments(item) or ()}
+    labels.append(Label(name="instruments", classes=tuple(sorted(heard)), exclusive=False))
+    return [label for label in labels if len(label.classes) > (1 if label.exclusive else 0)], borders
+
+
+def label_items(
+    items: Sequence[Item],
+    codes: Mapping[str, Mapping[str, Tensor]],
+    labels: Sequence[Label],
+    borders: np.ndarray,
+) -> ProbeSet:
+    """The probe's view of the items that have codes.
+
+    What nobody knows of an item does not count, nor does a class that training did not have.
+    """
+    items = [item for item in items if item.id in codes]
+    truth = {label.name: np.full((len(items), len(label.classes)), np.nan, np.float32) for label in labels}
+    for row, item in enumerate(items):
+        found = {
+            "style": [item.style],
+            "key": None if item.key is None else [normalize_key(item.key)],
+            "voice": [item.voice],
+            "instruments": _instruments(item),
+        }
+        for label in labels:
+            names = found.get(label.name)
+            if label.name == "tempo" and item.tempo_bpm is not None:
+                names = [label.classes[int(np.searchsorted(borders, item.tempo_bpm, side="right"))]]
+            if names is not None and (not label.exclusive or names[0] in label.classes):
+                truth[label.name][row] = [name in names for name in label.classes]
+    return ProbeSet(
+        ids=tuple(item.id for item in items),
+        songs=tuple(item.song for item in items),
+        codes=tuple(codes[item.id] for item in items),
+        truth=truth,
+    )
+
+
+def normalize_key(key: str) -> str:
+    """The key with a sharp in place of a flat: "Eb:min" -> "D#:min"."""
+    tonic, _, mode = key.partition(":")
+    return f"{_FLATS.get(tonic, tonic)}:{mode}"
+
+
+def split_songs(songs: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the recordings to learn from and of those held out; no song is on both sides."""
+    names = sorted(set(songs))
+    if len(names) < 2:
+        raise DataError("the probe needs recordings of at least two songs to learn from")
+    order = np.random.default_rng(seed).permutation(len(names))
+    held_out = {names[index] for index in order[: min(len(names) - 1, max(1, round(share * len(names))))]}
+    kept = [index for index, song in enumerate(songs) if song not in held_out]
+    return kept, [index for index, song in enumerate(songs) if song in held_out]
+
+
+def clip_starts(frames: int, clip_frames: int) -> list[int]:
+    """First frames of the fewest clips, evenly spread, that cover so many frames."""
+    count = max(1, math.ceil(frames / clip_frames))
+    return np.linspace(0, max(0, frames - clip_frames), count).round().astype(int).tolist()
+
+
+def cut_clip(codes: Tensor, start: int, clip_frames: int) -> Tensor:
+    """clip_frames codes of codes [frames] from `start` on; what is shorter is repeated."""
+    return codes[torch.arange(start, start + clip_frames) % len(codes)]
+
+
+def _instruments(item: Item) -> Sequence[str] | None:
+    """The instruments of a corpus whose items name them."""
+    return getattr(item, "instruments", None)

@@ -1,0 +1,126 @@
+"""What ends a run from outside, in one line each: no memory, another process gone, a signal to stop."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from duotok.recipes.training.loop.batches import BatchKey
+from duotok.tokenizer.common.errors import DuoTokError
+
+if TYPE_CHECKING:
+    from duotok.recipes.training.loop.checkpoint import TrainingState
+    from duotok.recipes.training.loop.deepspeed_engine import DeepSpeedState
+    from duotok.recipes.training.loop.loop import Task, TrainConfig
+    from duotok.recipes.training.loop.meter import NotFinite
+
+    State = TrainingState | DeepSpeedState
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# gloo's and NCCL's words when the other end of a connection is gone.
+LOST_PROCESS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "connection refused",
+    "socket timeout",
+    "timed out waiting",
+    "remote process exited",
+    "nccl communicator was aborted",
+)
+
+
+@contextmanager
+def explained_failures(
+    config: "TrainConfig", objective: nn.Module, state: "State | None", out: Path
+) -> Iterator[None]:
+    """Turn what ends the block from outside into one DuoTokError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error).lower()
+        where = "before the first step"
+        if state is not None:
+            where = f"at step {state.step + 1}; {describe_checkpoint(state, out)}"
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in told for w in NO_MEMORY):
+            raise DuoTokError(f"out of memory {where}; {_advise_memory(config, objective)}") from error
+        if is_lost_process(error):
+            raise DuoTokError(
+                f"process {os.environ.get('RANK', 0)}: another process of this run has died {where}; start "
+                "the same command again to go on"
+            ) from error
+        raise
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Say whether a collective operation failed because another process is gone."""
+    return any(words in str(error).lower() for words in LOST_PROCESS)
+
+
+@contextmanager
+def stopped_by_signal(state: "State", out: Path) -> Iterator[None]:
+    """Say what is left when the run is told to end (SIGTERM), as a launcher does when a process has died."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only a main thread may set handlers
+        return
+
+    def stop(*_: object) -> None:
+        # At once: a process that waits for a dead one may never come back to raise an error.
+        print(
+            f"error: process {os.environ.get('RANK', 0)}: told to end (SIGTERM) at step {state.step + 1}; "
+            f"{describe_checkpoint(state, out)}; start the same command again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def describe_checkpoint(state: "State", out: Path) -> str:
+    """Return a clause about the last checkpoint."""
+    if state.saved_step is None:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is {out / 'checkpoint'}, of step {state.saved_step}"
+
+
+def describe_not_finite(found: "NotFinite", task: "Task", state: "State", out: Path) -> str:
+    """Return one line about a loss or gradient that is NaN or infinite: step, batch, cause, what is left."""
+    key = BatchKey(*found.key)
+    where = f"step {key.step + 1}, process {key.process}"
+    if found.what == "loss":
+        where += f", micro-batch {key.micro}, drawn by np.random.default_rng({tuple(key)})"
+    return (
+        f"the {found.what} is not finite at {where}; {_blame(found, task)}; {describe_checkpoint(state, out)}"
+    )
+
+
+def _blame(found: "NotFinite", task: "Task") -> str:
+    if found.what == "loss":
+        batch = task.make_batch(BatchKey(*found.key).generator())
+        broken = [n for n, t in batch.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if broken:
+            return f"its {broken[0]!r} holds NaN or infinite values: mend the data"
+    return "its data are finite: lower train.learning_rate or train.gradient_clip"
+
+
+def _advise_memory(config: "TrainConfig", objective: nn.Module) -> str:
+    advice = (
+        f"lower train.batch_size ({config.batch_size}) and raise train.accumulate ({config.accumulate}) "
+        "by the same factor"
+    )
+    configs = [getattr(module, "config", None) for module in objective.modules()]
+    if any(getattr(c, "gradient_checkpointing", None) is False for c in configs):
+        advice += ", or set model.gradient_checkpointing=true"
+    return advice + ", or use ZeRO 3 with --deepspeed"

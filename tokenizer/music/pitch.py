@@ -1,0 +1,75 @@
+"""Sung pitch from a vocal (YIN; de Cheveigne and Kawahara 2002), fast enough for whole songs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.audio import SAMPLE_RATE_HZ
+
+PITCH_RATE_HZ = 50.0
+_DECIMATION = 4  # 12 kHz is plenty for a fundamental below 1 kHz
+_RATE_HZ = SAMPLE_RATE_HZ // _DECIMATION
+_HOP_SAMPLES = int(_RATE_HZ / PITCH_RATE_HZ)
+_WINDOW_SAMPLES = 512  # 43 ms of integration
+_LOWEST_HZ, _HIGHEST_HZ = 65.0, 1_000.0
+_THRESHOLD = 0.15
+_CHUNK_FRAMES = 1_000
+_QUIET_DB = 40.0  # frames this far below the loudest are not singing
+
+
+def sung_pitch(wave: Tensor) -> np.ndarray:
+    """MIDI pitch (float) of each frame at 50 Hz, NaN where nothing is sung: [frames].
+
+    wave: [channels, samples] at 48 kHz, one voice.
+    """
+    mono = wave.float().mean(dim=0, keepdim=True).cpu()[None]
+    kernel = torch.hann_window(4 * _DECIMATION + 1, periodic=False)
+    low = torch.nn.functional.conv1d(
+        mono, (kernel / kernel.sum())[None, None], stride=_DECIMATION, padding=2 * _DECIMATION
+    )[0, 0]
+    longest = int(_RATE_HZ / _LOWEST_HZ)
+    span = _WINDOW_SAMPLES + longest + 1
+    frames = -(-wave.shape[-1] // (_HOP_SAMPLES * _DECIMATION))
+    padded = torch.nn.functional.pad(low, (span // 2, span + _HOP_SAMPLES))
+    pieces = [
+        _yin(
+            padded[start * _HOP_SAMPLES :].unfold(0, span, _HOP_SAMPLES)[: min(_CHUNK_FRAMES, frames - start)]
+        )
+        for start in range(0, frames, _CHUNK_FRAMES)
+    ]
+    pitch_hz = torch.cat([pitch for pitch, _ in pieces])
+    energy = torch.cat([power for _, power in pieces])
+    sung = (pitch_hz > 0) & (energy > energy.max() * 10 ** (-_QUIET_DB / 10))
+    midi = 69 + 12 * torch.log2(pitch_hz.clamp(min=1.0) / 440.0)
+    return torch.where(sung, midi, torch.nan).numpy().astype(np.float64)
+
+
+def _yin(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Fundamental in Hz (0 = unvoiced) and energy of each frame [count, span]."""
+    longest = frames.shape[1] - _WINDOW_SAMPLES - 1
+    shortest = int(_RATE_HZ / _HIGHEST_HZ)
+    head = frames[:, :_WINDOW_SAMPLES]
+    size = 1 << (frames.shape[1] + _WINDOW_SAMPLES).bit_length()
+    cross = torch.fft.irfft(torch.fft.rfft(frames, size) * torch.fft.rfft(head, size).conj(), size)
+    cross = cross[:, : longest + 1]
+    squares = torch.nn.functional.pad(frames.double().square().cumsum(dim=1), (1, 0))
+    moving = (squares[:, _WINDOW_SAMPLES : _WINDOW_SAMPLES + longest + 1] - squares[:, : longest + 1]).float()
+    difference = (moving[:, :1] + moving - 2 * cross).clamp(min=0)[:, 1:]  # lags 1 .. longest
+    lags = torch.arange(1, longest + 1)
+    normalized = difference * lags / difference.cumsum(dim=1).clamp(min=1e-9)
+    allowed = normalized[:, shortest - 1 :]
+    # The first dip below the threshold, followed down to its bottom.
+    below = allowed < _THRESHOLD
+    first = below.int().argmax(dim=1)
+    rising = torch.nn.functional.pad(allowed[:, 1:] >= allowed[:, :-1], (0, 1), value=True)
+    after = torch.arange(allowed.shape[1])[None] >= first[:, None]
+    bottom = (rising & after).int().argmax(dim=1)
+    centre = (bottom + shortest - 1).clamp(1, longest - 2)
+    left, mid, right = (normalized.gather(1, (centre + shift)[:, None])[:, 0] for shift in (-1, 0, 1))
+    bend = left - 2 * mid + right
+    offset = torch.where(bend > 1e-9, (0.5 * (left - right) / bend.clamp(min=1e-9)).clamp(-1, 1), 0.0)
+    pitch = _RATE_HZ / (lags[centre] + offset)
+    energy = moving[:, 0]
+    return torch.where(below.any(dim=1) & (energy > 1e-6), pitch, 0.0), energy
