@@ -19,7 +19,7 @@ from duotok.tokenizer.common.errors import DataError
 
 def read_mfu(run: Path) -> float:
     """Return the median model-FLOPs utilization of the second half of a run's log."""
-    from duotok.recipes.training.loop.log import read_log
+    from duotok.recipes.training.log import read_log
 
     found = [row["mfu"] for row in read_log(run) if row.get("mfu", 0) > 0]
     if not found:
@@ -34,7 +34,7 @@ def make_plan(arguments: argparse.Namespace, command: str) -> str:
     from duotok.recipes.sizing.memory import Activations, count_parts, estimate_activations
     from duotok.recipes.sizing.plan_page import render_plan
     from duotok.recipes.sizing.run_plan import GIGA, Cluster, plan_run
-    from duotok.recipes.training.loop.loop import choose_precision
+    from duotok.recipes.training.loop import choose_precision
     from duotok.tokenizer.model import DuoTokenizer
 
     cluster = Cluster(

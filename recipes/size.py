@@ -33,7 +33,7 @@ def measure_size(recipe: "DryRecipe", *, devices: int, activations: bool) -> dic
         estimate_activations,
         state_bytes,
     )
-    from duotok.recipes.training.loop.loop import choose_precision
+    from duotok.recipes.training.loop import choose_precision
 
     parts = count_parts(recipe)
     whole = sum(parts.values(), PartSize())

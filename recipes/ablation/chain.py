@@ -16,7 +16,7 @@ from duotok.recipes.ablation.measure import measure_variant
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.recipes.lm.tokenize import tokenize
 from duotok.recipes.tokenizer.text import write_text_model
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.json_files import write_json

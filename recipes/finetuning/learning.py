@@ -16,8 +16,8 @@ from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSetting
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
-from duotok.recipes.training.loop.checkpoint import TrainingState
-from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.checkpoint import TrainingState
+from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.json_files import read_json, write_json
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.

@@ -15,7 +15,7 @@ from duotok.recipes.lm.data import DataConfig
 from duotok.recipes.lm.sheets import SheetConfig
 from duotok.recipes.lm.validation import ValidationConfig
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop.loop import Task, TrainConfig
+from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

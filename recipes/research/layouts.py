@@ -38,7 +38,7 @@ COLUMNS = {  # figure of the `lm` part of `score`: heading and decimals
 def train_layout(config: Any, changes: Mapping[str, bool], steps: int, folder: Path) -> Path:
     """Train a model of one layout unless it is there; return its folder."""
     from duotok.recipes.lm.train import build
-    from duotok.recipes.training.loop.loop import run_training
+    from duotok.recipes.training.loop import run_training
 
     config = replace(config, model=replace(config.model, **changes), train=replace(config.train, steps=steps))
     if not (folder / "final").exists():

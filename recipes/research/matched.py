@@ -16,7 +16,7 @@ from duotok.recipes.renderer.diffusion import Config as DecoderConfig
 from duotok.recipes.renderer.diffusion import DataConfig, make_task
 from duotok.recipes.research.matched_codecs import FRAME_RATE_HZ, CodecConfig, FrozenCodec, open_codec
 from duotok.recipes.research.matched_settings import Config
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.renderer.code_vectors import CodeVectors
 from duotok.renderer.vae_open import open_vae
 from duotok.tokenizer.common.command import guard, show_progress_messages

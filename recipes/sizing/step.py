@@ -34,7 +34,7 @@ def take_step(
 
     from duotok.recipes.evaluation.speed import peak_memory_gb
     from duotok.recipes.sizing.dry_recipe import Scale
-    from duotok.recipes.training.loop.loop import run_training
+    from duotok.recipes.training.loop import run_training
 
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)

@@ -1,6 +1,6 @@
 """Learn to read chords and keys out of chroma from the labels of a training corpus.
 
-Run: python -m duotok.recipes.tokenizer.harmony_reader recipes/tokenizer/harmony_reader/small.yaml --out runs/small/harmony
+Run: python -m duotok.recipes.tokenizer.harmony_reader CONFIG.yaml --out runs/small/harmony
 The result, runs/small/harmony/final, goes into tokenizer/music/weights; it is worth learning anew when the
 tokenizer's chroma has become better.
 """
@@ -21,7 +21,7 @@ from duotok.recipes.tokenizer.labelled_chroma import (
     read_songs,
 )
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop.loop import Task, TrainConfig
+from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS
 from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from duotok.recipes.training.loop.loop import Task, TrainConfig
+    from duotok.recipes.training.loop import Task, TrainConfig
 
 
 class BatchKey(NamedTuple):

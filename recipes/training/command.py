@@ -38,8 +38,9 @@ def recipe_main(
     arguments = parser.parse_args(argv)
 
     def train() -> None:
+        from duotok.tokenizer.common.config import load_config
+
         from ...recipes.training.loop import run_training
-        from .config import load_config
 
         show_progress_messages()
         overrides = [*arguments.set, *([f"train.wandb={arguments.wandb}"] if arguments.wandb else [])]

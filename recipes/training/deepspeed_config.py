@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from duotok.recipes.training.loop.loop import TrainConfig
+    from duotok.recipes.training.loop import TrainConfig
 
 STAGES = (0, 1, 2, 3)
 # What the loop does itself; the file may not bring its own.

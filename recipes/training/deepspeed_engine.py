@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from duotok.recipes.training.loop.checkpoint import describe_failed_save, describe_other_world
-from duotok.recipes.training.loop.deepspeed_config import read_deepspeed_config
-from duotok.recipes.training.loop.failures import is_lost_process
+from duotok.recipes.training.checkpoint import describe_failed_save, describe_other_world
+from duotok.recipes.training.deepspeed_config import read_deepspeed_config
+from duotok.recipes.training.failures import is_lost_process
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from duotok.recipes.training.loop.loop import TrainConfig
+    from duotok.recipes.training.loop import TrainConfig
 
 COMMUNICATION = "deepspeed_shm_comm"  # compiled by DeepSpeed at its first start on a CPU
 CPU_ADAM = "cpu_adam"  # compiled at the first start with the optimizer's state on the CPU

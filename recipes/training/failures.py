@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from duotok.recipes.training.loop.batches import BatchKey
+from duotok.recipes.training.batches import BatchKey
 from duotok.tokenizer.common.errors import DuoTokError
 
 if TYPE_CHECKING:
-    from duotok.recipes.training.loop.checkpoint import TrainingState
-    from duotok.recipes.training.loop.deepspeed_engine import DeepSpeedState
-    from duotok.recipes.training.loop.loop import Task, TrainConfig
-    from duotok.recipes.training.loop.meter import NotFinite
+    from duotok.recipes.training.checkpoint import TrainingState
+    from duotok.recipes.training.deepspeed_engine import DeepSpeedState
+    from duotok.recipes.training.loop import Task, TrainConfig
+    from duotok.recipes.training.meter import NotFinite
 
     State = TrainingState | DeepSpeedState
 

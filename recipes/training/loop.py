@@ -21,13 +21,13 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from duotok.recipes.training.loop.batches import MicroBatches
-from duotok.recipes.training.loop.checkpoint import TrainingState, export_component, make_folder
-from duotok.recipes.training.loop.clock import Clock
-from duotok.recipes.training.loop.deepspeed_engine import DeepSpeedState, explained_refusal, make_accelerator
-from duotok.recipes.training.loop.failures import describe_not_finite, explained_failures, stopped_by_signal
-from duotok.recipes.training.loop.log import VALIDATION, RunLog, section_of
-from duotok.recipes.training.loop.meter import Meter
+from duotok.recipes.training.batches import MicroBatches
+from duotok.recipes.training.checkpoint import TrainingState, export_component, make_folder
+from duotok.recipes.training.clock import Clock
+from duotok.recipes.training.deepspeed_engine import DeepSpeedState, explained_refusal, make_accelerator
+from duotok.recipes.training.failures import describe_not_finite, explained_failures, stopped_by_signal
+from duotok.recipes.training.log import VALIDATION, RunLog, section_of
+from duotok.recipes.training.meter import Meter
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 from duotok.tokenizer.common.precision import multiplies_bf16
 

@@ -10,13 +10,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from duotok.recipes.training.loop.batches import BatchKey, MicroBatch
-from duotok.recipes.training.loop.speed import measure_peak_flops, peak_memory_gb
+from duotok.recipes.training.batches import BatchKey, MicroBatch
+from duotok.recipes.training.speed import measure_peak_flops, peak_memory_gb
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from duotok.recipes.training.loop.loop import Task
+    from duotok.recipes.training.loop import Task
 
 
 class NotFinite(NamedTuple):

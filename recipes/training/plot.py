@@ -33,7 +33,7 @@ def panel_of(name: str) -> str:
     Losses of cases ("mel/vocal") go with their whole ("mel"), those of tracks ("vocal_nats") with each other,
     by their last word; validation figures ("validation/cnbpt/unconditional") by their metric.
     """
-    from duotok.recipes.training.loop.log import VALIDATION, section_of
+    from duotok.recipes.training.log import VALIDATION, section_of
 
     section = section_of(name)
     if section == "validation":
@@ -58,7 +58,7 @@ def draw_runs(runs: "dict[str, Rows]", path: Path, *, over: str, smoothing: floa
     """Draw runs by name into a PNG file; return the panels' names."""
     from matplotlib.figure import Figure
 
-    from duotok.recipes.training.loop.log import PLACE
+    from duotok.recipes.training.log import PLACE
 
     names = list(dict.fromkeys(n for rows in runs.values() for row in rows for n in row if n not in PLACE))
     panels: dict[str, list[str]] = {}
@@ -84,7 +84,7 @@ def draw_runs(runs: "dict[str, Rows]", path: Path, *, over: str, smoothing: floa
 
 def _rank(panel: str, names: list[str]) -> tuple[int, str]:
     """The total loss first, then other losses, validation, and how the training went."""
-    from duotok.recipes.training.loop.log import section_of
+    from duotok.recipes.training.log import section_of
 
     sections = ("loss", "validation", "optimizer", "speed")
     return (-1, "") if panel == "total" else (sections.index(section_of(names[0])), panel)
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--smooth must be in 0..1, got {arguments.smooth}")
 
     def draw() -> None:
-        from duotok.recipes.training.loop.log import read_log
+        from duotok.recipes.training.log import read_log
 
         runs = {name: read_log(path) for name, path in name_runs(arguments.runs).items()}
         draw_runs(runs, arguments.out, over=arguments.over, smoothing=arguments.smooth)

@@ -1,4 +1,4 @@
-"""`python -m duotok.recipes.accompany.render`: a round trip through the tokens of either track, and bad input."""
+"""`accompany.render`: a round trip through the tokens of either track, and bad input."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duotok.recipes.tokenizer import separator, stage1, stage2, stage3, text
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.separator import MaskSeparator

@@ -9,7 +9,7 @@ import torch
 from duotok.recipes.ablation import run, table
 from duotok.recipes.ablation.chain import Budget, Chain, Variant, change_model
 from duotok.recipes.tokenizer import stage2
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer

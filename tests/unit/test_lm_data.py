@@ -20,7 +20,7 @@ from duotok.recipes.lm.token_shards import (
     read_index,
     shard_path,
 )
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import DuoTokenizer

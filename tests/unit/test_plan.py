@@ -19,7 +19,7 @@ from duotok.recipes.sizing.dry_recipe import LMRecipe, open_recipe
 from duotok.recipes.sizing.flops import batch_flops, batch_tokens, mean_flops_and_tokens
 from duotok.recipes.sizing.memory import Activations, PartSize, count_parts
 from duotok.recipes.sizing.run_plan import Cluster, checkpoint_bytes, plan_run
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import torch
 
 from duotok.recipes.renderer import diffusion as recipe
 from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError

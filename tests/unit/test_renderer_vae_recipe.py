@@ -9,7 +9,7 @@ import torch
 
 from duotok.recipes.renderer import vae as recipe
 from duotok.recipes.renderer.vae_linear import Moments, principal_components
-from duotok.recipes.training.loop.loop import run_training
+from duotok.recipes.training.loop import run_training
 from duotok.renderer.vae import SpectralVAE
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from duotok.recipes.lm import data, token_shards, train
-from duotok.recipes.training.loop import checkpoint as training_state
-from duotok.recipes.training.loop import deepspeed_config as training_deepspeed_config
-from duotok.recipes.training.loop import deepspeed_engine as training_deepspeed
-from duotok.recipes.training.loop import failures as training_failures
+from duotok.recipes.training import checkpoint as training_state
+from duotok.recipes.training import deepspeed_config as training_deepspeed_config
+from duotok.recipes.training import deepspeed_engine as training_deepspeed
+from duotok.recipes.training import failures as training_failures
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 

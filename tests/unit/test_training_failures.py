@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from duotok.recipes.training.loop.checkpoint import TrainingState
-from duotok.recipes.training.loop.failures import explained_failures
-from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.checkpoint import TrainingState
+from duotok.recipes.training.failures import explained_failures
+from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
 
 SIZE = 4096
@@ -199,7 +199,7 @@ def test_deepspeed_refuses_averages_and_wants_a_launcher(tmp_path, monkeypatch):
 def test_sigterm_ends_a_run_with_one_line(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from types import SimpleNamespace\n"
-        "from duotok.recipes.training.loop.failures import stopped_by_signal\n"
+        "from duotok.recipes.training.failures import stopped_by_signal\n"
         "with stopped_by_signal(SimpleNamespace(step=4, saved_step=3), Path('run')):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    sys.exit(5)\n"

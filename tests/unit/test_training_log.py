@@ -10,9 +10,9 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from duotok.recipes.training.loop import plot
-from duotok.recipes.training.loop.log import RunLog, read_log, section_of
-from duotok.recipes.training.loop.loop import Task, TrainConfig, run_training
+from duotok.recipes.training import plot
+from duotok.recipes.training.log import RunLog, read_log, section_of
+from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
 NAMES = ("total", "mel", "mel/vocal", "vocal_nats", "accompaniment_nats", "validation/cnbpt/unconditional")
@@ -79,7 +79,7 @@ def test_other_processes_write_nothing(tmp_path):
 def test_weights_and_biases_is_asked_for_by_name(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "duotok.recipes.training.loop.log.find_spec", lambda name: None if name == "wandb" else real(name)
+        "duotok.recipes.training.log.find_spec", lambda name: None if name == "wandb" else real(name)
     )
     with pytest.raises(ConfigError, match="log to 'songs', but wandb is missing: pip install wandb"):
         train(tmp_path, wandb="songs")

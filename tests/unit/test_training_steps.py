@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from duotok.recipes.training.loop.batches import BatchKey, MicroBatches, draw
-from duotok.recipes.training.loop.loop import Task, TrainConfig, choose_precision, run_training
-from duotok.recipes.training.loop.speed import measure_peak_flops
+from duotok.recipes.training.batches import BatchKey, MicroBatches, draw
+from duotok.recipes.training.loop import Task, TrainConfig, choose_precision, run_training
+from duotok.recipes.training.speed import measure_peak_flops
 from duotok.tokenizer.common.errors import ConfigError
 
 
