@@ -40,6 +40,7 @@ class Bundle:
     tokenizer: "DuoTokenizer"
     lm: "DualTrackLM"
     renderer: "Renderer"
+    folder: Path
     name: str
     fingerprint: str
     defaults: dict[str, Any]  # generation settings this model works best with
@@ -76,6 +77,7 @@ def load_bundle(folder: str | Path | None = None) -> Bundle:
         tokenizer=tokenizer,
         lm=lm,
         renderer=renderer,
+        folder=folder,
         name=str(description.get("name", folder.name)),
         fingerprint=str(description.get("fingerprint", "")),
         defaults=dict(description.get("defaults") or {}),
@@ -270,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def assemble() -> None:
-        from duotok.recipes.accompany.settings import parse_defaults
+        from duotok.recipes.accompany.request import parse_defaults
 
         out = assemble_bundle(
             arguments.out,

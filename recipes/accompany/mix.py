@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
@@ -24,6 +25,7 @@ _STEP_SAMPLES = SAMPLE_RATE_HZ // 10  # gating blocks of 400 ms start every 100 
 _CHUNK_SAMPLES = 100 * _STEP_SAMPLES
 _ABSOLUTE_GATE_LUFS = -70.0
 _RELATIVE_GATE_DB = 10.0
+_FADE_SECONDS = 0.25  # about how long a played note takes to die away
 
 
 def match_level(found: Tensor, reference: Tensor) -> Tensor:
@@ -35,10 +37,11 @@ def match_level(found: Tensor, reference: Tensor) -> Tensor:
 class Mixdown:
     """A vocal and an accompaniment brought together."""
 
-    accompaniment: Tensor  # [2, samples], levelled to fit under the vocal as it was given, peak <= PEAK_LIMIT
+    # [2, samples], levelled to fit under the vocal as it was given, faded at its end, peak <= PEAK_LIMIT
+    accompaniment: Tensor
     mix: Tensor  # [2, samples], peak <= PEAK_LIMIT
     vocal_lufs: float
-    accompaniment_lufs: float  # of `accompaniment`
+    accompaniment_lufs: float  # of `accompaniment`, before the fade
     mix_gain_db: float  # common gain of both tracks in the mix; 0 unless the sum would clip
 
 
@@ -65,24 +68,33 @@ def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float) -
     """Set the accompaniment accompaniment_db above the vocal's loudness and add both.
 
     vocal, accompaniment: [2, samples] at 48 kHz; accompaniment may be silent and is then left as it is.
+    The accompaniment fades in its last quarter of a second, for the recording's end cuts its notes off.
     Peaks are held by gain alone, never by clipping: the mix by one gain for both tracks.
     """
     vocal_lufs = measure_loudness(vocal)
-    level = measure_loudness(accompaniment)
+    level, gain_db = measure_loudness(accompaniment), 0.0
     if math.isfinite(level) and math.isfinite(vocal_lufs):
         gain_db = vocal_lufs + accompaniment_db - level
-        accompaniment = accompaniment * 10 ** (gain_db / 20)
         level += gain_db
+    accompaniment = accompaniment * 10 ** (gain_db / 20)
+    _fade_end(accompaniment)
     mix = vocal + accompaniment
     mix_gain = _peak_gain(mix)
     own_gain = _peak_gain(accompaniment)
     return Mixdown(
-        accompaniment=accompaniment.mul_(own_gain) if own_gain < 1 else accompaniment,
+        accompaniment=accompaniment.mul_(own_gain),
         mix=mix.mul_(mix_gain),
         vocal_lufs=vocal_lufs,
         accompaniment_lufs=level + 20 * math.log10(own_gain),
         mix_gain_db=20 * math.log10(mix_gain),
     )
+
+
+def _fade_end(wave: Tensor) -> None:
+    """Let the last 0.25 s of wave [channels, samples] fall to nothing along half a cosine, in place."""
+    samples = min(wave.shape[-1], round(_FADE_SECONDS * SAMPLE_RATE_HZ))
+    angles = torch.linspace(0, math.pi, samples + 1, dtype=torch.float64)[1:]
+    wave[:, wave.shape[-1] - samples :] *= (0.5 + 0.5 * angles.cos()).to(wave)
 
 
 def _peak_gain(wave: Tensor) -> float:

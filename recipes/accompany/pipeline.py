@@ -5,8 +5,12 @@ accompaniment = accompanist.accompany("song.wav", seed=1)
 accompaniment.save("song-accompaniment")
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,29 @@ from torch import Tensor
 from duotok.lm.dual_track.choice import SamplingConfig
 from duotok.lm.dual_track.sampling import Candidates, generate_candidates
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
-from duotok.recipes.accompany.mix import mix_down
-from duotok.recipes.accompany.output import OutputFolder, write_result
+from duotok.recipes.accompany.mix import Mixdown, mix_down
+from duotok.recipes.accompany.output import OutputFolder, write_report, write_result
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.report import describe_music
-from duotok.recipes.accompany.settings import GenerationSettings, resolve_settings
-from duotok.recipes.accompany.stages import STAGES, Progress, StageClock
-from duotok.recipes.accompany.vocal import Vocal, load_prefix, load_vocal
-from duotok.recipes.accompany.wishes import SheetWishes, describe_sheet, make_sheet
+from duotok.recipes.accompany.request import (
+    DEVICES,
+    OWN_SEPARATOR,
+    GenerationSettings,
+    Request,
+    resolve_settings,
+)
+from duotok.recipes.accompany.stems import split_accompaniment
+from duotok.recipes.accompany.vocal import Vocal, check_vocal
+from duotok.recipes.accompany.wishes import describe_sheet, make_sheet
+from duotok.recipes.separation.separator import Separator, open_separator
+from duotok.tokenizer.common.audio import write_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.model import ReadOut
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
+Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 _CANDIDATES_AT_ONCE = 8
+_LEVEL_TOLERANCE_DB = 0.5  # a level missed by less is not worth a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +57,29 @@ class Composition:
 
 @dataclass(frozen=True, kw_only=True)
 class Sketches:
-    """All candidates for one vocal, ranked by their fit, and what rendering one needs to know."""
+    """All candidates for one request, ranked by their fit, and what rendering one needs to know."""
 
     ranked: Sequence[Composition]  # best first
-    vocal: Vocal
+    request: Request  # with its files read
+    settings: GenerationSettings
+    vocal: Vocal  # the one given, or separated from the mix
     told: ReadOut  # what the vocal's codes say
     sheet: Tensor | None  # the lead sheet that the band plays from [frames, COLUMNS]
-    settings: GenerationSettings
     prefix_frames: int  # how many codes were given
-    clock: StageClock
+    separator: Separator | None  # where the mix or stems ask for one
+    clock: "StageClock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accompaniment:
     """One result; both waves are 48 kHz stereo, as long as the vocal and below full scale."""
 
-    accompaniment: Tensor  # [2, samples]
+    accompaniment: Tensor  # [2, samples], its last quarter of a second faded out
     mix: Tensor  # [2, samples], vocal and accompaniment
     codes: Tensor  # [frames] accompaniment codes at 25 Hz
     report: dict[str, Any]  # ready for JSON
+    stems: Mapping[str, Tensor] = field(default_factory=dict)  # drums, bass, other [2, samples], if asked for
+    separated_vocal: Tensor | None = None  # [2, samples], of a mix
 
     @property
     def score(self) -> float:
@@ -69,19 +87,73 @@ class Accompaniment:
         return self.report["coherence"]["score"]
 
     def save(self, folder: str | Path) -> Path:
-        """Write accompaniment.wav, mix.wav and report.json; nothing appears before all of it is written."""
+        """Write accompaniment.wav, mix.wav and report.json; nothing appears before all of it is written.
+
+        Stems and a separated vocal, where there are any, go into files of their own.
+        """
         with OutputFolder(folder) as output:
-            write_result(output.work, self.accompaniment, self.mix, self.report)
+            self.write(output.work)
             output.publish()
         return Path(folder)
+
+    def write(self, folder: Path, suffix: str = "") -> dict[str, Any]:
+        """Write the files of `save` into an existing folder (no report.json with a suffix)."""
+        report = self.report
+        if self.stems:
+            names = {stem: f"accompaniment-{stem}{suffix}.wav" for stem in self.stems}
+            report = {**report, "stems": names}
+            for stem, wave in self.stems.items():
+                # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
+                write_audio(folder / names[stem], wave, subtype="FLOAT")
+        if self.separated_vocal is not None:
+            write_audio(folder / "separated-vocal.wav", self.separated_vocal)
+        write_result(folder, self.accompaniment, self.mix, report, suffix=suffix)
+        return report
+
+
+class StageClock:
+    """Measures the stages and passes their progress on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside; a stage that comes again replaces its time."""
+        self.tell(name, 0.0)
+        began = time.perf_counter()
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ConfigError("the device has too little memory; use --device cpu") from error
+        self.seconds[name] = time.perf_counter() - began
+        self.tell(name, 1.0)
+
+    def tell(self, name: str, share: float) -> None:
+        """Say how much of a stage is done, 0 to 1."""
+        if self._progress is not None:
+            self._progress(name, min(share, 1.0))
+
+    def counter(self, name: str, total: int) -> Callable[[int], None]:
+        """A callback that is given how much was added."""
+        done = 0
+
+        def add(amount: int) -> None:
+            nonlocal done
+            done += amount
+            self.tell(name, done / total)
+
+        return add
 
 
 class Accompanist:
     """Makes accompaniments with one loaded model."""
 
     def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
-        self.bundle = bundle
         self.device = choose_device(device)
+        self.bundle = bundle
+        self.defaults = resolve_settings(bundle.defaults, {}, where=f"defaults of the model {bundle.name}")
         bundle.tokenizer.to(self.device)
         bundle.lm.to(self.device)
         bundle.renderer.to(self.device)
@@ -89,88 +161,77 @@ class Accompanist:
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
         """Load a bundle folder (None: the one that ships with the package); device: auto, cpu, cuda, mps."""
-        return cls(load_bundle(folder), device)
+        return cls(load_bundle(folder), str(choose_device(device)))  # a missing device is told before loading
 
     def accompany(
-        self,
-        vocal: str | Path | Tensor,
-        *,
-        seed: int = 0,
-        guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        steps: int | None = None,
-        render_guidance: float | None = None,
-        accompaniment_db: float | None = None,
-        prefix: str | Path | Tensor | None = None,
-        wishes: SheetWishes | None = None,
-        progress: Progress | None = None,
+        self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
     ) -> Accompaniment:
-        """Make one accompaniment of a vocal (a file, or a wave [channels, samples] at 48 kHz).
+        """Make the accompaniment that fits best: of a request, or of a vocal and other fields of Request.
 
-        Settings that are None come from the bundle; see GenerationSettings. prefix: a given start of the
-        accompaniment, shorter than the song; the model plays it and goes on. wishes: tempo and chords, where
-        they are known. The same seed on the same machine gives the same samples. Raises AudioError and
-        ConfigError for input that cannot be used.
+        The same seed on the same machine gives the same samples. Raises AudioError, ConfigError and DataError
+        for what cannot be used.
         """
-        settings = self.resolve_settings(
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            steps=steps,
-            render_guidance=render_guidance,
-            accompaniment_db=accompaniment_db,
-        )
-        made = self.vary(load_vocal(vocal), [seed], settings, prefix=prefix, wishes=wishes, progress=progress)
-        return next(made)
-
-    def resolve_settings(self, **chosen: Any) -> GenerationSettings:
-        """The chosen settings; the bundle's own where they are None."""
-        return resolve_settings(self.bundle.defaults, chosen)
+        return next(self.vary(asked, progress=progress, **fields))
 
     def vary(
-        self,
-        vocal: Vocal,
-        seeds: Sequence[int],
-        settings: GenerationSettings,
-        *,
-        keep: int | None = None,
-        prefix: str | Path | Tensor | None = None,
-        wishes: SheetWishes | None = None,
-        progress: Progress | None = None,
+        self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
     ) -> Iterator[Accompaniment]:
-        """Make one accompaniment per seed, best first, one after the other, so that only one is in memory.
-
-        keep: how many of the best are rendered; None renders all.
-        """
-        sketches = self.compose(vocal, seeds, settings, prefix=prefix, wishes=wishes, progress=progress)
-        for composition in sketches.ranked[:keep]:
+        """Make all accompaniments that are asked for, best first, so that only one is in memory at a time."""
+        sketches = self.compose(asked, progress=progress, **fields)
+        for composition in sketches.ranked[: sketches.request.renderings]:
             yield self.perform(sketches, composition)
 
+    def write(self, request: Request, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+        """Write all that is asked for into an existing folder; give back the report that is left there.
+
+        Several accompaniments are numbered by rank, and the best is also accompaniment.wav and mix.wav.
+        """
+        sketches = self.compose(request, progress=progress)
+        count = request.renderings
+        suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
+        reports: list[dict[str, Any]] = []
+        for composition, suffix in zip(sketches.ranked, suffixes, strict=False):
+            reports.append(self.perform(sketches, composition).write(folder, suffix))
+        for kind in ("accompaniment", "mix") if count > 1 else ():
+            try:
+                shutil.copyfile(folder / f"{kind}-1.wav", folder / f"{kind}.wav")
+            except OSError as error:
+                raise AudioError(f"cannot write {kind}.wav: {error.strerror or error}") from error
+        report = reports[0]
+        if request.variations > 1:
+            files = [
+                {"rank": number, "accompaniment": f"accompaniment{suffix}.wav", "mix": f"mix{suffix}.wav"}
+                for number, suffix in enumerate(suffixes, start=1)
+            ]
+            report = {**report, "variations": [{**a, **b} for a, b in zip(files, reports, strict=True)]}
+        if len(sketches.ranked) > 1:
+            others = list(enumerate(sketches.ranked, start=1))[count:]
+            not_rendered = [
+                {"rank": number, "seed": composition.seed, "ranking": composition.fit.describe()}
+                for number, composition in others
+            ]
+            report = {**report, "not_rendered": not_rendered}
+            write_report(folder, report)
+        return report
+
     def compose(
-        self,
-        vocal: Vocal,
-        seeds: Sequence[int],
-        settings: GenerationSettings,
-        *,
-        prefix: str | Path | Tensor | None = None,
-        wishes: SheetWishes | None = None,
-        progress: Progress | None = None,
+        self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
     ) -> Sketches:
-        """Compose one candidate per seed and rank them by their codes; nothing is rendered yet."""
-        bad = [seed for seed in seeds if not 0 <= seed < 2**63]
-        if bad:
-            raise ConfigError(f"a seed must be from 0 to 2^63 - 1, got {bad[0]}")
+        """Compose the candidates of a request and rank them by their codes; nothing is rendered yet."""
+        request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
+        request = request.read()
+        settings = request.settings(self.bundle.defaults)
+        separator = self._open_separator(request)
         clock = StageClock(progress)
-        given = None if prefix is None else self._encode_prefix(prefix, vocal)
         with clock.stage("listen"):
+            vocal = _find_vocal(request, separator)
+            given = None if request.prefix is None else self._encode_prefix(request.prefix)
             vocal_codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes or SheetWishes())
+            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, request.wishes())
+        seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         compositions: list[Composition] = []
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
@@ -192,13 +253,23 @@ class Accompanist:
             order = rank([composition.fit for composition in compositions])
         return Sketches(
             ranked=[compositions[number] for number in order],
+            request=request,
+            settings=settings,
             vocal=vocal,
             told=told,
             sheet=sheet,
-            settings=settings,
             prefix_frames=0 if given is None else len(given),
+            separator=separator,
             clock=clock,
         )
+
+    def _open_separator(self, request: Request) -> Separator | None:
+        """The separator that a request needs; one that is missing is told before anything is made."""
+        if request.mix is None and not request.stems:
+            return None
+        # The mask head is part of the model; the other separators bring their own weights.
+        checkpoint = str(self.bundle.folder) if request.separator == OWN_SEPARATOR else None
+        return open_separator(request.separator, checkpoint, str(self.device))
 
     def _judge(self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates) -> list[Composition]:
         """What the candidates' codes say and how that fits what is sung."""
@@ -216,14 +287,14 @@ class Accompanist:
             compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
         return compositions
 
-    def _encode_prefix(self, prefix: str | Path | Tensor, vocal: Vocal) -> Tensor:
-        """Codes [k] of the given start; only whole frames count."""
-        wave = load_prefix(prefix, vocal)
+    def _encode_prefix(self, prefix: Any) -> Tensor:
+        """Codes [k] of the given start [2, samples]; only whole frames count."""
         hop = self.bundle.tokenizer.hop_samples
-        whole = wave.shape[-1] // hop * hop
+        whole = prefix.shape[-1] // hop * hop
         if whole == 0:
-            raise AudioError(f"the prefix has only {wave.shape[-1]} samples; give at least {hop} (0.04 s)")
-        return self.bundle.tokenizer.encode(wave[:, :, :whole].to(self.device), "accompaniment")[0].cpu()
+            raise AudioError(f"the prefix has only {prefix.shape[-1]} samples; give at least {hop} (0.04 s)")
+        wave = prefix[None, :, :whole].to(self.device)
+        return self.bundle.tokenizer.encode(wave, "accompaniment")[0].cpu()
 
     def _read_out(self, codes: Tensor, track: str) -> ReadOut:
         """What codes [frames] stand for, as a batch of one on the CPU."""
@@ -255,6 +326,9 @@ class Accompanist:
                 mixdown=mixdown,
                 read_outs={"vocal": sketches.told, "accompaniment": composition.told},
             )
+            stems: Mapping[str, Tensor] = {}
+            if sketches.request.stems and sketches.separator is not None:
+                stems = split_accompaniment(sketches.separator, mixdown.accompaniment)
         report = {
             "vocal": vocal.name,
             **music,
@@ -266,9 +340,16 @@ class Accompanist:
             "model": {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint},
             "device": str(self.device),
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
-            "warnings": list(vocal.warnings),
+            "warnings": [*vocal.warnings, *_warn_of_level(mixdown, settings.accompaniment_db)],
         }
-        return Accompaniment(accompaniment=mixdown.accompaniment, mix=mixdown.mix, codes=codes, report=report)
+        return Accompaniment(
+            accompaniment=mixdown.accompaniment,
+            mix=mixdown.mix,
+            codes=codes,
+            report=report,
+            stems=stems,
+            separated_vocal=None if sketches.request.mix is None else vocal.wave,
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -281,6 +362,35 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ConfigError(f"there is no {name} device here; use --device cpu")
     return torch.device(name)
+
+
+def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
+    """The vocal of a request that has been read, taken out of its mix where it has one."""
+    if not isinstance(request.mix, Vocal):
+        assert isinstance(request.vocal, Vocal)
+        return request.vocal
+    assert separator is not None
+    song = request.mix
+    vocal = check_vocal(separator.separate(song.wave)["vocal"], song.name, what="separated vocal")
+    told = (
+        f"the vocal was separated from {song.name or 'the song'} by {separator.name}; "
+        f"a clean vocal fits better"
+    )
+    return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
+
+
+def _warn_of_level(mixdown: Mixdown, asked_db: float) -> list[str]:
+    """What to say where the limit of peaks keeps the accompaniment below the level that was asked for."""
+    reached_db = mixdown.accompaniment_lufs - mixdown.vocal_lufs
+    if not reached_db < asked_db - _LEVEL_TOLERANCE_DB or math.isinf(reached_db):
+        return []
+    turned_down = (
+        f", with both turned down by {-mixdown.mix_gain_db:.1f} dB" if mixdown.mix_gain_db < 0 else ""
+    )
+    return [
+        f"accompaniment.wav is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
+        f"clip; in the mix it is as asked{turned_down}"
+    ]
 
 
 def _sampling_config(settings: GenerationSettings) -> SamplingConfig:

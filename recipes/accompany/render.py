@@ -54,7 +54,7 @@ def render(arguments: argparse.Namespace) -> None:
     from duotok.recipes.accompany.codes_file import TrackCodes, read_codes, write_codes
     from duotok.recipes.accompany.mix import match_level
     from duotok.recipes.accompany.pipeline import choose_device
-    from duotok.recipes.accompany.settings import resolve_settings
+    from duotok.recipes.accompany.request import resolve_settings
     from duotok.recipes.accompany.vocal import load_vocal
     from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 

@@ -5,13 +5,12 @@ and, with `settings.sound`, in what is rendered of them. Ranking sees neither th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.accompany.vocal import load_vocal
 from duotok.recipes.evaluation.coherence import (
     FRAME_RATE_HZ,
     Coherence,
@@ -56,7 +55,7 @@ def measure_decoding(settings: Settings) -> dict[str, float]:
         items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
     )
     singings = [listen_to_singer(excerpt) for excerpt in excerpts]
-    own = accompanist.resolve_settings().guidance
+    own = accompanist.defaults.guidance
     figures: dict[str, float] = {
         "excerpts": len(excerpts),
         "excerpt_seconds": excerpts[0].seconds,
@@ -104,9 +103,8 @@ def accompany(
     sound_of_best: bool,
 ) -> Outcome:
     """Compose and rank the candidates of one excerpt; render the first seed's and the best if asked."""
-    settings = replace(accompanist.resolve_settings(), guidance=guidance)
-    seeds = range(first_seed, first_seed + CANDIDATES)
-    sketches = accompanist.compose(load_vocal(excerpt.read("vocal")), seeds, settings)
+    vocal = excerpt.read("vocal")
+    sketches = accompanist.compose(vocal, seed=first_seed, candidates=CANDIDATES, guidance=guidance)
     heard: dict[int, Coherence] = {}
     best = sketches.ranked[0].seed
     for composition in sketches.ranked:

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from duotok.lm.dual_track.choice import SamplingConfig
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.accompany.vocal import load_vocal
 from duotok.recipes.evaluation.beat_phase import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.excerpts import read_test_items
 from duotok.recipes.evaluation.long_song import LongSong, choose_items, repeat_bars
@@ -49,9 +48,7 @@ def measure_long(settings: Settings) -> dict[str, float]:
     hearings: dict[str, list[Hearing]] = {}
     for number, item in enumerate(tqdm(items, desc="long: songs", disable=None)):
         song = repeat_bars(item, seconds)
-        sketches = accompanist.compose(
-            load_vocal(song.vocal), [settings.seed + number], accompanist.resolve_settings()
-        )
+        sketches = accompanist.compose(song.vocal, seed=settings.seed + number)
         key = item.key or read_window_key(sketches.told, "vocal")
         own = tokenizer.encode(song.accompaniment[None].to(accompanist.device), "accompaniment")
         told = {"": sketches.ranked[0].told, "_real": tokenizer.read_out(own, "accompaniment")}

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from duotok.recipes.accompany.mix import match_level
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.accompany.settings import resolve_settings
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.rebuilding import rebuild_by_vae, rebuild_from_codes
 
@@ -33,7 +32,6 @@ class SoundMaker:
     def __init__(self, bundle: Path, seed: int) -> None:
         self._accompanist = Accompanist.from_pretrained(bundle)
         self._seed = seed
-        self._generation = resolve_settings(self._accompanist.bundle.defaults, {})
 
     @property
     def rendered_tracks(self) -> tuple[str, ...]:
@@ -57,7 +55,7 @@ class SoundMaker:
         }
         if track in self.rendered_tracks:
             sounds["round_trip"] = rebuild_from_codes(
-                parts.tokenizer, parts.renderer, wave, track, self._generation, self._seed
+                parts.tokenizer, parts.renderer, wave, track, self._accompanist.defaults, self._seed
             )
         if track == "accompaniment":
             made = self._accompanist.accompany(excerpt.read("vocal"), seed=self._seed)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from duotok.recipes.accompany.settings import GenerationSettings
+from duotok.recipes.accompany.request import GenerationSettings
 from duotok.renderer.song import Renderer
 from duotok.renderer.vae_contract import Autoencoder
 from duotok.tokenizer.model import DuoTokenizer

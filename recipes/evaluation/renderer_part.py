@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from duotok.recipes.accompany.bundle import read_bundle_description
 from duotok.recipes.accompany.mix import match_level
-from duotok.recipes.accompany.settings import resolve_settings
+from duotok.recipes.accompany.request import resolve_settings
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
 from duotok.recipes.evaluation.rebuilding import rebuild_from_codes
 from duotok.recipes.evaluation.settings import Settings

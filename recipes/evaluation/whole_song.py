@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from duotok.recipes.accompany.settings import GenerationSettings
+from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.settings import Settings

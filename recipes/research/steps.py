@@ -23,7 +23,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description
-    from duotok.recipes.accompany.settings import resolve_settings
+    from duotok.recipes.accompany.request import resolve_settings
     from duotok.recipes.evaluation.excerpts import choose_excerpts, read_split
     from duotok.recipes.research.step_report import add_losses, draw_steps, render_table
     from duotok.recipes.research.step_trials import hear, plan_trials, run_trial

@@ -1,11 +1,11 @@
 """The separator that is always there: the mask head of this project's own tokenizer."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from duotok.recipes.accompany.bundle import default_bundle
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.separator import MaskSeparator
 
@@ -16,7 +16,8 @@ class MaskHeadSeparator:
     name = "mask-head"
 
     def __init__(self, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        folder = default_bundle() if checkpoint is None else Path(checkpoint)
+        shipped = Path(str(files("duotok.recipes"))) / "small" / "bundle"
+        folder = shipped if checkpoint is None else Path(checkpoint)
         if (folder / "bundle.json").is_file():
             folder = folder / "separator"
             if not folder.is_dir():

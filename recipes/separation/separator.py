@@ -5,6 +5,7 @@ packages of these names; their checkpoints are safetensors, never pickles.
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -30,6 +31,22 @@ class Separator(Protocol):
         ...
 
 
+def require_separator(name: str) -> None:
+    """Raise ConfigError unless a separator of this name is known and the package it needs is installed."""
+    if name not in SEPARATORS:
+        raise ConfigError(f"unknown separator {name!r}; choose one of {', '.join(SEPARATORS)}")
+    if name in PACKAGES and find_spec(PACKAGES[name][0]) is None:
+        raise _unusable(name, "is not installed")
+
+
+def _unusable(name: str, reason: str) -> ConfigError:
+    package = PACKAGES[name][1]
+    return ConfigError(
+        f"the separator {name} needs the package {package}, which {reason}: "
+        f"pip install {package}, or choose --separator mask-head"
+    )
+
+
 def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu") -> Separator:
     """Return a separator by name; raises ConfigError when its package or its checkpoint is missing.
 
@@ -37,8 +54,7 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
     .safetensors file, a folder of them with the YAML of a bag, or a name on the hub, None = "htdemucs";
     bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id.
     """
-    if name not in SEPARATORS:
-        raise ConfigError(f"unknown separator {name!r}; choose one of {', '.join(SEPARATORS)}")
+    require_separator(name)
     if name == "mask-head":
         from duotok.recipes.separation.mask_head import MaskHeadSeparator
 
@@ -52,12 +68,7 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
 
         return RoFormerSeparator(checkpoint, device)
     except ImportError as error:
-        module, package = PACKAGES[name]
-        reason = "is not installed" if error.name == module else f"cannot be imported ({error})"
-        raise ConfigError(
-            f"the separator {name} needs the package {package}, which {reason}: "
-            f"pip install {package}, or choose --separator mask-head"
-        ) from error
+        raise _unusable(name, f"cannot be imported ({error})") from error
 
 
 def separate_in_pieces(

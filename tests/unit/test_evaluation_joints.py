@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from duotok.recipes.accompany.settings import GenerationSettings
+from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db

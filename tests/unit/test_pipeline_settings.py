@@ -1,7 +1,7 @@
 import pytest
 
 from duotok.lm.dual_track.sampling import SamplingConfig
-from duotok.recipes.accompany.settings import GenerationSettings, parse_defaults, resolve_settings
+from duotok.recipes.accompany.request import GenerationSettings, parse_defaults, resolve_settings
 from duotok.tokenizer.common.errors import ConfigError
 
 

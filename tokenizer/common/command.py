@@ -1,9 +1,10 @@
 """What the command lines share: errors in one line, and progress messages."""
 
+import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .errors import DuoTokError
 
@@ -34,6 +35,24 @@ def guard(run: Callable[[], None], *, interrupted: str = "run the same command a
         print(f"interrupted: {interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+def join_dashed_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments with "--vocal -song.wav" as "--vocal=-song.wav", which argparse takes for a value.
+
+    Joined is what follows an option that takes one value, begins with a single dash and is no option itself.
+    """
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    joined: list[str] = []
+    for argument in arguments:
+        before = options.get(joined[-1]) if joined else None
+        takes_value = before is not None and before.nargs is None
+        dashed = argument.startswith("-") and not argument.startswith("--") and argument not in options
+        if takes_value and dashed and argument != "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def show_progress_messages() -> None:

@@ -1,0 +1,164 @@
+"""What is asked of the band: a request checks itself, and everything it names, before a model is loaded.
+
+Kept apart from the pipeline so that a command line can show settings without loading torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duotok.tokenizer.common.config import config_from_dict
+from duotok.tokenizer.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from duotok.recipes.accompany.vocal import Vocal
+    from duotok.recipes.accompany.wishes import Chart, SheetWishes
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+OWN_SEPARATOR = "mask-head"  # part of the model, so that nothing else must be installed
+# Lowest and highest value of every number; whole numbers where the limits are.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "guidance": (0.0, 100.0),
+    "temperature": (0.0, 10.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.001, 1.0),
+    "candidates": (1, 99),
+    "steps": (1, 1000),
+    "render_guidance": (0.0, 100.0),
+    "accompaniment_db": (-60.0, 30.0),
+    "seed": (0, 2**63 - 1),
+    "variations": (1, 99),
+}
+# Options of `generate` that are not called as the field they set.
+_OPTIONS = {"guidance": "--cfg", "accompaniment_db": "--level"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What can be changed between two accompaniments of the same vocal; a bundle may bring other defaults."""
+
+    guidance: float = 1.5  # classifier-free guidance of the language model; 1 = none
+    temperature: float = 0.95  # 0 takes the most likely code
+    top_k: int = 100  # most likely codes to draw from; 0 = all
+    top_p: float = 0.95  # smallest set of codes with this probability; 1 = all
+    candidates: int = 1  # how many are composed, of which the best by ranking are kept
+    steps: int = 8  # solver steps of the diffusion decoder
+    render_guidance: float = 2.0  # classifier-free guidance of the diffusion decoder; 1 = none
+    accompaniment_db: float = -1.0  # loudness of the accompaniment over the vocal's (LUFS)
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _check_number(name, value)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One wish for accompaniments; ConfigError names the field of a value that cannot be.
+
+    Either `vocal` or `mix` is given: a file of any rate and channel count, or a wave [channels, samples] at
+    48 kHz. Settings that are None come from the bundle; see GenerationSettings.
+    """
+
+    vocal: "str | Path | Tensor | Vocal | None" = None  # the singer alone
+    mix: "str | Path | Tensor | Vocal | None" = None  # a whole song, of which the vocal is separated first
+    separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
+    stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
+    prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
+    tempo_bpm: float | None = None  # of four beats in a bar; None: as it is sung
+    chords: "str | Path | Chart | None" = None  # a chart to play; None, and where it is silent: what fits
+    seed: int = 0  # of the first candidate; the others have the numbers after it
+    variations: int = 1  # how many accompaniments are wanted, best first
+    keep: int | None = None  # how many of the variations are rendered; None: all
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    candidates: int | None = None
+    steps: int | None = None
+    render_guidance: float | None = None
+    accompaniment_db: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vocal is None) == (self.mix is None):
+            raise ConfigError("give either a vocal or a mix, and not both")
+        for name in ("seed", "variations"):
+            _check_number(name, getattr(self, name))
+        if self.keep is not None and (type(self.keep) is not int or not 1 <= self.keep <= self.variations):
+            raise ConfigError(f"keep must be from 1 to variations ({self.variations}), got {self.keep!r}")
+        self.settings({})
+        if self.separator != OWN_SEPARATOR:
+            from duotok.recipes.separation.separator import require_separator
+
+            require_separator(self.separator)
+        if self.tempo_bpm is not None:
+            self.wishes()
+
+    @property
+    def renderings(self) -> int:
+        """How many accompaniments are rendered."""
+        return self.variations if self.keep is None else self.keep
+
+    def settings(self, bundle_defaults: Mapping[str, Any]) -> GenerationSettings:
+        """The settings of this request; the bundle's own where they are None."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
+        return resolve_settings(bundle_defaults, chosen)
+
+    def wishes(self) -> "SheetWishes":
+        """What is known of the song beforehand; `chords` has been read."""
+        from duotok.recipes.accompany.wishes import SheetWishes
+
+        chart = None if isinstance(self.chords, (str, Path)) else self.chords
+        return SheetWishes(tempo_bpm=self.tempo_bpm, chart=chart)
+
+    def read(self) -> "Request":
+        """The same request with its files read and checked: recordings as waves, chords as a chart.
+
+        What is no file name stays, so reading twice is as good as once. Raises AudioError and DataError.
+        """
+        from duotok.recipes.accompany.vocal import Vocal, load_prefix, load_vocal
+        from duotok.recipes.accompany.wishes import read_chart
+
+        chart = read_chart(self.chords) if isinstance(self.chords, (str, Path)) else self.chords
+        name, what, source = ("vocal", "vocal", self.vocal) if self.mix is None else ("mix", "song", self.mix)
+        assert source is not None
+        song = source if isinstance(source, Vocal) else load_vocal(source, what=what)
+        prefix = None if self.prefix is None else load_prefix(self.prefix, song)[0]
+        return replace(self, **{name: song}, chords=chart, prefix=prefix)
+
+
+def resolve_settings(
+    bundle_defaults: Mapping[str, Any], chosen: Mapping[str, Any], where: str = "settings"
+) -> GenerationSettings:
+    """The chosen settings over the bundle's defaults over the general ones; None counts as not chosen."""
+    values = {**bundle_defaults, **{name: value for name, value in chosen.items() if value is not None}}
+    return config_from_dict(GenerationSettings, values, where)
+
+
+def parse_defaults(texts: Sequence[str]) -> dict[str, Any]:
+    """Checked settings from "guidance=2.0" texts."""
+    general = asdict(GenerationSettings())
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name not in general:
+            raise ConfigError(f"--default {text!r} must be KEY=VALUE with KEY one of {', '.join(general)}")
+        try:
+            values[name] = type(general[name])(value)
+        except ValueError as error:
+            raise ConfigError(f"--default {text!r}: {value!r} is not a number") from error
+    resolve_settings({}, values)
+    return values
+
+
+def _check_number(name: str, value: Any) -> None:
+    low, high = _LIMITS[name]
+    whole = isinstance(low, int)
+    label = f"{name} ({_OPTIONS[name]})" if name in _OPTIONS else name
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ConfigError(f"{label} must be a {'whole ' if whole else ''}number, got {value!r}")
+    if not low <= value <= high:  # also refuses NaN
+        span = f"{low} to {high}" if whole else f"{low:g} to {high:g}"
+        raise ConfigError(f"{label} must be from {span}, got {value}")
