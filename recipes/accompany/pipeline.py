@@ -42,7 +42,7 @@ from duotok.tokenizer.model import ReadOut
 STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 _CANDIDATES_AT_ONCE = 8
-_LEVEL_TOLERANCE_DB = 0.5  # a level missed by less is not worth a warning
+_LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,8 @@ class Accompanist:
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
         """Load a bundle folder (None: the one that ships with the package); device: auto, cpu, cuda, mps."""
-        return cls(load_bundle(folder), str(choose_device(device)))  # a missing device is told before loading
+        found = choose_device(device)  # one that is missing is told before the model is loaded
+        return cls(load_bundle(folder), str(found))
 
     def accompany(
         self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any

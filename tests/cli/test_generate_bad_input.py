@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from duotok.recipes.accompany.generate import main
 
@@ -105,20 +106,34 @@ def test_bundles_that_cannot_be_used(tiny_bundle, vocal_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "message"),
+    ("option", "message"),
     [
-        ("--steps", "0", "steps"),
-        ("--temperature", "-1", "temperature"),
-        ("--top-p", "1.5", "top_p"),
-        ("--cfg", "nan", "guidance"),
-        ("--seed", "-3", "seed"),
-        ("--variations", "0", "variations"),
+        ("--steps=0", "steps must be from 1 to 1000, got 0"),
+        ("--temperature=-1", "temperature"),
+        ("--top-p=1.5", "top_p"),
+        ("--cfg=nan", "guidance (--cfg) must be"),
+        ("--level=inf", "accompaniment_db (--level) must be"),
+        ("--seed=-3", "seed"),
+        ("--candidates=0", "candidates"),
+        ("--variations=0", "variations"),
+        ("--keep=2", "keep must be from 1 to variations (1), got 2"),
+        ("--tempo=20", "tempo"),
+        ("--separator=foo", "separator"),
     ],
 )
-def test_settings_out_of_range(option, value, message, tiny_bundle, vocal_file, tmp_path, capsys):
-    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
-    assert message in fail(capsys, *options, f"{option}={value}")
+def test_options_are_checked_before_anything_is_opened(option, message, tmp_path, capsys):
+    options = ["--vocal", tmp_path / "none.wav", "--out", tmp_path / "out", "--model", tmp_path / "none"]
+    assert message in fail(capsys, *options, option)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_and_device_are_checked_before_the_model(vocal_file, tmp_path, capsys):
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tmp_path / "none"]
+    assert "start.wav" in fail(capsys, *options, "--prefix", tmp_path / "start.wav")
+    assert "song.lab" in fail(capsys, *options, "--chords", tmp_path / "song.lab")
+    if not torch.cuda.is_available():
+        assert "no cuda device" in fail(capsys, *options, "--device", "cuda")
+    assert "is not a model" in fail(capsys, *options)
 
 
 def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from duotok.recipes.accompany.bundle import default_bundle
 from duotok.recipes.accompany.generate import main
+from duotok.recipes.accompany.request import GenerationSettings
 
 OURS = ["accompaniment.wav", "mix.wav", "report.json"]
 
@@ -24,13 +26,31 @@ def base(tiny_bundle) -> list[str]:
     return ["--model", str(tiny_bundle), "--steps", "1", "--device", "cpu"]
 
 
-def test_help_is_instant():
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--help"], "--vocal"),
+        (["--version"], "duotok "),
+        (["--vocal", "none.wav", "--steps", "0"], "error: steps must be"),
+    ],
+)
+def test_help_version_and_bad_options_are_instant(arguments, told):
     script = "import sys; from duotok.recipes.accompany.generate import main\n"
-    script += "try: main(['--help'])\nfinally: print(*sys.modules)"
+    script += f"try: main({arguments})\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0
-    assert "--vocal" in done.stdout
+    assert told in " ".join((done.stdout + done.stderr).split())
     assert not {"torch", "numpy", "transformers"} & set(done.stdout.split())
+
+
+def test_help_shows_what_the_shipped_model_does_by_default(capsys):
+    own = json.loads((default_bundle() / "bundle.json").read_text())["defaults"]
+    settings = GenerationSettings(**own)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split("--cfg X")[-1].split())
+    for name in ("guidance", "temperature", "top_k", "top_p", "candidates", "steps", "accompaniment_db"):
+        shown, printed = printed.split("(default: ", 1)[1].split(")", 1)
+        assert shown == f"{getattr(settings, name):g}", name
 
 
 def test_usage_is_exit_code_2(capsys):
@@ -111,21 +131,19 @@ def test_only_the_best_are_kept(base, vocal_file, tmp_path):
         for entry in report["variations"]:
             assert (tmp_path / str(keep) / entry["accompaniment"]).is_file()
     assert sorted(path.name for path in (tmp_path / "1").iterdir()) == OURS
-    best = [(tmp_path / keep / "accompaniment.wav").read_bytes() for keep in ("3", "1")]
-    assert best[0] == best[1]
+    # One accompaniment, the best of three candidates, is the best of three variations.
+    assert main([*options[:2], "--candidates", "3", *base, "--out", str(tmp_path / "0")]) == 0
+    report = json.loads((tmp_path / "0" / "report.json").read_text())
+    assert "variations" not in report and report["not_rendered"] == reports["1"]["not_rendered"]
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == OURS
+    best = {(tmp_path / folder / "accompaniment.wav").read_bytes() for folder in "310"}
+    assert len(best) == 1
 
 
-@pytest.mark.parametrize("keep", ["0", "3"])
-def test_keep_out_of_range(base, vocal_file, tmp_path, capsys, keep):
-    options = ["--vocal", str(vocal_file), "--variations", "2", "--keep", keep, *base]
-    assert main([*options, "--out", str(tmp_path / "out")]) == 1
-    assert "--keep must be from 1 to --variations (2)" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_prefix_and_level(base, vocal_file, tmp_path, make_singing):
-    soundfile.write(tmp_path / "start.flac", make_singing(1.0), 48_000)
-    options = ["--prefix", str(tmp_path / "start.flac"), "--level", "-6", "--out", str(tmp_path / "out")]
+def test_prefix_and_level(base, vocal_file, tmp_path, make_singing, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("-start.flac", make_singing(1.0), 48_000)
+    options = ["--prefix", "-start.flac", "--level", "-6", "--out", str(tmp_path / "out")]
     assert main(["--vocal", str(vocal_file), *options, *base]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["prefix_seconds"] == 1.0

@@ -68,10 +68,21 @@ def test_bad_input_is_one_line(arguments, told, song, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_separator_is_told(song, tiny_bundle, tmp_path, capsys):
-    command = ["--mix", str(song), "--out", str(tmp_path / "out"), "--model", str(tiny_bundle)]
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--mix"], "has no separator"),
+        (["--stems", "--vocal"], "has no separator"),
+        (["--separator", "magic", "--stems", "--vocal"], "unknown separator 'magic'"),
+    ],
+)
+def test_a_missing_separator_is_told_before_anything_is_made(
+    options, told, song, tiny_bundle, tmp_path, capsys
+):
+    command = [*options, str(song), "--out", str(tmp_path / "out"), "--model", str(tiny_bundle)]
     assert generate.main([*command, "--device", "cpu"]) == 1
-    assert "has no separator" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert told in printed and printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -88,13 +99,3 @@ def test_stems_of_the_accompaniment_sum_to_it(vocal_file, tiny_separator, tiny_c
     # The next run without stems leaves none of the last one's.
     assert generate.main([*command[:-1], "--steps", "1", "--device", "cpu"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
-
-
-def test_a_missing_separator_costs_only_the_stems(vocal_file, tiny_components, tmp_path, capsys):
-    bundle = assemble_bundle(tmp_path / "bundle", **tiny_components)
-    out = tmp_path / "out"
-    command = ["--vocal", str(vocal_file), "--out", str(out), "--model", str(bundle), "--stems"]
-    assert generate.main([*command, "--steps", "1", "--device", "cpu"]) == 0
-    assert "warning: no stems: " in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
-    assert json.loads((out / "report.json").read_text())["stems"] == {}

@@ -29,6 +29,7 @@ def test_whatever_the_levels_nothing_reaches_full_scale(samples, vocal_db, band_
         assert wave.shape == (2, samples)
         assert float(wave.abs().max()) <= PEAK_LIMIT * (1 + 1e-5)
     assert result.mix_gain_db <= 0
+    assert not result.accompaniment[:, -1].any()
 
 
 @settings(max_examples=25, deadline=None)

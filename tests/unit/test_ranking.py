@@ -17,7 +17,6 @@ from duotok.recipes.accompany.rank import (
     read_track,
     sung_over_chords,
 )
-from duotok.recipes.accompany.vocal import load_vocal
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chord_names import CHORDS, NO_CHORD
 
@@ -169,18 +168,16 @@ def test_reading_a_read_out() -> None:
 
 def test_compositions_are_ranked_before_they_sound(tiny_bundle, make_singing) -> None:
     accompanist = Accompanist.from_pretrained(tiny_bundle)
-    vocal = load_vocal(torch.from_numpy(make_singing(2.0).T))
-    settings = accompanist.resolve_settings(guidance=2.0, steps=1)
+    vocal = torch.from_numpy(make_singing(2.0).T)
     seen: list[str] = []
-    sketches = accompanist.compose(vocal, range(9), settings, progress=lambda stage, _: seen.append(stage))
+    sketches = accompanist.compose(
+        vocal, guidance=2.0, candidates=9, progress=lambda stage, _: seen.append(stage)
+    )
     assert set(seen) == {"listen", "compose"}
     scores = [composition.fit.score for composition in sketches.ranked]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
     assert sorted(composition.seed for composition in sketches.ranked) == list(range(9))
     assert all(composition.fit.information_bits is not None for composition in sketches.ranked)
-    # A candidate is the same alone, and what is kept are the best.
-    (alone,) = accompanist.compose(vocal, [sketches.ranked[0].seed], settings).ranked
+    # A candidate is the same alone.
+    (alone,) = accompanist.compose(vocal, seed=sketches.ranked[0].seed, guidance=2.0).ranked
     assert torch.equal(alone.codes, sketches.ranked[0].codes)
-    kept = list(accompanist.vary(vocal, range(9), settings, keep=2))
-    assert [result.report["seed"] for result in kept] == [c.seed for c in sketches.ranked[:2]]
-    assert kept[0].report["ranking"]["score"] == pytest.approx(scores[0], abs=1e-4)
