@@ -8,8 +8,8 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor, nn
 
-from duotok.recipes.accompany.mix import K_WEIGHTING
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.loudness import K_WEIGHTING
 
 _TAPS = 4096  # of the K-weighting; the slowest pole, at 38 Hz, has decayed to 1e-8
 _LOG_FLOOR = 1e-5  # magnitude; that of a sine at full scale is 1

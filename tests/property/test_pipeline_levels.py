@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness, mix_down
+from duotok.recipes.accompany.mix import PEAK_LIMIT, mix_down
+from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.music.chord_names import CHORD_NAMES
 from duotok.tokenizer.music.chords import estimate_chords
 

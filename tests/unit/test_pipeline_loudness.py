@@ -5,8 +5,9 @@ import pyloudnorm
 import pytest
 import torch
 
-from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness, mix_down
+from duotok.recipes.accompany.mix import PEAK_LIMIT, mix_down
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.loudness import measure_loudness
 
 
 def noise(seconds: float, level: float = 0.1, seed: int = 0) -> torch.Tensor:

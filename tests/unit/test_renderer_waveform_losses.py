@@ -7,7 +7,6 @@ import torch
 from scipy.signal import freqz
 from torch import Tensor
 
-from duotok.recipes.accompany.mix import K_WEIGHTING, measure_loudness
 from duotok.recipes.renderer.adversarial_losses import (
     adversarial_loss,
     discriminator_loss,
@@ -17,6 +16,7 @@ from duotok.recipes.renderer.waveform_losses import KWeighting, WaveformLossConf
 from duotok.recipes.renderer.waveform_objective import divergence
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.loudness import K_WEIGHTING, measure_loudness
 
 RATE_HZ = 48_000
 FFT_SIZES = (1024, 256, 64)
