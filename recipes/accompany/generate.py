@@ -20,7 +20,7 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
-from duotok.tokenizer.common.command import guard, join_dashed_values
+from duotok.tokenizer.common.command import guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 # Share of the computing time of each stage, for one bar over all of them.
@@ -93,16 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
-    parser = build_parser()
-    arguments = parser.parse_args(join_dashed_values(parser, sys.argv[1:] if argv is None else argv))
+    arguments = parse_arguments(build_parser(), argv)
     return guard(lambda: _generate(**vars(arguments)), interrupted="nothing was written")
 
 
 def _generate(out: Path | None, model: Path | None, device: str, progress: bool, **fields: Any) -> None:
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
-    source = fields["mix"] if fields["vocal"] is None else fields["vocal"]
-    out = out or Path(f"{Path(source).stem}-accompaniment")
+    out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     request = request.read()
     with OutputFolder(out) as output:
         from duotok.recipes.accompany.pipeline import Accompanist

@@ -31,7 +31,6 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
-from duotok.recipes.accompany.stems import split_accompaniment
 from duotok.recipes.accompany.vocal import Vocal, check_vocal
 from duotok.recipes.accompany.wishes import describe_sheet, make_sheet
 from duotok.recipes.separation.separator import Separator, open_separator
@@ -329,7 +328,7 @@ class Accompanist:
             )
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
-                stems = split_accompaniment(sketches.separator, mixdown.accompaniment)
+                stems = _split(mixdown.accompaniment, sketches.separator)
         report = {
             "vocal": vocal.name,
             **music,
@@ -378,6 +377,15 @@ def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
         f"a clean vocal fits better"
     )
     return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
+
+
+def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:
+    """Drums, bass and the rest of an accompaniment [2, samples], which sum to it.
+
+    Nobody sings in it: what the separator takes for a voice belongs to the rest.
+    """
+    parts = separator.separate(accompaniment)
+    return {"drums": parts["drums"], "bass": parts["bass"], "other": parts["other"] + parts["vocal"]}
 
 
 def _warn_of_level(mixdown: Mixdown, asked_db: float) -> list[str]:

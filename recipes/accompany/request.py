@@ -93,8 +93,14 @@ class Request:
             from duotok.recipes.separation.separator import require_separator
 
             require_separator(self.separator)
-        if self.tempo_bpm is not None:
+        if self.tempo_bpm is not None or isinstance(self.chords, list):
             self.wishes()
+
+    @property
+    def files(self) -> "list[str | Path]":
+        """The files that are named, until they are read; the recording of the singer first."""
+        named = (self.vocal, self.mix, self.prefix, self.chords)
+        return [source for source in named if isinstance(source, (str, Path))]
 
     @property
     def renderings(self) -> int:

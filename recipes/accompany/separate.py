@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from duotok.recipes.accompany.output import OutputFolder
-from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.command import guard, parse_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 1 (one line on stderr), 2 (usage), 130 (interrupted)."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse_arguments(build_parser(), argv)
     return guard(lambda: _separate(arguments), interrupted="nothing was written")
 
 

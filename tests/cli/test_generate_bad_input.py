@@ -58,33 +58,6 @@ def test_bad_vocals(kind, tiny_bundle, tmp_path, capsys, make_singing):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "text", "nan"])
-def test_bad_prefixes(kind, tiny_bundle, vocal_file, tmp_path, capsys, make_singing):
-    make, message = BAD_VOCALS[kind]
-    prefix = tmp_path / "start.wav"
-    make(prefix, make_singing(1.0))
-    before = sorted(tmp_path.iterdir())
-    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
-    assert message in fail(capsys, *options, "--prefix", prefix)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_prefix_longer_than_the_song(tiny_bundle, vocal_file, tmp_path, capsys, make_singing):
-    soundfile.write(tmp_path / "start.wav", make_singing(3.0), 48_000)
-    options = ["--vocal", vocal_file, "--out", tmp_path / "out", "--model", tiny_bundle]
-    assert "shorter than the song" in fail(capsys, *options, "--prefix", tmp_path / "start.wav")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_is_a_file(tiny_bundle, vocal_file, tmp_path, capsys):
-    (tmp_path / "out").write_text("mine")
-    for out in (tmp_path / "out", tmp_path / "out" / "below"):
-        assert (
-            "choose another" in (line := fail(capsys, "--vocal", vocal_file, "--out", out)) or "--out" in line
-        )
-    assert (tmp_path / "out").read_text() == "mine"
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write into")
 def test_an_unwritable_output(tiny_bundle, vocal_file, capsys):
     line = fail(capsys, "--vocal", vocal_file, "--out", "/proc/duotok/out", "--model", tiny_bundle)

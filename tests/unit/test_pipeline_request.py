@@ -58,7 +58,9 @@ def test_files_are_read_once_and_waves_stay(tmp_path, make_singing):
     given = Request(
         mix=tmp_path / "song.wav", chords=str(tmp_path / "song.lab"), prefix=wave[:, :9600], seed=4
     )
+    assert given.files == [given.mix, given.chords]
     for request in (given.read(), given.read().read()):
+        assert request.files == []
         assert torch.equal(request.mix.wave, wave.expand(2, -1)) and request.mix.name == "song.wav"
         assert request.prefix.shape == (2, 9600) and request.seed == 4
         assert request.chords == [(0.0, 1.0, "C:maj")] and request.wishes().chart == request.chords
@@ -66,12 +68,13 @@ def test_files_are_read_once_and_waves_stay(tmp_path, make_singing):
 
 def test_files_that_cannot_be_used(tmp_path, make_singing):
     wave = torch.from_numpy(make_singing(2.0).T)
-    for error, fields in (
-        (AudioError, {"vocal": tmp_path / "none.wav"}),
-        (AudioError, {"vocal": wave, "prefix": wave}),
-        (DataError, {"vocal": wave, "chords": tmp_path / "none.lab"}),
+    for error, message, fields in (
+        (AudioError, "none.wav", {"vocal": tmp_path / "none.wav"}),
+        (AudioError, "shorter than the song", {"vocal": wave, "prefix": wave}),
+        (AudioError, "NaN", {"vocal": wave, "prefix": wave[:, :9600] * torch.nan}),
+        (DataError, "none.lab", {"vocal": wave, "chords": tmp_path / "none.lab"}),
     ):
-        with pytest.raises(error, match="none|shorter than the song"):
+        with pytest.raises(error, match=message):
             Request(**fields).read()
 
 

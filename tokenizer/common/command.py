@@ -37,26 +37,26 @@ def guard(run: Callable[[], None], *, interrupted: str = "run the same command a
     return 0
 
 
-def join_dashed_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The arguments with "--vocal -song.wav" as "--vocal=-song.wav", which argparse takes for a value.
-
-    Joined is what follows an option that takes one value, begins with a single dash and is no option itself.
-    """
-    options = {option: action for action in parser._actions for option in action.option_strings}
-    joined: list[str] = []
-    for argument in arguments:
-        before = options.get(joined[-1]) if joined else None
-        takes_value = before is not None and before.nargs is None
-        dashed = argument.startswith("-") and not argument.startswith("--") and argument not in options
-        if takes_value and dashed and argument != "-":
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
 def show_progress_messages() -> None:
     """Let the first process tell on stderr what the library logs: kernels chosen, code being compiled."""
     logging.basicConfig(format="%(message)s")
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("duotok").setLevel(logging.INFO)
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the parser makes of arguments (None: those of the process), file names such as "-song.wav" too.
+
+    Argparse takes such a name for an option. So what follows an option of one value, begins with a single
+    dash and is no option itself is joined to it: "--vocal=-song.wav".
+    """
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    joined: list[str] = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        before = options.get(joined[-1]) if joined else None
+        is_dashed = argument.startswith("-") and not argument.startswith("--") and argument not in options
+        if is_dashed and before is not None and before.nargs is None:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return parser.parse_args(joined)
