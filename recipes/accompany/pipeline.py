@@ -340,7 +340,7 @@ class Accompanist:
             "model": {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint},
             "device": str(self.device),
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
-            "warnings": [*vocal.warnings, *_warn_of_level(mixdown, settings.accompaniment_db)],
+            "warnings": [*vocal.warnings, *_warn_of_level(mixdown, sketches.request.accompaniment_db)],
         }
         return Accompaniment(
             accompaniment=mixdown.accompaniment,
@@ -388,10 +388,10 @@ def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:
     return {"drums": parts["drums"], "bass": parts["bass"], "other": parts["other"] + parts["vocal"]}
 
 
-def _warn_of_level(mixdown: Mixdown, asked_db: float) -> list[str]:
+def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
     """What to say where the limit of peaks keeps the accompaniment below the level that was asked for."""
     reached_db = mixdown.accompaniment_lufs - mixdown.vocal_lufs
-    if not reached_db < asked_db - _LEVEL_TOLERANCE_DB or math.isinf(reached_db):
+    if asked_db is None or not -math.inf < reached_db < asked_db - _LEVEL_TOLERANCE_DB:
         return []
     turned_down = (
         f", with both turned down by {-mixdown.mix_gain_db:.1f} dB" if mixdown.mix_gain_db < 0 else ""
