@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .blocks import LocalTransformer
+from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
 from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
-from .level import level_gain
-from .modules import Encoder, NoisyBottleneck, UpsamplingHead
-from .plain_vq import PlainVQ
-from .simvq import SimVQ, VectorQuantizer
-from .spectra import Chroma, LogMel
+from .quantizers import PlainVQ, SimVQ, VectorQuantizer
+from .spectra import Chroma, LogMel, level_gain
 from .text import TextVocabulary, collapse_alignment, open_vocabulary
 
 TRACKS = ("vocal", "accompaniment")

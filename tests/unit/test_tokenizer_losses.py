@@ -12,9 +12,14 @@ from duotok.recipes.tokenizer.supervision import collate_cuts, draw_runs
 from duotok.recipes.tokenizer.text import train_text_model
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.heads import TextHead
-from duotok.tokenizer.losses import chroma_distances, mask_distances, summarize_by_kind, text_losses
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
-from duotok.tokenizer.objectives import LossWeights
+from duotok.tokenizer.objectives import (
+    LossWeights,
+    chroma_distances,
+    mask_distances,
+    summarize_by_kind,
+    text_losses,
+)
 from duotok.tokenizer.text import (
     SentencePieceVocabulary,
     collapse_alignment,

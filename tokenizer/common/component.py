@@ -61,7 +61,7 @@ def read_kind(folder: str | Path, *kinds: str) -> str:
 def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
     """Read a folder (CPU, eval) as the class of the family whose KIND its config.json names.
 
-    The one way into a family of components: `open_vae(folder)` is `open_component(folder, (SpectralVAE, ...))`.
+    The one way into a family of components: `open_vae` is this with the classes of all autoencoders.
     Raises CheckpointError in one line when the folder is damaged or of no kind of the family.
     """
     classes = {cls.KIND: cls for cls in family}
