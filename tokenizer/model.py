@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
 from .common.component import Component
-from .common.errors import AudioError, ConfigError
+from .common.errors import AudioError, CheckpointError, ConfigError
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
 from .quantizers import PlainVQ, SimVQ, VectorQuantizer
 from .spectra import Chroma, LogMel, level_gain
@@ -43,11 +43,15 @@ class DuoTokenizerConfig:
     shared_codebook: bool = False  # one way through the bottleneck for both tracks, instead of routing
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
+        if self.heads < 1 or self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads of even width")
-        for name in ("vocal_codes", "accompaniment_codes"):
-            if getattr(self, name) < 2:
-                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name, low, high in (
+            ("mel_bands", 1, 4096),
+            ("vocal_codes", 2, 2**20),
+            ("accompaniment_codes", 2, 2**20),
+        ):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"{name} must be from {low} to {high}, got {value}")
         if self.quantizer not in QUANTIZERS:
             raise ConfigError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
         if self.shared_codebook and self.vocal_codes != self.accompaniment_codes:
@@ -238,6 +242,10 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     def _take_extra(self, extra: dict[str, Any]) -> None:
         if "text" in extra:
             self.text = open_vocabulary(extra["text"])
+            if self.text.size + 1 != (tokens := self.config.text_tokens):
+                raise CheckpointError(
+                    f"the text model has {self.text.size} tokens but the lyric head {tokens - 1}"
+                )
 
     def _embed(self, codes: Tensor, track: str) -> Tensor:
         route = self.route(track)

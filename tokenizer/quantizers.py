@@ -52,8 +52,7 @@ class VectorQuantizer(nn.Module):
         temperature = distances.mean().clamp_min(1e-6)
         parts = features.flatten(0, -2).split(rows_at_a_time(entries))
         # Recomputed for the gradient, so that no table [frames, codebook_size] is kept.
-        keep = dict(use_reentrant=False, preserve_rng_state=False)
-        soft = [checkpoint(_soft_use, part, entries, temperature, **keep) for part in parts]
+        soft = [checkpoint(_soft_use, part, entries, temperature, use_reentrant=False) for part in parts]
         use = torch.stack(soft).sum(dim=0) / codes.numel()
         return Quantized(
             codes=codes,
