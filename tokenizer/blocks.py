@@ -1,6 +1,7 @@
-"""Transformer blocks with rotary positions and local attention."""
+"""Networks between spectrogram and read-out: Transformer with local attention, encoder, upsampling head."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,12 +40,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        batch, frames, dim = features.shape
-        qkv = self.qkv(features).view(batch, frames, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, frames, head_dim]
+        qkv = self.qkv(features)
+        query, key, value = rearrange(
+            qkv, "b frames (n heads dim) -> n b heads frames dim", n=3, heads=self.heads
+        )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, frames, dim))
+        return self.out(rearrange(mixed, "b heads frames dim -> b frames (heads dim)"))
 
 
 class FeedForward(nn.Module):

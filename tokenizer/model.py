@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
@@ -147,8 +148,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give
         the codes of one pass.
         """
-        mono = self._mono(wave)
-        mono = mono * level_gain(mono)
+        mono = self._leveled_mono(wave)
         route = self.route(track)
         margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
 
@@ -162,12 +162,13 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     @torch.no_grad()
     def features(self, codes: Tensor, track: str) -> Tensor:
         """Return contextual features [batch, frames, dim] of codes [batch, frames] of any length."""
-        margin = self.upper.reach_frames
+        route = self.route(track)
 
         def compute(low: int, high: int) -> Tensor:
-            return self.upper(self._embed(codes[:, low:high], track))
+            vectors = nn.functional.embedding(codes[:, low:high], route.quantizer.entries())
+            return self.upper(route.project_out(vectors))
 
-        return self._in_chunks(codes.shape[1], margin, compute)
+        return self._in_chunks(codes.shape[1], self.upper.reach_frames, compute)
 
     @torch.no_grad()
     def read_out(self, codes: Tensor, track: str) -> ReadOut:
@@ -175,23 +176,16 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         features = self.features(codes, track)
         halo = 4  # reach of the heads' convolutions, in frames
 
-        def mel(low: int, high: int) -> Tensor:
-            return self.denormalize(self.mel_head(features[:, low:high]))
+        def read(head: nn.Module, rate: int) -> Tensor:
+            return self._in_chunks(codes.shape[1], halo, lambda a, b: head(features[:, a:b]), rate)
 
-        def chroma(low: int, high: int) -> Tensor:
-            return self.chroma_head(features[:, low:high]).sigmoid()
-
-        frames = codes.shape[1]
-        return ReadOut(
-            mel=self._in_chunks(frames, halo, mel, MEL_PER_FRAME),
-            chroma=self._in_chunks(frames, halo, chroma, CHROMA_PER_FRAME),
-        )
+        mel, chroma = read(self.mel_head, MEL_PER_FRAME), read(self.chroma_head, CHROMA_PER_FRAME)
+        return ReadOut(mel=self.denormalize(mel), chroma=chroma.sigmoid())
 
     @torch.no_grad()
     def targets(self, wave: Tensor) -> ReadOut:
         """Return the true mel and chroma of wave [batch, channels, samples] in the form of `read_out`."""
-        mono = self._mono(wave)
-        mono = mono * level_gain(mono)
+        mono = self._leveled_mono(wave)
         return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
 
     @torch.no_grad()
@@ -216,7 +210,9 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     def mask_targets(self, stems: Tensor) -> Tensor:
         """Return ideal ratio masks [batch, frames, 4, mel_bands] at 50 Hz of stems [batch, 4, samples]."""
         power = self.log_mel.power(stems.flatten(0, 1), 2 * self.log_mel.hop_samples)
-        return ideal_ratio_masks(power.unflatten(0, stems.shape[:2]).transpose(1, 2))
+        return ideal_ratio_masks(
+            rearrange(power, "(batch stems) frames bands -> batch frames stems bands", stems=stems.shape[1])
+        )
 
     def with_heads(self, *, text: TextVocabulary | None, masks: bool) -> "DuoTokenizer":
         """Return a tokenizer with these heads and the weights of this one; heads it had not are new."""
@@ -247,15 +243,11 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
                     f"the text model has {self.text.size} tokens but the lyric head {tokens - 1}"
                 )
 
-    def _embed(self, codes: Tensor, track: str) -> Tensor:
-        route = self.route(track)
-        return route.project_out(nn.functional.embedding(codes, route.quantizer.entries()))
-
-    def _mono(self, wave: Tensor) -> Tensor:
+    def _leveled_mono(self, wave: Tensor) -> Tensor:
         if wave.ndim != 3 or wave.shape[-1] == 0:
             raise AudioError(f"a wave must be [batch, channels, samples], got shape {tuple(wave.shape)}")
-        mono = wave.mean(dim=1)
-        return nn.functional.pad(mono, (0, -mono.shape[-1] % HOP_SAMPLES))
+        mono = nn.functional.pad(wave.mean(dim=1), (0, -wave.shape[-1] % HOP_SAMPLES))
+        return mono * level_gain(mono)
 
     def _in_chunks(
         self, frames: int, margin: int, compute: Callable[[int, int], Tensor], rate: int = 1

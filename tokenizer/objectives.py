@@ -59,24 +59,6 @@ def text_losses(logits: Tensor, text: Tensor, span: Tensor) -> Tensor:
     return torch.where(tokens > 0, nats / tokens.clamp_min(1), torch.nan)
 
 
-def summarize_by_kind(losses: dict[str, Tensor], kind: Tensor) -> dict[str, Tensor]:
-    """Return {name: mean, "name/kind": mean over the cuts of that kind that it applies to}.
-
-    losses: [batch] each, NaN where it does not apply; kind [batch] indexes KINDS. The mean of a loss that
-    applies to no cut of the batch is 0.
-    """
-    summary = {}
-    for name, values in losses.items():
-        applies = values.isfinite()
-        known = torch.where(applies, values, 0.0)
-        summary[name] = known.sum() / applies.sum().clamp_min(1)
-        for index, label in enumerate(KINDS):
-            chosen = applies & (kind == index)
-            if chosen.any():
-                summary[f"{name}/{label}"] = known[chosen].mean().detach()
-    return summary
-
-
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Weights of the loss table (P eq. 2 and 5); the paper gives no numbers for them."""
@@ -181,10 +163,19 @@ def spectrogram(tokenizer: DuoTokenizer, wave: Tensor) -> Tensor:
 
 
 def summarize(losses: dict[str, Tensor], kind: Tensor, weights: LossWeights) -> dict[str, Tensor]:
-    """Return the weighted total, the mean of each loss, and its mean over the cuts of each kind.
+    """Return {"total": weighted sum, name: mean, "name/kind": mean over the cuts of that kind}.
 
-    losses: [batch] each, NaN for cuts that it does not apply to; kind [batch].
+    losses: [batch] each, NaN for cuts that it does not apply to; kind [batch] indexes KINDS. The mean of a
+    loss that applies to no cut of the batch is 0.
     """
-    summary = summarize_by_kind(losses, kind)
+    summary: dict[str, Tensor] = {}
+    for name, values in losses.items():
+        applies = values.isfinite()
+        known = torch.where(applies, values, 0.0)
+        summary[name] = known.sum() / applies.sum().clamp_min(1)
+        for index, label in enumerate(KINDS):
+            chosen = applies & (kind == index)
+            if chosen.any():
+                summary[f"{name}/{label}"] = known[chosen].mean().detach()
     total = torch.stack([getattr(weights, name) * summary[name] for name in losses]).sum()
     return {"total": total, **summary}

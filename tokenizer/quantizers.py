@@ -41,7 +41,7 @@ class VectorQuantizer(nn.Module):
 
     def encode(self, features: Tensor) -> Tensor:
         """Return the nearest code of each frame: features [batch, frames, code_dim] -> [batch, frames]."""
-        return nearest(features, self.entries()).codes
+        return nearest(features, self.entries())[0]
 
     def forward(self, features: Tensor) -> Quantized:
         """Quantize features [batch, frames, code_dim]."""
@@ -109,21 +109,16 @@ class PlainVQ(VectorQuantizer):
         self.basis = nn.Parameter(torch.randn(codebook_size, code_dim))
 
 
-class Nearest(NamedTuple):
-    """The nearest entry of each feature."""
-
-    codes: Tensor  # [...] int64
-    distances: Tensor  # [...] squared
-
-
 @torch.no_grad()
-def nearest(features: Tensor, entries: Tensor) -> Nearest:
-    """Find the nearest of entries [entries, dim] for features [..., dim], in float32 and bounded memory."""
-    parts = features.reshape(-1, features.shape[-1]).split(rows_at_a_time(entries))
+def nearest(features: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest of entries [entries, dim] for features [..., dim], int64 [...], and how far it is.
+
+    The distances [...] are squared; float32 and bounded memory, whatever the autocast and the codes.
+    """
+    parts = features.flatten(0, -2).split(rows_at_a_time(entries))
     found = [squared_distances(part, entries).min(dim=-1) for part in parts]
-    shape = features.shape[:-1]
-    codes = torch.cat([part.indices for part in found]).reshape(shape)
-    return Nearest(codes=codes, distances=torch.cat([part.values for part in found]).reshape(shape))
+    distances, codes = (torch.cat(each).view(features.shape[:-1]) for each in zip(*found, strict=True))
+    return codes, distances
 
 
 @torch.no_grad()

@@ -1,12 +1,16 @@
-"""Masks of stems over a time-frequency grid: a U-Net (Ronneberger et al., 2015; Jansson et al., 2017)."""
+"""A mixture becomes four stems: the mask head of stage 2, sharpened by what the mixture's own spectrum shows.
+
+The mask head (P eq. 3) speaks from features that passed stage 2's narrow bottleneck: it knows who plays where
+but not each harmonic. `MaskEstimator` starts from its masks and looks at the mixture bin by bin.
+"""
 
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common.audio import SAMPLE_RATE_HZ
 from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .heads import MASKS_PER_FRAME, STEMS
@@ -25,7 +29,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """grid [batch, channels, frames, bands] -> the same shape."""
-        return self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        cells = rearrange(grid, "batch channels frames bands -> batch frames bands channels")
+        return rearrange(self.norm(cells), "batch frames bands channels -> batch channels frames bands")
 
 
 class Scale(nn.Module):
@@ -50,9 +55,10 @@ class Scale(nn.Module):
 
 
 class MaskUNet(nn.Module):
-    """Grids in, logits per stem out; convolutions see a harmonic alike wherever it lies.
+    """U-Net over a time-frequency grid: logits per stem (Ronneberger et al., 2015; Jansson et al., 2017).
 
-    What depends on the place, as that a bass plays low, is learned per band.
+    Convolutions see a harmonic alike wherever it lies; what depends on the place, as that a bass plays low,
+    is learned per band.
     """
 
     def __init__(self, inputs: int, outputs: int, bands: int, channels: int, scales: int) -> None:
@@ -178,7 +184,8 @@ class MaskSeparator(Component[SeparatorConfig]):
             logits = tokenizer.mask_head(features)
             spectrum = self.stft(wave)
         magnitude = spectrum.abs().transpose(1, 2) * (2 / self.window.sum())
-        return self.estimator(magnitude, logits).permute(0, 2, 3, 1), spectrum
+        masks = self.estimator(magnitude, logits)
+        return rearrange(masks, "batch frames stems bins -> batch stems bins frames"), spectrum
 
     def stft(self, wave: Tensor) -> Tensor:
         """Return the STFT [..., bins, samples // 960] of wave [..., samples]."""
@@ -224,9 +231,9 @@ class MaskSeparator(Component[SeparatorConfig]):
         spectrum = self.stft(wave)  # [channels, bins, frames]
         masked = masks[0, :, None] * spectrum  # [4, channels, bins, frames]
         masked = functional.pad(masked, (0, 1))  # istft wants the frame at the very end
-        return torch.istft(
-            masked.flatten(0, 1), FFT_SIZE, STFT_HOP, window=self.window, length=wave.shape[-1]
-        ).unflatten(0, masked.shape[:2])
+        signals = rearrange(masked, "stems channels bins frames -> (stems channels) bins frames")
+        samples = torch.istft(signals, FFT_SIZE, STFT_HOP, window=self.window, length=wave.shape[-1])
+        return rearrange(samples, "(stems channels) samples -> stems channels samples", stems=len(STEMS))
 
     def _margin(self) -> int:
         """Tokenizer frames that a sample's stems depend on to each side."""
@@ -246,9 +253,6 @@ def fine_bands(coarse: int) -> Tensor:
     for band, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
         weights[low : max(high, low + 1), FINE_BINS + band] = 1
     return weights
-
-
-assert SAMPLE_RATE_HZ / STFT_HOP == 50
 
 
 # Noise this far below the mixture counts as none (30 dB), so that a silent stem has a finite ratio.

@@ -1,4 +1,4 @@
-"""Front ends: log-mel spectrogram and chroma of a 48 kHz wave, aligned to token frames."""
+"""Front ends of a 48 kHz wave: standard level, and log-mel and chroma aligned to token frames."""
 
 import math
 

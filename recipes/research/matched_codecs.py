@@ -92,7 +92,7 @@ def make_mel_codec(centres: Tensor, mel_bands: int) -> FrozenCodec:
     mel = LogMel(mel_bands)
 
     def encode(wave: Tensor) -> Tensor:
-        return nearest(mel_vectors(wave, mel), centres).codes[:, None]
+        return nearest(mel_vectors(wave, mel), centres)[0][:, None]
 
     return FrozenCodec(
         source=CodeVectors.from_tables(centres[None]),
