@@ -1,6 +1,7 @@
-"""Transformer blocks with rotary positions and local attention."""
+"""Networks between spectrogram and read-out: Transformer with local attention, encoder, upsampling head."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,12 +40,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        batch, frames, dim = features.shape
-        qkv = self.qkv(features).view(batch, frames, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, frames, head_dim]
+        qkv = self.qkv(features)
+        query, key, value = rearrange(
+            qkv, "b frames (n heads dim) -> n b heads frames dim", n=3, heads=self.heads
+        )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, frames, dim))
+        return self.out(rearrange(mixed, "b heads frames dim -> b frames (heads dim)"))
 
 
 class FeedForward(nn.Module):
@@ -102,3 +104,59 @@ class LocalTransformer(nn.Module):
         for block in self.blocks:
             features = block(features, rotary, mask)
         return self.norm(features)
+
+
+class Encoder(nn.Module):
+    """Normalized log-mel at 100 Hz -> convolutional downsampling by 4 -> Transformer, at 25 Hz."""
+
+    def __init__(self, mel_bands: int, transformer: LocalTransformer, dim: int) -> None:
+        super().__init__()
+        self.down1 = nn.Conv1d(mel_bands, dim, kernel_size=4, stride=2, padding=1)
+        self.down2 = nn.Conv1d(dim, dim, kernel_size=4, stride=2, padding=1)
+        self.norm = nn.RMSNorm(dim)
+        self.transformer = transformer
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """mel [batch, 4 * frames, bands] -> [batch, frames, dim]."""
+        hidden = functional.gelu(self.down1(mel.transpose(1, 2)))
+        hidden = self.down2(hidden).transpose(1, 2)
+        return self.transformer(self.norm(hidden))
+
+
+class NoisyBottleneck(nn.Module):
+    """Stage 2's bottleneck: frames are replaced by noise of the features' own mean and variance (P eq. 1)."""
+
+    def __init__(self, dim: int, code_dim: int) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(dim, code_dim)
+        self.project_out = nn.Linear(code_dim, dim)
+
+    def forward(self, features: Tensor, noise_probability: float) -> Tensor:
+        """features [batch, frames, dim] -> the same shape."""
+        codes = self.project_in(features)
+        if noise_probability > 0:
+            statistics = codes.detach().float().flatten(0, 1)
+            noise = torch.randn_like(codes) * statistics.std(dim=0) + statistics.mean(dim=0)
+            replaced = torch.rand(codes.shape[:2], device=codes.device) < noise_probability
+            codes = torch.where(replaced[..., None], noise.to(codes.dtype), codes)
+        return self.project_out(codes)
+
+
+class UpsamplingHead(nn.Module):
+    """Transposed convolutions that double the frame rate `doublings` times, then a linear read-out."""
+
+    def __init__(self, dim: int, hidden: int, out_dim: int, doublings: int) -> None:
+        super().__init__()
+        widths = [dim] + [hidden] * doublings
+        self.layers = nn.ModuleList(
+            nn.ConvTranspose1d(before, after, kernel_size=4, stride=2, padding=1)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.out = nn.Conv1d(hidden, out_dim, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [batch, frames, dim] -> [batch, frames * 2**doublings, out_dim]."""
+        hidden = features.transpose(1, 2)
+        for layer in self.layers:
+            hidden = functional.gelu(layer(hidden))
+        return self.out(hidden).transpose(1, 2)

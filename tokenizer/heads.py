@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .modules import UpsamplingHead
+from .blocks import UpsamplingHead
 
 STEMS = ("vocal", "drums", "bass", "other")
 MASKS_PER_FRAME = 2

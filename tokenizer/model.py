@@ -5,18 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import LocalTransformer
+from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
 from .common.component import Component
-from .common.errors import AudioError, ConfigError
+from .common.errors import AudioError, CheckpointError, ConfigError
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
-from .level import level_gain
-from .modules import Encoder, NoisyBottleneck, UpsamplingHead
-from .plain_vq import PlainVQ
-from .simvq import SimVQ, VectorQuantizer
-from .spectra import Chroma, LogMel
+from .quantizers import PlainVQ, SimVQ, VectorQuantizer
+from .spectra import Chroma, LogMel, level_gain
 from .text import TextVocabulary, collapse_alignment, open_vocabulary
 
 TRACKS = ("vocal", "accompaniment")
@@ -46,11 +44,15 @@ class DuoTokenizerConfig:
     shared_codebook: bool = False  # one way through the bottleneck for both tracks, instead of routing
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
+        if self.heads < 1 or self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads of even width")
-        for name in ("vocal_codes", "accompaniment_codes"):
-            if getattr(self, name) < 2:
-                raise ConfigError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name, low, high in (
+            ("mel_bands", 1, 4096),
+            ("vocal_codes", 2, 2**20),
+            ("accompaniment_codes", 2, 2**20),
+        ):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"{name} must be from {low} to {high}, got {value}")
         if self.quantizer not in QUANTIZERS:
             raise ConfigError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
         if self.shared_codebook and self.vocal_codes != self.accompaniment_codes:
@@ -146,8 +148,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give
         the codes of one pass.
         """
-        mono = self._mono(wave)
-        mono = mono * level_gain(mono)
+        mono = self._leveled_mono(wave)
         route = self.route(track)
         margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
 
@@ -161,12 +162,13 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     @torch.no_grad()
     def features(self, codes: Tensor, track: str) -> Tensor:
         """Return contextual features [batch, frames, dim] of codes [batch, frames] of any length."""
-        margin = self.upper.reach_frames
+        route = self.route(track)
 
         def compute(low: int, high: int) -> Tensor:
-            return self.upper(self._embed(codes[:, low:high], track))
+            vectors = nn.functional.embedding(codes[:, low:high], route.quantizer.entries())
+            return self.upper(route.project_out(vectors))
 
-        return self._in_chunks(codes.shape[1], margin, compute)
+        return self._in_chunks(codes.shape[1], self.upper.reach_frames, compute)
 
     @torch.no_grad()
     def read_out(self, codes: Tensor, track: str) -> ReadOut:
@@ -174,23 +176,16 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         features = self.features(codes, track)
         halo = 4  # reach of the heads' convolutions, in frames
 
-        def mel(low: int, high: int) -> Tensor:
-            return self.denormalize(self.mel_head(features[:, low:high]))
+        def read(head: nn.Module, rate: int) -> Tensor:
+            return self._in_chunks(codes.shape[1], halo, lambda a, b: head(features[:, a:b]), rate)
 
-        def chroma(low: int, high: int) -> Tensor:
-            return self.chroma_head(features[:, low:high]).sigmoid()
-
-        frames = codes.shape[1]
-        return ReadOut(
-            mel=self._in_chunks(frames, halo, mel, MEL_PER_FRAME),
-            chroma=self._in_chunks(frames, halo, chroma, CHROMA_PER_FRAME),
-        )
+        mel, chroma = read(self.mel_head, MEL_PER_FRAME), read(self.chroma_head, CHROMA_PER_FRAME)
+        return ReadOut(mel=self.denormalize(mel), chroma=chroma.sigmoid())
 
     @torch.no_grad()
     def targets(self, wave: Tensor) -> ReadOut:
         """Return the true mel and chroma of wave [batch, channels, samples] in the form of `read_out`."""
-        mono = self._mono(wave)
-        mono = mono * level_gain(mono)
+        mono = self._leveled_mono(wave)
         return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
 
     @torch.no_grad()
@@ -215,7 +210,9 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     def mask_targets(self, stems: Tensor) -> Tensor:
         """Return ideal ratio masks [batch, frames, 4, mel_bands] at 50 Hz of stems [batch, 4, samples]."""
         power = self.log_mel.power(stems.flatten(0, 1), 2 * self.log_mel.hop_samples)
-        return ideal_ratio_masks(power.unflatten(0, stems.shape[:2]).transpose(1, 2))
+        return ideal_ratio_masks(
+            rearrange(power, "(batch stems) frames bands -> batch frames stems bands", stems=stems.shape[1])
+        )
 
     def with_heads(self, *, text: TextVocabulary | None, masks: bool) -> "DuoTokenizer":
         """Return a tokenizer with these heads and the weights of this one; heads it had not are new."""
@@ -241,16 +238,16 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     def _take_extra(self, extra: dict[str, Any]) -> None:
         if "text" in extra:
             self.text = open_vocabulary(extra["text"])
+            if self.text.size + 1 != (tokens := self.config.text_tokens):
+                raise CheckpointError(
+                    f"the text model has {self.text.size} tokens but the lyric head {tokens - 1}"
+                )
 
-    def _embed(self, codes: Tensor, track: str) -> Tensor:
-        route = self.route(track)
-        return route.project_out(nn.functional.embedding(codes, route.quantizer.entries()))
-
-    def _mono(self, wave: Tensor) -> Tensor:
+    def _leveled_mono(self, wave: Tensor) -> Tensor:
         if wave.ndim != 3 or wave.shape[-1] == 0:
             raise AudioError(f"a wave must be [batch, channels, samples], got shape {tuple(wave.shape)}")
-        mono = wave.mean(dim=1)
-        return nn.functional.pad(mono, (0, -mono.shape[-1] % HOP_SAMPLES))
+        mono = nn.functional.pad(wave.mean(dim=1), (0, -wave.shape[-1] % HOP_SAMPLES))
+        return mono * level_gain(mono)
 
     def _in_chunks(
         self, frames: int, margin: int, compute: Callable[[int, int], Tensor], rate: int = 1

@@ -1,13 +1,62 @@
-"""What stages 2 and 3 minimize: read-out losses on noisy, then on quantized features (P 3.2, 3.3)."""
+"""What stages 2 and 3 minimize: the losses of the loss table, per cut and by kind of cut (P eq. 2, 3, 5)."""
 
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .common.errors import ConfigError
-from .losses import chroma_distances, mask_distances, mel_distances, summarize_by_kind, text_losses
+from .heads import HeadOutputs
 from .model import TRACKS, DuoTokenizer
+from .quantizers import QUANTIZER_LOSSES
+
+KINDS = ("mix", "vocal", "accompaniment", "instrumental")
+
+
+def mel_distances(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the L1 distance [batch] of normalized log-mels [batch, frames, bands]."""
+    return (predicted.float() - target).abs().mean(dim=(1, 2))
+
+
+def chroma_distances(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy [batch] of chroma in 0..1 [batch, frames, 12], less its entropy."""
+    loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    entropy = functional.binary_cross_entropy(target, target, reduction="none")
+    return (loss - entropy).mean(dim=(1, 2))
+
+
+def mask_distances(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the L1 distance [batch] of soft masks [batch, frames, 4, bands] to their targets (P eq. 3)."""
+    return (logits.float().softmax(dim=2) - target).abs().mean(dim=(1, 2, 3))
+
+
+def text_losses(logits: Tensor, text: Tensor, span: Tensor) -> Tensor:
+    """Return the CTC loss [batch] in nats per token; NaN where there is no text.
+
+    logits [batch, frames, text_tokens], the last one the blank; text [runs, longest], -1 after its end; span
+    [runs, 3], the cut's index and the first and after-last frame of each run. A text that does not fit into
+    its frames counts as none. Runs shorter than the cut leave CTC fewer alignments to choose from.
+    """
+    cut, first, stop = span.unbind(dim=1)
+    frames = stop.clamp_max(logits.shape[1]) - first
+    steps = torch.arange(int(frames.max()), device=logits.device)
+    places = (first[:, None] + steps).clamp_max(logits.shape[1] - 1)
+    lengths = (text >= 0).sum(dim=1)
+    losses = functional.ctc_loss(
+        logits[cut[:, None], places].float().log_softmax(dim=-1).transpose(0, 1),
+        text.clamp_min(0),
+        frames,
+        lengths,
+        blank=logits.shape[-1] - 1,
+        reduction="none",
+        zero_infinity=True,
+    )
+    has_text = (lengths > 0) & (losses > 0)
+    nothing = losses.new_zeros(len(logits))
+    nats = nothing.index_add(0, cut, torch.where(has_text, losses, 0.0))
+    tokens = nothing.index_add(0, cut, torch.where(has_text, lengths, 0).to(losses.dtype))
+    return torch.where(tokens > 0, nats / tokens.clamp_min(1), torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +67,15 @@ class LossWeights:
     chroma: float = 1.0
     text: float = 0.1  # CTC, nats per token of the lyrics
     masks: float = 1.0  # stage 2
-    commitment: float = 1.0  # stage 3
-    usage: float = 0.05  # stage 3: pull towards using all codes
+    # Of stage 3's quantizers, each loss as `quantizers.Quantized` tells it.
+    commitment: float = 0.25
+    codebook: float = 1.0
+    usage: float = 0.05  # pull towards using all codes
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(
-                    f"loss weight {field.name} must not be negative, got {getattr(self, field.name)}"
-                )
+            if not (value := getattr(self, field.name)) >= 0:
+                raise ConfigError(f"loss weight {field.name} must not be negative, got {value}")
 
 
 class MultiTaskObjective(nn.Module):
@@ -48,12 +97,7 @@ class MultiTaskObjective(nn.Module):
         wave = stems.sum(dim=1)
         mel = spectrogram(tokenizer, wave)
         heads = tokenizer.read_heads(tokenizer.bottleneck(tokenizer.encoder(mel), self.noise_probability))
-        losses = {
-            "mel": mel_distances(heads.mel, mel),
-            "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
-        }
-        if heads.text_logits is not None:
-            losses["text"] = text_losses(heads.text_logits, text, text_span)
+        losses = read_out_losses(tokenizer, heads, wave, mel, text, text_span)
         if heads.mask_logits is not None:
             losses["masks"] = mask_distances(heads.mask_logits, tokenizer.mask_targets(stems))
         return summarize(losses, kind, self.weights)
@@ -81,25 +125,35 @@ class DualCodebookObjective(nn.Module):
         mel = spectrogram(tokenizer, wave)
         with torch.set_grad_enabled(not self.freeze_encoder):
             encoded = tokenizer.encoder(mel)
-        parts, quantizers = [], {}
+        parts: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         for track, features in zip(TRACKS, encoded.split([len(vocal), len(accompaniment)]), strict=True):
             route = tokenizer.route(track)
             quantized = route.quantizer(route.project_in(features))
             parts.append(route.project_out(quantized.vectors))
-            quantizers[f"{track}_commitment"] = quantized.commitment
-            quantizers[f"{track}_usage"] = quantized.usage
+            found |= {f"{track}_{name}": getattr(quantized, name) for name in QUANTIZER_LOSSES}
         heads = tokenizer.read_heads(torch.cat(parts))
-        losses = {
-            "mel": mel_distances(heads.mel, mel),
-            "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
-        }
-        if heads.text_logits is not None:
-            losses["text"] = text_losses(heads.text_logits, text, text_span)
-        summary = summarize(losses, kind, weights)
-        commitment = quantizers["vocal_commitment"] + quantizers["accompaniment_commitment"]
-        usage = quantizers["vocal_usage"] + quantizers["accompaniment_usage"]
-        summary["total"] = summary["total"] + weights.commitment * commitment + weights.usage * usage
-        return summary | quantizers
+        summary = summarize(read_out_losses(tokenizer, heads, wave, mel, text, text_span), kind, weights)
+        for name in QUANTIZER_LOSSES:
+            loss = torch.stack([found[f"{track}_{name}"] for track in TRACKS]).sum()
+            summary["total"] = summary["total"] + getattr(weights, name) * loss
+        return summary | found
+
+
+def read_out_losses(
+    tokenizer: DuoTokenizer, heads: HeadOutputs, wave: Tensor, mel: Tensor, text: Tensor, text_span: Tensor
+) -> dict[str, Tensor]:
+    """Return what the heads get wrong of wave [batch, samples], whose log-mel is mel: [batch] each.
+
+    The masks are left to stage 2.
+    """
+    losses = {
+        "mel": mel_distances(heads.mel, mel),
+        "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
+    }
+    if heads.text_logits is not None:
+        losses["text"] = text_losses(heads.text_logits, text, text_span)
+    return losses
 
 
 @torch.no_grad()
@@ -109,10 +163,19 @@ def spectrogram(tokenizer: DuoTokenizer, wave: Tensor) -> Tensor:
 
 
 def summarize(losses: dict[str, Tensor], kind: Tensor, weights: LossWeights) -> dict[str, Tensor]:
-    """Return the weighted total, the mean of each loss, and its mean over the cuts of each kind.
+    """Return {"total": weighted sum, name: mean, "name/kind": mean over the cuts of that kind}.
 
-    losses: [batch] each, NaN for cuts that it does not apply to; kind [batch].
+    losses: [batch] each, NaN for cuts that it does not apply to; kind [batch] indexes KINDS. The mean of a
+    loss that applies to no cut of the batch is 0.
     """
-    summary = summarize_by_kind(losses, kind)
+    summary: dict[str, Tensor] = {}
+    for name, values in losses.items():
+        applies = values.isfinite()
+        known = torch.where(applies, values, 0.0)
+        summary[name] = known.sum() / applies.sum().clamp_min(1)
+        for index, label in enumerate(KINDS):
+            chosen = applies & (kind == index)
+            if chosen.any():
+                summary[f"{name}/{label}"] = known[chosen].mean().detach()
     total = torch.stack([getattr(weights, name) * summary[name] for name in losses]).sum()
     return {"total": total, **summary}

@@ -7,16 +7,92 @@ but not each harmonic. `MaskEstimator` starts from its masks and looks at the mi
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common.audio import SAMPLE_RATE_HZ
 from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .heads import MASKS_PER_FRAME, STEMS
-from .level import level_gain
-from .mask_unet import MaskUNet
 from .model import HOP_SAMPLES, DuoTokenizer, DuoTokenizerConfig
+from .spectra import level_gain
+
+WIDEST = 128  # channels
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each cell, so that a cell's value does not hang on how long a song is."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(channels)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """grid [batch, channels, frames, bands] -> the same shape."""
+        cells = rearrange(grid, "batch channels frames bands -> batch frames bands channels")
+        return rearrange(self.norm(cells), "batch frames bands channels -> batch channels frames bands")
+
+
+class Scale(nn.Module):
+    """One halving of the grid on the way down and its doubling on the way up."""
+
+    def __init__(self, fine: int, coarse: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(fine, coarse, kernel_size=5, stride=2, padding=2)
+        self.down_norm = ChannelNorm(coarse)
+        self.up = nn.ConvTranspose2d(coarse, fine, kernel_size=4, stride=2, padding=1)
+        self.join = nn.Conv2d(2 * fine, fine, kernel_size=3, padding=1)
+        self.join_norm = ChannelNorm(fine)
+
+    def descend(self, grid: Tensor) -> Tensor:
+        """[batch, fine, frames, bands] -> [batch, coarse, frames / 2, bands / 2]."""
+        return functional.gelu(self.down_norm(self.down(grid)))
+
+    def ascend(self, grid: Tensor, skipped: Tensor) -> Tensor:
+        """[batch, coarse, frames / 2, bands / 2] and what `descend` was given -> the shape of the latter."""
+        joined = self.join(torch.cat([self.up(grid), skipped], dim=1))
+        return skipped + functional.gelu(self.join_norm(joined))
+
+
+class MaskUNet(nn.Module):
+    """U-Net over a time-frequency grid: logits per stem (Ronneberger et al., 2015; Jansson et al., 2017).
+
+    Convolutions see a harmonic alike wherever it lies; what depends on the place, as that a bass plays low,
+    is learned per band.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bands: int, channels: int, scales: int) -> None:
+        super().__init__()
+        self.period = 2**scales  # frames and bands must be multiples of it
+        widths = [min(channels * 2**number, max(channels, WIDEST)) for number in range(scales + 1)]
+        self.into = nn.Conv2d(inputs, channels, kernel_size=3, padding=1)
+        self.scales = nn.ModuleList(
+            Scale(fine, coarse) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.out = nn.Conv2d(channels, outputs, kernel_size=1, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.place_in = nn.Parameter(torch.zeros(channels, 1, bands))
+        self.place_out = nn.Parameter(torch.zeros(outputs, 1, bands))
+
+    @property
+    def reach(self) -> int:
+        """Frames to each side that a cell depends on."""
+        # Per scale, in frames of its finer grid: 2 down, 2 coarse ones up, 1 of the join.
+        return 1 + sum(7 * 2**number for number in range(len(self.scales)))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """grid [batch, inputs, frames, bands] -> [batch, outputs, frames, bands]."""
+        hidden = self.into(grid.contiguous(memory_format=torch.channels_last)) + self.place_in
+        skipped = []
+        for scale in self.scales:
+            assert isinstance(scale, Scale)
+            skipped.append(hidden)
+            hidden = scale.descend(hidden)
+        for scale in reversed(self.scales):
+            assert isinstance(scale, Scale)
+            hidden = scale.ascend(hidden, skipped.pop())
+        return self.out(hidden) + self.place_out
+
 
 FFT_SIZE = 4096
 STFT_HOP = HOP_SAMPLES // MASKS_PER_FRAME
@@ -108,7 +184,8 @@ class MaskSeparator(Component[SeparatorConfig]):
             logits = tokenizer.mask_head(features)
             spectrum = self.stft(wave)
         magnitude = spectrum.abs().transpose(1, 2) * (2 / self.window.sum())
-        return self.estimator(magnitude, logits).permute(0, 2, 3, 1), spectrum
+        masks = self.estimator(magnitude, logits)
+        return rearrange(masks, "batch frames stems bins -> batch stems bins frames"), spectrum
 
     def stft(self, wave: Tensor) -> Tensor:
         """Return the STFT [..., bins, samples // 960] of wave [..., samples]."""
@@ -154,9 +231,9 @@ class MaskSeparator(Component[SeparatorConfig]):
         spectrum = self.stft(wave)  # [channels, bins, frames]
         masked = masks[0, :, None] * spectrum  # [4, channels, bins, frames]
         masked = functional.pad(masked, (0, 1))  # istft wants the frame at the very end
-        return torch.istft(
-            masked.flatten(0, 1), FFT_SIZE, STFT_HOP, window=self.window, length=wave.shape[-1]
-        ).unflatten(0, masked.shape[:2])
+        signals = rearrange(masked, "stems channels bins frames -> (stems channels) bins frames")
+        samples = torch.istft(signals, FFT_SIZE, STFT_HOP, window=self.window, length=wave.shape[-1])
+        return rearrange(samples, "(stems channels) samples -> stems channels samples", stems=len(STEMS))
 
     def _margin(self) -> int:
         """Tokenizer frames that a sample's stems depend on to each side."""
@@ -178,4 +255,36 @@ def fine_bands(coarse: int) -> Tensor:
     return weights
 
 
-assert SAMPLE_RATE_HZ / STFT_HOP == 50
+# Noise this far below the mixture counts as none (30 dB), so that a silent stem has a finite ratio.
+FLOOR = 1e-3
+
+
+class SeparationObjective(nn.Module):
+    """Negative thresholded signal-to-noise ratio in dB (Wisdom et al., 2020, eq. 2); the tokenizer is frozen.
+
+    The squared error of complex spectra asks for the mask whose stem has the right level on average; their
+    absolute error, whose optimum is a median, turns down whatever is often masked by others, the voice above
+    all. A ratio per cut weighs quiet stems like loud ones.
+    """
+
+    def __init__(self, separator: MaskSeparator) -> None:
+        super().__init__()
+        self.separator = separator
+        separator.tokenizer.requires_grad_(False)
+
+    def forward(self, stems: Tensor) -> dict[str, Tensor]:
+        """stems [batch, 4, samples] that sum to the mixtures -> named losses in dB."""
+        wave = stems.sum(dim=1)
+        gain = level_gain(wave)
+        masks, mixture = self.separator.masks(wave * gain)
+        truth = self.separator.stft(stems * gain[:, None])  # [batch, 4, bins, frames]
+        noise = power(masks * mixture[:, None] - truth)
+        floor = FLOOR * power(mixture)[:, None] + 1e-8
+        ratio = 10 * ((noise + floor) / (power(truth) + floor)).log10()  # [batch, 4]
+        losses = {stem: ratio[:, index].mean() for index, stem in enumerate(STEMS)}
+        return {"total": ratio.mean(), **losses}
+
+
+def power(spectrum: Tensor) -> Tensor:
+    """Return the mean square magnitude of spectra [..., bins, frames] as [...]."""
+    return (spectrum.real.square() + spectrum.imag.square()).mean(dim=(-2, -1))

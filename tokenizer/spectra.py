@@ -1,4 +1,4 @@
-"""Front ends: log-mel spectrogram and chroma of a 48 kHz wave, aligned to token frames."""
+"""Front ends of a 48 kHz wave: standard level, and log-mel and chroma aligned to token frames."""
 
 import math
 
@@ -103,3 +103,21 @@ def _hz_to_mel(frequency_hz: float) -> float:
 def _mel_to_hz(mel: Tensor) -> Tensor:
     linear = mel * 200 / 3
     return torch.where(mel < 15.0, linear, 1000.0 * torch.exp((mel - 15.0) * math.log(6.4) / 27))
+
+
+TARGET_RMS = 0.1
+BLOCK_SAMPLES = 19_200  # 0.4 s
+
+
+def level_gain(wave: Tensor) -> Tensor:
+    """Return the gain [batch, 1] that brings the active parts of wave [batch, samples] to RMS 0.1.
+
+    Active blocks are those within 30 dB of the loudest; a silent wave has gain 1.
+    """
+    padding = -wave.shape[-1] % BLOCK_SAMPLES
+    blocks = functional.pad(wave, (0, padding)).unflatten(-1, (-1, BLOCK_SAMPLES))
+    power = blocks.square().mean(dim=-1)  # [batch, blocks]
+    active = power >= power.amax(dim=-1, keepdim=True) * 1e-3
+    mean_power = (power * active).sum(dim=-1, keepdim=True) / active.sum(dim=-1, keepdim=True)
+    gain = TARGET_RMS / mean_power.clamp_min(1e-12).sqrt()
+    return torch.where(mean_power > 1e-10, gain, torch.ones_like(gain))

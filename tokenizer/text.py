@@ -1,7 +1,6 @@
 """Lyrics as token indices for the lyric head: sentencepiece, or a Hugging Face tokenizer by name (P 4.1)."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,16 +84,18 @@ def read_vocabulary(source: str) -> TextVocabulary:
         ) from error
 
 
-def open_vocabulary(description: dict[str, Any]) -> TextVocabulary:
+def open_vocabulary(description: Any) -> TextVocabulary:
     """Return the vocabulary that `describe` told of."""
-    if description.get("kind") == "sentencepiece":
-        try:
-            return SentencePieceVocabulary(base64.b64decode(description["model"], validate=True))
-        except (KeyError, TypeError, binascii.Error) as error:
-            raise CheckpointError("the text model of the tokenizer folder is damaged") from error
-    if description.get("kind") == "huggingface" and isinstance(description.get("name"), str):
-        return HuggingFaceVocabulary(description["name"])
-    raise CheckpointError(f"unknown kind of text vocabulary {description.get('kind')!r}; upgrade duotok")
+    match description:
+        case {"kind": "sentencepiece", "model": str(model)}:
+            try:
+                return SentencePieceVocabulary(base64.b64decode(model, validate=True))
+            except ValueError as error:
+                raise CheckpointError("the text model of the tokenizer folder is damaged") from error
+        case {"kind": "huggingface", "name": str(name)}:
+            return HuggingFaceVocabulary(name)
+    kind = description.get("kind") if isinstance(description, dict) else description
+    raise CheckpointError(f"unknown kind of text vocabulary {kind!r}, or it lacks its model; upgrade duotok")
 
 
 def collapse_alignment(best: Sequence[int], blank: int) -> list[int]:

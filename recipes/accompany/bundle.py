@@ -1,7 +1,7 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
 Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
-         [--vocal-decoder DIR] [--separator DIR] --out DIR --half
+         [--vocal-decoder DIR] [--separator DIR] [--card FILE] --out DIR --half
 """
 
 import argparse
@@ -10,27 +10,27 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from duotok.lm.dual_track.model import DualTrackLM
     from duotok.renderer.song import Renderer
+    from duotok.tokenizer.common.component import Component
     from duotok.tokenizer.model import DuoTokenizer
 
 FORMAT = 1
-LARGEST_BYTES = 100_000_000
 COMPONENTS = ("tokenizer", "lm", "renderer/vae", "renderer/accompaniment")
 OPTIONAL_COMPONENTS = ("renderer/vocal", "separator")
+CARD = "README.md"
 _DESCRIPTION = "bundle.json"
+_HALF_LARGEST = 65_504
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,54 +54,61 @@ def default_bundle() -> Path:
 def load_bundle(folder: str | Path | None = None) -> Bundle:
     """Load a bundle folder (None: the shipped one).
 
-    Raises CheckpointError, in one line, when a file is missing or damaged, the format is another one, or the
-    language model or the renderer was trained on another tokenizer.
+    Raises CheckpointError, in one line, when a file is missing, damaged or not listed, the format is another
+    one, or the parts are not those of one training run.
     """
+    from duotok.renderer.song import Renderer
+
     folder = default_bundle() if folder is None else Path(folder)
     description = read_bundle_description(folder)
-    _check_files(folder, description["files"])
-    from duotok.lm.dual_track.model import DualTrackLM
-    from duotok.renderer.song import Renderer
-    from duotok.tokenizer.model import DuoTokenizer
-
-    tokenizer = DuoTokenizer.from_pretrained(folder / "tokenizer")
-    lm = DualTrackLM.from_pretrained(folder / "lm")
+    _check_files(folder, description)
+    part_of = _open_functions()
+    tokenizer, lm = (part_of[name](folder / name) for name in ("tokenizer", "lm"))
     renderer = Renderer.from_pretrained(folder / "renderer")
-    if lm.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"the language model in {folder} was trained on the tokenizer {lm.tokenizer_fingerprint}, but "
-            f"the tokenizer there is {tokenizer.fingerprint}; use the parts of one training run"
-        )
+    _require_same_run(f"{folder}/lm", lm, {"tokenizer": tokenizer.fingerprint})
     renderer.require_tokenizer(tokenizer.fingerprint)
     return Bundle(
         tokenizer=tokenizer,
         lm=lm,
         renderer=renderer,
         folder=folder,
-        name=str(description.get("name", folder.name)),
-        fingerprint=str(description.get("fingerprint", "")),
-        defaults=dict(description.get("defaults") or {}),
+        name=description["name"],
+        fingerprint=description["fingerprint"],
+        defaults=description["defaults"],
     )
 
 
 def read_bundle_description(folder: Path) -> dict[str, Any]:
-    """The checked bundle.json of a folder."""
+    """Return the checked bundle.json of a folder; raises CheckpointError, in one line, where it is not sound.
+
+    A bundle may come from anywhere: the files it names lie inside of it, and the fingerprints fit each other.
+    """
+    from duotok.tokenizer.common.checkpoint import read_json_mapping
+
     path = folder / _DESCRIPTION
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a model: it has no {_DESCRIPTION}; give a bundle folder by --model"
         )
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged; get the bundle again") from error
-    if not isinstance(description, dict) or not isinstance(description.get("files"), dict):
+    description = {"defaults": {}, "name": folder.name} | read_json_mapping(path, "bundle")
+    if not isinstance(description.get("files"), dict):
         raise CheckpointError(f"{path} is damaged: it lists no files; get the bundle again")
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has bundle format {description.get('format')!r}, this version reads {FORMAT}; "
             f"upgrade duotok or get a bundle of this version"
         )
+    kinds = {"components": dict, "defaults": dict, "name": str, "fingerprint": str}
+    for key, kind in kinds.items():
+        if not isinstance(description.get(key), kind):
+            wanted = "a text" if kind is str else "a mapping"
+            raise CheckpointError(f"{path} is damaged: {key} must be {wanted}; get the bundle again")
+    for name in description["files"]:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or set(name) & set("\\:"):
+            raise CheckpointError(f"{path} names {name!r}, which is not inside the bundle; do not use it")
+    missing = [name for name in COMPONENTS if f"{name}/config.json" not in description["files"]]
+    if missing:
+        raise CheckpointError(f"{folder} lists no {missing[0]}; get the bundle again")
     return description
 
 
@@ -117,68 +124,44 @@ def assemble_bundle(
     half: bool = True,
     name: str = "small",
     defaults: Mapping[str, Any] | None = None,
+    card: str | Path | None = None,
 ) -> Path:
     """Copy the component folders into the bundle folder `out`, which appears only when it is whole.
 
-    half: store the weights as float16. The components keep belonging together: each records the fingerprints
-    of the others as they are stored here. Raises CheckpointError when they do not fit each other or when the
-    bundle would exceed LARGEST_BYTES.
+    half: store the weights as float16. card: the model card to copy; None keeps the one of the bundle that is
+    replaced, if it has one. The components keep belonging together: each records the fingerprints of the
+    others as they are stored here. Raises CheckpointError when they do not fit each other.
     """
-    from duotok.lm.dual_track.model import DualTrackLM
-    from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae_open import open_vae
-    from duotok.tokenizer.common.checkpoint import replace_folder
-    from duotok.tokenizer.model import TRACKS, DuoTokenizer
-    from duotok.tokenizer.separator import MaskSeparator
+    from duotok.tokenizer.common.checkpoint import read_description, replace_folder
 
     out = Path(out)
-    models: dict[str, Any] = {
-        "tokenizer": DuoTokenizer.from_pretrained(tokenizer),
-        "lm": DualTrackLM.from_pretrained(lm),
-        "renderer/vae": open_vae(vae),
-        "renderer/accompaniment": DiffusionDecoder.from_pretrained(accompaniment),
-    }
-    _require_same("language model", lm, "tokenizer", models["lm"].tokenizer_fingerprint, models["tokenizer"])
-    sources: dict[str, str | Path] = dict(zip(COMPONENTS, (tokenizer, lm, vae, accompaniment), strict=True))
-    if vocal_decoder is not None:
-        models["renderer/vocal"] = DiffusionDecoder.from_pretrained(vocal_decoder)
-        sources["renderer/vocal"] = vocal_decoder
-    for track in TRACKS:
-        decoder = models.get(f"renderer/{track}")
-        if decoder is not None:
-            folder = sources[f"renderer/{track}"]
-            decoder.require(track=track)
-            _require_same("renderer", folder, "tokenizer", decoder.tokenizer_fingerprint, models["tokenizer"])
-            _require_same("renderer", folder, "VAE", decoder.vae_fingerprint, models["renderer/vae"])
-    if separator is not None:
-        models["separator"] = MaskSeparator.from_pretrained(separator)
-        sources["separator"] = separator
+    folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator)
+    named = zip((*COMPONENTS, *OPTIONAL_COMPONENTS), folders, strict=True)
+    sources = {component: Path(source) for component, source in named if source is not None}
+    part_of = _open_functions()
+    models = {component: part_of[component](source) for component, source in sources.items()}
+    fingerprints = {component: model.fingerprint for component, model in models.items()}
+    for component, model in models.items():
+        _require_same_run(str(sources[component]), model, fingerprints)
+        if "track" in model.STORED:
+            model.require(track=component.removeprefix("renderer/"))
+        if half:
+            _require_half_range(component, model)
+    if card is None and (out / CARD).is_file():
+        card = out / CARD
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        fingerprints: dict[str, str] = {}
         for component, model in models.items():
-            if half:
-                _require_half_range(component, model)
-            extra = json.loads((Path(sources[component]) / "config.json").read_text(encoding="utf-8"))[
-                "extra"
-            ]
-            for recorded, source in (
-                ("tokenizer_fingerprint", "tokenizer"),
-                ("vae_fingerprint", "renderer/vae"),
-            ):
-                if recorded in extra:
-                    extra[recorded] = fingerprints[source]
+            extra = read_description(sources[component], model.KIND)["extra"]
+            # The parts it was trained on come first and have the fingerprints of what is stored here by now.
+            extra |= {key: fingerprints[part] for key, part in _RECORDED.items() if key in extra}
             model.save_pretrained(temporary / component, half=half, extra=extra)
             fingerprints[component] = model.fingerprint
         description = _describe(temporary, name, fingerprints, dict(defaults or {}))
         (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        total = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        if total > LARGEST_BYTES:
-            raise CheckpointError(
-                f"the bundle would have {total / 1e6:.1f} MB, more than {LARGEST_BYTES / 1e6:.0f} MB; "
-                f"use --half or smaller components"
-            )
+        if card is not None:
+            shutil.copyfile(card, temporary / CARD)
         replace_folder(temporary, out)
     except OSError as error:
         raise CheckpointError(f"cannot write the bundle {out}: {error.strerror or error}") from error
@@ -187,14 +170,36 @@ def assemble_bundle(
     return out
 
 
+# What a component remembers of another that it was trained on.
+_RECORDED = {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/vae"}
+
+
+def _open_functions() -> "dict[str, Callable[[Path], Any]]":
+    """Return what opens each component's folder, whatever of its family lies there."""
+    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.renderer.diffusion import DiffusionDecoder
+    from duotok.renderer.vae_open import open_vae
+    from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.separator import MaskSeparator
+
+    return {
+        "tokenizer": DuoTokenizer.from_pretrained,
+        "lm": DualTrackLM.from_pretrained,
+        "renderer/vae": open_vae,
+        "renderer/accompaniment": DiffusionDecoder.from_pretrained,
+        "renderer/vocal": DiffusionDecoder.from_pretrained,
+        "separator": MaskSeparator.from_pretrained,
+    }
+
+
 def _describe(
-    folder: Path, name: str, fingerprints: Mapping[str, str], defaults: dict[str, Any]
+    folder: Path, name: str, fingerprints: Mapping[str, str | None], defaults: dict[str, Any]
 ) -> dict[str, Any]:
     listed = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": FORMAT,
         "name": name,
-        "fingerprint": hashlib.sha256(" ".join(fingerprints.values()).encode()).hexdigest()[:16],
+        "fingerprint": _join(fingerprints.values()),
         "tokenizer_fingerprint": fingerprints["tokenizer"],
         "components": dict(fingerprints),
         "defaults": defaults,
@@ -202,11 +207,18 @@ def _describe(
     }
 
 
-def _check_files(folder: Path, listed: Mapping[str, str]) -> None:
-    """Raise CheckpointError at the first listed file that is missing or has other bytes."""
-    missing = [component for component in COMPONENTS if f"{component}/config.json" not in listed]
-    if missing:
-        raise CheckpointError(f"{folder} lists no {missing[0]}; get the bundle again")
+def _join(fingerprints: Iterable[str | None]) -> str:
+    return hashlib.sha256(" ".join(map(str, fingerprints)).encode()).hexdigest()[:16]
+
+
+def _check_files(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raise CheckpointError at the first file of a component that is missing, changed or not listed.
+
+    What lies beside the components, as a model card, is nobody's to check: nothing is read from it.
+    """
+    from duotok.tokenizer.common.checkpoint import read_json_mapping
+
+    listed = description["files"]
     for name, digest in sorted(listed.items()):
         path = folder / name
         if not path.is_file():
@@ -215,6 +227,25 @@ def _check_files(folder: Path, listed: Mapping[str, str]) -> None:
             raise CheckpointError(
                 f"{path} is damaged (its SHA-256 is not the listed one); get the bundle again"
             )
+    for room in sorted({name.partition("/")[0] for name in (*COMPONENTS, *OPTIONAL_COMPONENTS)}):
+        for path in sorted((folder / room).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if name not in listed and not path.is_dir() and not path.name.startswith("."):
+                raise CheckpointError(f"{path} is not listed in {_DESCRIPTION}; remove it")
+    stated = description["components"]
+    for component in (*COMPONENTS, *OPTIONAL_COMPONENTS):
+        if f"{component}/config.json" in listed:
+            part = read_json_mapping(folder / component / "config.json", "bundle").get("fingerprint")
+            if stated.get(component) != part:
+                raise CheckpointError(
+                    f"{folder / _DESCRIPTION} states the fingerprint {stated.get(component)} of {component}, "
+                    f"which has {part}; get the bundle again"
+                )
+    if description["fingerprint"] != _join(stated.values()):
+        raise CheckpointError(
+            f"{folder / _DESCRIPTION} states the fingerprint {description['fingerprint']}, but its parts "
+            f"make {_join(stated.values())}; get the bundle again"
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -225,17 +256,21 @@ def _sha256(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; get the bundle again") from error
 
 
-def _require_same(user: str, folder: str | Path, part: str, recorded: str | None, model: "nn.Module") -> None:
-    if recorded != model.fingerprint:
-        raise CheckpointError(
-            f"the {user} {folder} was trained on the {part} {recorded}, but the {part} given is "
-            f"{model.fingerprint}; use the parts of one training run"
-        )
+def _require_same_run(where: str, model: "Component[Any]", fingerprints: Mapping[str, str | None]) -> None:
+    """Raise CheckpointError where a model was trained on another part than the one of these fingerprints."""
+    for recorded, part in _RECORDED.items():
+        if recorded in model.STORED and part in fingerprints:
+            trained_on = getattr(model, recorded)
+            if trained_on != fingerprints[part]:
+                raise CheckpointError(
+                    f"{where} was trained on the {part} {trained_on}, but the {part} given is "
+                    f"{fingerprints[part]}; use the parts of one training run"
+                )
 
 
-def _require_half_range(component: str, model: "nn.Module") -> None:
+def _require_half_range(component: str, model: "Component[Any]") -> None:
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool((tensor.abs() <= 65_504).all()):
+        if tensor.is_floating_point() and not bool((tensor.abs() <= _HALF_LARGEST).all()):
             raise CheckpointError(f"{component}: {name} does not fit into 16 bits; assemble without --half")
 
 
@@ -245,21 +280,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m duotok.recipes.accompany.bundle",
         description="Put trained components together to a model folder.",
     )
-    for option, text in (
-        ("--tokenizer", "tokenizer folder (stage 3)"),
-        ("--lm", "language model folder"),
-        ("--vae", "VAE folder"),
-        ("--accompaniment", "diffusion decoder folder of the accompaniment"),
-        ("--out", "bundle folder to write; replaced when it exists"),
+    for option, required, text in (
+        ("--tokenizer", True, "tokenizer folder (stage 3)"),
+        ("--lm", True, "language model folder"),
+        ("--vae", True, "VAE folder"),
+        ("--accompaniment", True, "diffusion decoder folder of the accompaniment"),
+        ("--vocal-decoder", False, "diffusion decoder folder of the vocal, if there is one"),
+        ("--separator", False, "separator folder, if there is one"),
+        ("--out", True, "bundle folder to write; replaced when it exists"),
     ):
-        parser.add_argument(option, type=Path, required=True, metavar="DIR", help=text)
+        parser.add_argument(option, type=Path, required=required, metavar="DIR", help=text)
     parser.add_argument(
-        "--vocal-decoder",
+        "--card",
         type=Path,
-        metavar="DIR",
-        help="diffusion decoder folder of the vocal, if there is one",
+        metavar="FILE",
+        help=f"model card, copied as {CARD} (default: the one of the bundle that is replaced)",
     )
-    parser.add_argument("--separator", type=Path, metavar="DIR", help="separator folder, if there is one")
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
     parser.add_argument(
@@ -269,23 +305,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="generation setting this model works best with, e.g. guidance=2.0; may be repeated",
     )
-    arguments = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
 
     def assemble() -> None:
         from duotok.recipes.accompany.request import parse_defaults
 
-        out = assemble_bundle(
-            arguments.out,
-            tokenizer=arguments.tokenizer,
-            lm=arguments.lm,
-            vae=arguments.vae,
-            accompaniment=arguments.accompaniment,
-            vocal_decoder=arguments.vocal_decoder,
-            separator=arguments.separator,
-            half=arguments.half,
-            name=arguments.name,
-            defaults=parse_defaults(arguments.default),
-        )
+        out = assemble_bundle(defaults=parse_defaults(options.pop("default")), **options)
         size_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         print(f"{out}: {size_bytes / 1e6:.1f} MB")
 

@@ -18,10 +18,9 @@ from duotok.renderer.code_vectors import CodeVectors
 from duotok.renderer.diffusion_objective import CodeFeatures
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
-from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
-from duotok.tokenizer.simvq import DISTANCES_AT_A_TIME, k_means, squared_distances
-from duotok.tokenizer.spectra import LogMel
+from duotok.tokenizer.quantizers import k_means, nearest
+from duotok.tokenizer.spectra import LogMel, level_gain
 
 KINDS = ("duotok", "duotok_contextual", "mel_k_means", "encodec", "dac")
 FRAME_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
@@ -91,11 +90,9 @@ def fit_mel_centres(waves: Iterable[Tensor], config: CodecConfig, iterations: in
 def make_mel_codec(centres: Tensor, mel_bands: int) -> FrozenCodec:
     """A plain tokenizer: the nearest centre of each frame's log-mel."""
     mel = LogMel(mel_bands)
-    rows = max(1, DISTANCES_AT_A_TIME // len(centres))
 
     def encode(wave: Tensor) -> Tensor:
-        parts = mel_vectors(wave, mel).split(rows)
-        return torch.cat([squared_distances(part, centres).argmin(dim=-1) for part in parts])[:, None]
+        return nearest(mel_vectors(wave, mel), centres)[0][:, None]
 
     return FrozenCodec(
         source=CodeVectors.from_tables(centres[None]),

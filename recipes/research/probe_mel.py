@@ -14,9 +14,8 @@ from duotok.recipes.evaluation.diagnosis import Recording
 from duotok.recipes.research.probe_data import ProbeSet, clip_starts
 from duotok.recipes.research.probe_training import ClipFeatures
 from duotok.tokenizer.common.errors import DataError, DuoTokError
-from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.model import HOP_SAMPLES, MEL_PER_FRAME, TRACKS
-from duotok.tokenizer.spectra import LogMel
+from duotok.tokenizer.spectra import LogMel, level_gain
 
 MEL_BANDS = 128
 _PER_FILE = 32

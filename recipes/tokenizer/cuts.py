@@ -11,9 +11,9 @@ from duotok.recipes.corpus.item_pool import open_items
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, change_speed
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.heads import STEMS
-from duotok.tokenizer.level import level_gain
-from duotok.tokenizer.losses import KINDS
 from duotok.tokenizer.model import HOP_SAMPLES
+from duotok.tokenizer.objectives import KINDS
+from duotok.tokenizer.spectra import level_gain
 
 START_CANDIDATES = 4
 # Stems that a kind of cut is made of.

@@ -13,8 +13,7 @@ from duotok.recipes.training.command import recipe_main
 from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import DuoTokenizer
-from duotok.tokenizer.separator import MaskSeparator, SeparatorConfig
-from duotok.tokenizer.separator_objective import SeparationObjective
+from duotok.tokenizer.separator import MaskSeparator, SeparationObjective, SeparatorConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from duotok.recipes.tokenizer.cuts import Cut
-from duotok.tokenizer.losses import KINDS
 from duotok.tokenizer.model import DuoTokenizer
+from duotok.tokenizer.objectives import KINDS
 from duotok.tokenizer.text import TextVocabulary
 
 SHORTEST_RUN_SECONDS = 0.3

@@ -12,9 +12,14 @@ from duotok.recipes.tokenizer.supervision import collate_cuts, draw_runs
 from duotok.recipes.tokenizer.text import train_text_model
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.heads import TextHead
-from duotok.tokenizer.losses import chroma_distances, mask_distances, summarize_by_kind, text_losses
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
-from duotok.tokenizer.objectives import LossWeights
+from duotok.tokenizer.objectives import (
+    LossWeights,
+    chroma_distances,
+    mask_distances,
+    summarize,
+    text_losses,
+)
 from duotok.tokenizer.text import (
     SentencePieceVocabulary,
     collapse_alignment,
@@ -36,8 +41,8 @@ def test_cuts_without_text_take_no_part():
     text = torch.tensor([[0, 1], [-1, -1], [1, -1]])
     losses = text_losses(logits, text, torch.tensor([[0, 0, 4], [1, 0, 4], [2, 0, 4]]))
     assert losses.isnan().tolist() == [False, True, False]
-    summary = summarize_by_kind({"text": losses}, torch.tensor([1, 2, 0]))
-    assert set(summary) == {"text", "text/vocal", "text/mix"}
+    summary = summarize({"text": losses}, torch.tensor([1, 2, 0]), LossWeights())
+    assert set(summary) == {"total", "text", "text/vocal", "text/mix"}
     summary["text"].backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
     assert not logits.grad[1].any() and logits.grad[0].any() and logits.grad[2].any()
@@ -52,7 +57,7 @@ def test_a_text_longer_than_its_frames_counts_as_none():
 def test_a_batch_without_text_still_has_a_loss_of_zero():
     logits = torch.zeros(2, 4, 3, requires_grad=True)
     losses = text_losses(logits, torch.full((1, 1), -1), torch.tensor([[0, 0, 1]]))
-    summary = summarize_by_kind({"text": losses}, torch.tensor([0, 3]))
+    summary = summarize({"text": losses}, torch.tensor([0, 3]), LossWeights())
     assert float(summary["text"]) == 0
     summary["text"].backward()
     assert logits.grad is not None and not logits.grad.any()

@@ -1,7 +1,11 @@
+import json
+import os
+
 import pytest
 import torch
 
-from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError
+from duotok.tokenizer.common.component import open_component
+from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError, DuoTokError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 TINY = DuoTokenizerConfig(
@@ -88,4 +92,47 @@ def test_damaged_weights_are_one_clear_line(tokenizer, tmp_path):
     assert "\n" not in str(error.value)
     weights.unlink()
     with pytest.raises(CheckpointError, match="missing"):
+        DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": None}, "holds no fingerprint"),
+        ({"extra": [1, 2]}, "holds no extra"),
+        ({"extra": {"text": 5}}, "text vocabulary 5"),
+        ({"kind": ["tokenizer"]}, "a 'tokenizer' is needed"),
+        ({"format": 99}, "99"),
+        ({"config": "x"}, "holds no config"),
+        ({"config": {"dim": 64}}, r"shape \(4, 64\) where they have \(4, 32\)"),
+        ({"config": {"dim": 2_000_000}}, "far more weights"),
+        ({"config": {"blocks": 10**9}}, "far more weights"),
+        ({"config": {"vocal_codes": 10**9}}, "vocal_codes must be from 2 to 1048576"),
+        ({"config": {"head_dim": -1}}, "no model can be built"),
+        ({"config": {"heads": [1]}}, "heads must be of type int"),
+    ],
+)
+def test_a_foreign_config_is_one_clear_line(tokenizer, tmp_path, change, message):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "config.json"
+    description = json.loads(path.read_text())
+    if isinstance(change.get("config"), dict):
+        change = {"config": description["config"] | change["config"]}
+    path.write_text(json.dumps(description | change))
+    with pytest.raises(DuoTokError, match=message) as error:
+        open_component(tmp_path / "tokenizer", [DuoTokenizer])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_description_without_bounds_is_one_clear_line(tokenizer, tmp_path, name):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / name
+    for text, message in (("[" * 100_000, "JSON"), ("\xff", "JSON"), ("[1, 2]", "mapping")):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(CheckpointError, match=message) as error:
+            DuoTokenizer.from_pretrained(tmp_path / "tokenizer")
+        assert "\n" not in str(error.value)
+    os.truncate(path, 70_000_000)
+    with pytest.raises(CheckpointError, match="70 MB"):
         DuoTokenizer.from_pretrained(tmp_path / "tokenizer")

@@ -7,8 +7,7 @@ from duotok.tokenizer import separator as module
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.heads import STEMS, ideal_ratio_masks
 from duotok.tokenizer.model import DuoTokenizerConfig
-from duotok.tokenizer.separator import MaskSeparator, SeparatorConfig, fine_bands
-from duotok.tokenizer.separator_objective import SeparationObjective
+from duotok.tokenizer.separator import MaskSeparator, SeparationObjective, SeparatorConfig, fine_bands
 
 TINY = DuoTokenizerConfig(
     mel_bands=32,

@@ -1,7 +1,6 @@
 import torch
 
-from duotok.tokenizer.level import TARGET_RMS, level_gain
-from duotok.tokenizer.spectra import Chroma, LogMel, mel_filterbank
+from duotok.tokenizer.spectra import TARGET_RMS, Chroma, LogMel, level_gain, mel_filterbank
 
 
 def sine(frequency_hz: float, seconds: float = 1.0, amplitude: float = 0.5) -> torch.Tensor:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import config_to_dict
 from .errors import CheckpointError
 
 FORMAT = 1
 SHARD_BYTES = 15_000_000
+LARGEST_JSON_BYTES = 64_000_000  # a description is a few kB; the largest text model in one about 7 MB
 
 
 def save_component(
@@ -62,13 +66,25 @@ def load_component(
     """
     folder = Path(folder)
     description = read_description(folder, kind)
-    model = build(description["config"])
     state = {name: t.float() if t.is_floating_point() else t for name, t in _read_shards(folder).items()}
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {reason}") from error
+    stored = sum(tensor.numel() for tensor in state.values())
+    with _no_larger_than(stored, folder):
+        try:
+            model = build(description["config"])
+        except (RuntimeError, MemoryError, ArithmeticError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(
+                f"no model can be built from {folder / 'config.json'} ({reason}); get the folder again"
+            ) from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"the weights in {folder} do not fit its config.json, which asks for {name} of shape "
+                f"{wanted.get(name)} where they have {found.get(name)}; get the folder again"
+            )
+    model.load_state_dict(state, strict=True)
     return model.eval(), description
 
 
@@ -76,14 +92,10 @@ def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
     """Return the checked config.json of a component folder, which must be of one of the kinds."""
     wanted = " or ".join(kinds)
     path = Path(folder) / "config.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} is missing or unreadable; give a complete {wanted} folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON; the {wanted} folder is damaged") from error
-    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise CheckpointError(f"{path} holds no config; the {wanted} folder is damaged")
+    description = read_json_mapping(path, f"{wanted} folder")
+    for key, kind in (("config", dict), ("extra", dict), ("fingerprint", str)):
+        if not isinstance(description.get(key), kind):
+            raise CheckpointError(f"{path} holds no {key}; the {wanted} folder is damaged, get it again")
     if description.get("kind") not in kinds:
         raise CheckpointError(f"{folder} holds a {description.get('kind')!r}, but a {wanted!r} is needed")
     if description.get("format") != FORMAT:
@@ -91,6 +103,53 @@ def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
             f"{folder} has format {description.get('format')!r}, this version reads {FORMAT}; upgrade duotok"
         )
     return description
+
+
+def read_json_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Return the mapping in a JSON file; raises CheckpointError in one line where there is none.
+
+    what: that the file belongs to. A file of other people is not trusted: its size and depth are bounded.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}")
+        if (size := path.stat().st_size) > LARGEST_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} has {size / 1e6:.0f} MB, too many to be right; get the {what} again"
+            )
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is no valid JSON; get the {what} again") from error
+    if not isinstance(mapping, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no mapping; get the {what} again")
+    return mapping
+
+
+@contextmanager
+def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
+    """Raise CheckpointError while a model is built that has far more weights than are stored for it.
+
+    A config that asks for them would else fill the memory before anything is compared.
+    """
+    thread, largest, total = threading.get_ident(), 4 * stored + 1_000_000, 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        if threading.get_ident() == thread and parameter is not None:
+            total += parameter.numel()
+            if total > largest:
+                raise CheckpointError(
+                    f"the config.json in {folder} asks for far more weights than the {stored} stored there; "
+                    "get the folder again"
+                )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
@@ -142,17 +201,17 @@ def _write_shards(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index_path = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
+    index_path = folder / "model.safetensors.index.json"
     if index_path.exists():
-        try:
-            names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index_path} is damaged; get the folder again") from error
+        weight_map = read_json_mapping(index_path, "folder").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+            raise CheckpointError(f"{index_path} is damaged; get the folder again")
+        names = sorted(set(weight_map.values()))
     state: dict[str, Tensor] = {}
     for name in names:
         # A name from the index must stay inside the folder.
-        path = folder / Path(str(name)).name
+        path = folder / Path(name).name
         try:
             state.update(load_file(path))
         except (OSError, SafetensorError) as error:

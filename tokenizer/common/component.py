@@ -1,11 +1,12 @@
 """A model with a folder of its own: config.json and model.safetensors."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import nn
 
-from .checkpoint import load_component, save_component
+from .checkpoint import load_component, read_description, save_component
 from .config import config_from_dict
 
 ConfigT = TypeVar("ConfigT")
@@ -47,3 +48,21 @@ class Component(nn.Module, Generic[ConfigT]):
     def _take_extra(self, extra: dict[str, Any]) -> None:
         for name in self.STORED:
             setattr(self, name, extra.get(name))
+
+
+AnyComponent = TypeVar("AnyComponent", bound=Component[Any])
+
+
+def read_kind(folder: str | Path, *kinds: str) -> str:
+    """Return which of the kinds a component folder holds; raises CheckpointError if it is none of them."""
+    return read_description(folder, *kinds)["kind"]
+
+
+def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
+    """Read a folder (CPU, eval) as the class of the family whose KIND its config.json names.
+
+    The one way into a family of components: `open_vae` is this with the classes of all autoencoders.
+    Raises CheckpointError in one line when the folder is damaged or of no kind of the family.
+    """
+    classes = {cls.KIND: cls for cls in family}
+    return classes[read_kind(folder, *classes)].from_pretrained(folder)

@@ -1,0 +1,165 @@
+"""Vector quantizers, with codebook and commitment loss apart: SimVQ, and plain VQ to compare it with."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .common.errors import ConfigError
+
+DISTANCES_AT_A_TIME = 2**25  # bounds their memory to a few times 128 MB, however many codes and frames
+
+
+class Quantized(NamedTuple):
+    """Codes and what trains them; how much each loss weighs is for the objective to say."""
+
+    codes: Tensor  # [batch, frames] int64
+    vectors: Tensor  # [batch, frames, code_dim]; value of the codes, gradient of the features
+    commitment: Tensor  # scalar, mean squared error whose gradient draws the features to their codes
+    codebook: Tensor  # scalar, the same error, but its gradient draws the codes to their features
+    usage: Tensor  # scalar, nats below the entropy of uniform use of the codes
+
+
+QUANTIZER_LOSSES = ("commitment", "codebook", "usage")
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code of each feature, straight-through gradients, and what trains the codes.
+
+    A subclass says what the codes are: `basis` [codebook_size, code_dim] and its entries. Codes are
+    chosen in float32, inside of autocast too: bfloat16 distances would choose other codes.
+    """
+
+    basis: Tensor
+
+    def entries(self) -> Tensor:
+        """Return the code vectors [codebook_size, code_dim], in float32."""
+        return self.basis
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the nearest code of each frame: features [batch, frames, code_dim] -> [batch, frames]."""
+        return nearest(features, self.entries())[0]
+
+    def forward(self, features: Tensor) -> Quantized:
+        """Quantize features [batch, frames, code_dim]."""
+        features, entries = features.float(), self.entries()
+        codes, distances = nearest(features, entries)
+        vectors = functional.embedding(codes, entries)
+        # Soft assignments, as sharp as the distances to the nearest codes are typical.
+        temperature = distances.mean().clamp_min(1e-6)
+        parts = features.flatten(0, -2).split(rows_at_a_time(entries))
+        # Recomputed for the gradient, so that no table [frames, codebook_size] is kept.
+        soft = [checkpoint(_soft_use, part, entries, temperature, use_reentrant=False) for part in parts]
+        use = torch.stack(soft).sum(dim=0) / codes.numel()
+        return Quantized(
+            codes=codes,
+            # Straight-through: the value is the code's, the gradient is the feature's.
+            vectors=features + (vectors - features).detach(),
+            commitment=(vectors.detach() - features).square().mean(),
+            codebook=(vectors - features.detach()).square().mean(),
+            usage=math.log(len(entries)) + (use * use.clamp_min(1e-12).log()).sum(),
+        )
+
+    @torch.no_grad()
+    def fit_to(self, features: Tensor, iterations: int = 12) -> None:
+        """Start the codes from the k-means centres of features [n, code_dim]."""
+        self.basis.copy_(k_means(features, len(self.basis), iterations))
+
+
+class SimVQ(VectorQuantizer):
+    """Quantize by a frozen codebook under one learned linear map (P 3.3, eq. 4).
+
+    The codebook is random until `fit_to` gives it a start from data.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(codebook_size, code_dim))
+        self.map = nn.Linear(code_dim, code_dim)
+
+    def entries(self) -> Tensor:
+        """Return the code vectors [codebook_size, code_dim], in float32."""
+        with full_precision(self.basis):
+            return self.map(self.basis)
+
+    @torch.no_grad()
+    def fit_to(self, features: Tensor, iterations: int = 12) -> None:
+        """Take the k-means centres of features [n, code_dim] as the frozen codebook, under the identity map.
+
+        A codebook drawn from a normal distribution leaves most of its codes where there are no features; from
+        centres every code is in use from the first step on.
+        """
+        super().fit_to(features, iterations)
+        self.map.weight.copy_(torch.eye(self.basis.shape[1]))
+        self.map.bias.zero_()
+
+
+class PlainVQ(VectorQuantizer):
+    """Quantize by a codebook whose entries are learned one by one (VQ-VAE, arXiv 1711.00937, eq. 3).
+
+    Only entries that were chosen get a gradient from the codebook loss, so that entries can die; SimVQ's one
+    map moves them all. `fit_to` gives the same k-means start as SimVQ's.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(torch.randn(codebook_size, code_dim))
+
+
+@torch.no_grad()
+def nearest(features: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest of entries [entries, dim] for features [..., dim], int64 [...], and how far it is.
+
+    The distances [...] are squared; float32 and bounded memory, whatever the autocast and the codes.
+    """
+    parts = features.flatten(0, -2).split(rows_at_a_time(entries))
+    found = [squared_distances(part, entries).min(dim=-1) for part in parts]
+    distances, codes = (torch.cat(each).view(features.shape[:-1]) for each in zip(*found, strict=True))
+    return codes, distances
+
+
+@torch.no_grad()
+def k_means(features: Tensor, count: int, iterations: int) -> Tensor:
+    """Return `count` centres [count, dim] of features [n, dim], the same for the same features.
+
+    Raises ConfigError when there are fewer features than centres.
+    """
+    if len(features) < count:
+        raise ConfigError(f"{count} codes need at least as many frames, got {len(features)}")
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    centres = features[order[:count]].clone()
+    for _ in range(iterations):
+        codes, distances = nearest(features, centres)
+        counts = torch.bincount(codes, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, codes, features)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
+        # Codes that nothing chose move to the frames that are served worst.
+        unused = counts == 0
+        centres[unused] = features[distances.topk(int(unused.sum())).indices]
+    return centres
+
+
+def squared_distances(features: Tensor, entries: Tensor) -> Tensor:
+    """Return the squared distances [..., entries] of features [..., dim] to entries [entries, dim]."""
+    with full_precision(features):
+        features, entries = features.float(), entries.float()
+        norms = features.square().sum(dim=-1, keepdim=True) + entries.square().sum(dim=-1)
+        return (norms - 2 * features @ entries.T).clamp_min(0)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Return a context in which nothing on the tensor's device is cast to half precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def rows_at_a_time(entries: Tensor) -> int:
+    """Return how many features may be compared with all entries at once."""
+    return max(1, DISTANCES_AT_A_TIME // len(entries))
+
+
+def _soft_use(features: Tensor, entries: Tensor, temperature: Tensor) -> Tensor:
+    """Return how often each entry is chosen [entries] by features [n, dim], each choice being soft."""
+    return torch.softmax(-squared_distances(features, entries) / temperature * 2.0, dim=-1).sum(dim=0)
