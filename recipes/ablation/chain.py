@@ -19,7 +19,7 @@ from duotok.recipes.tokenizer.text import write_text_model
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 STAGES = ("stage1", "stage2", "stage3", "lm")

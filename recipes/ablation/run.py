@@ -20,7 +20,7 @@ from duotok.recipes.ablation.table import describe, render_table
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json
 
 Config = Variant  # what a YAML of this folder holds
 

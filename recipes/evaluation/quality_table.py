@@ -8,7 +8,7 @@ from pathlib import Path
 from duotok.recipes.evaluation.quality_result import Quality, Value
 from duotok.recipes.evaluation.quality_sounds import SOUNDS
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 # Measure -> heading, digits, what is good.
 MEASURES = {

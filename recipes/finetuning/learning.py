@@ -18,7 +18,7 @@ from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.
 WINDOWS = ((SHORTEST_SECONDS, 4.0), (10.0, 3.0), (30.0, 3.0))

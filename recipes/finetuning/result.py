@@ -9,7 +9,7 @@ from safetensors import safe_open
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.accompany.bundle import assemble_bundle, read_bundle_description
 from duotok.tokenizer.common.errors import ConfigError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 REPORT = "finetune.json"
 

@@ -17,7 +17,7 @@ from duotok.recipes.finetuning.result import write_model, write_report
 from duotok.recipes.finetuning.settings import FinetuneSettings
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json
 
 
 def train_model(

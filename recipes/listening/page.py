@@ -19,7 +19,7 @@ from tqdm import tqdm
 from duotok.recipes.listening.stimuli import choose_loudness, encode_clip, find_stimuli, read_clip
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json
 
 FORMAT = 1
 LARGEST_BYTES = 250_000_000

@@ -13,7 +13,7 @@ from duotok.recipes.listening.opinion import Opinion
 from duotok.recipes.listening.page import SCALE
 from duotok.recipes.research.plots import save_figure
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 TABLE, FIGURES, PICTURE = "mos.md", "mos.json", "mos.png"
 

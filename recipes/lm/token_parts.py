@@ -8,7 +8,7 @@ from pathlib import Path
 
 from duotok.recipes.lm.token_shards import TokenIndex, read_index, shard_path, write_index
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 PART = re.compile(r"part-(\d+)-of-(\d+)")
 FINISHED = "finished.json"

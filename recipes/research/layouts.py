@@ -19,7 +19,7 @@ from typing import Any
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json
 
 LAYOUTS: dict[str, dict[str, bool]] = {
     "plain prompt": {"shared_positions": False, "aligned_source": False},

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def run_comparison(config: Config, out: Path, minutes: float | None) -> None:
     """Encode, train and listen for every codec; write the table."""
     from duotok.recipes.research.matched_table import render_table, show_ceiling
-    from duotok.tokenizer.common.json_files import write_json
+    from duotok.tokenizer.common.files import write_json
 
     rows, table = [show_ceiling(config)], ""
     for name, codec_config in config.codec_configs().items():
@@ -51,7 +51,7 @@ def run_codec(
 ) -> dict[str, Any]:
     """One line of the table; what is there from an earlier run of the same settings is kept."""
     from duotok.recipes.research.matched_table import listen_to_decoder
-    from duotok.tokenizer.common.json_files import read_json, write_json
+    from duotok.tokenizer.common.files import read_json, write_json
 
     settings = {
         **config_to_dict(replace(config, codecs={name: config.codecs[name]})),

@@ -29,7 +29,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     from duotok.recipes.research.step_trials import hear, plan_trials, run_trial
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.vae_open import open_vae
-    from duotok.tokenizer.common.json_files import read_json, write_json
+    from duotok.tokenizer.common.files import read_json, write_json
     from duotok.tokenizer.model import DuoTokenizer
 
     bundle = arguments.bundle or default_bundle()

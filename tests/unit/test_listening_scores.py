@@ -15,7 +15,7 @@ from duotok.recipes.listening.opinion import score_systems
 from duotok.recipes.listening.page import COLUMNS, Key
 from duotok.recipes.listening.ratings import Rating, read_ratings
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 CLIPS, SYSTEMS = ("x", "y", "z"), ("original", "tokens")
 KEY = Key(
