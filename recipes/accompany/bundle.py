@@ -7,8 +7,6 @@ Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DI
 import argparse
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +123,7 @@ def assemble_bundle(
     from duotok.lm.dual_track.model import DualTrackLM
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.vae_open import open_vae
-    from duotok.tokenizer.common.checkpoint import replace_folder
+    from duotok.tokenizer.common.files import whole_folder, write_json
     from duotok.tokenizer.model import TRACKS, DuoTokenizer
     from duotok.tokenizer.separator import MaskSeparator
 
@@ -151,9 +149,7 @@ def assemble_bundle(
     if separator is not None:
         models["separator"] = MaskSeparator.from_pretrained(separator)
         sources["separator"] = separator
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(out) as temporary:
         fingerprints: dict[str, str] = {}
         for component, model in models.items():
             if half:
@@ -170,18 +166,13 @@ def assemble_bundle(
             model.save_pretrained(temporary / component, half=half, extra=extra)
             fingerprints[component] = model.fingerprint
         description = _describe(temporary, name, fingerprints, dict(defaults or {}))
-        (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / _DESCRIPTION, description, indent=2)
         total = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         if total > LARGEST_BYTES:
             raise CheckpointError(
                 f"the bundle would have {total / 1e6:.1f} MB, more than {LARGEST_BYTES / 1e6:.0f} MB; "
                 f"use --half or smaller components"
             )
-        replace_folder(temporary, out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the bundle {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

@@ -19,6 +19,7 @@ from duotok.recipes.corpus.voice_activity import FLOOR_DB, Spans, frame_levels, 
 from duotok.recipes.separation.separator import Separator, open_separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.files import whole_folder
 
 PEAK_LIMIT = 0.98
 
@@ -155,13 +156,8 @@ class SongMaker:
 
 def _write_folder(folder: Path, waves: torch.Tensor) -> None:
     """waves [5, 2, samples] as FLAC files of 16 bits; the folder appears under its name when it is whole."""
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for part, wave in zip(PARTS, waves, strict=True):
-        data = np.ascontiguousarray(wave.numpy().T)
-        soundfile.write(
-            str(temporary / f"{part}.flac"), data, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        for part, wave in zip(PARTS, waves, strict=True):
+            data = np.ascontiguousarray(wave.numpy().T)
+            path = str(temporary / f"{part}.flac")
+            soundfile.write(path, data, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
