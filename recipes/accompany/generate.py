@@ -12,8 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.accompany.output import OutputFolder, write_report, write_result
-from duotok.recipes.accompany.stems import StemWriter
+from duotok.recipes.accompany.output import (
+    OutputFolder,
+    StemWriter,
+    expected_files,
+    write_report,
+    write_result,
+)
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from duotok.recipes.accompany.stages import Progress
     from duotok.recipes.accompany.vocal import Vocal
     from duotok.recipes.accompany.wishes import SheetWishes
-    from duotok.recipes.separation.separator import Separator
+    from duotok.recipes.separation.contract import Separator
 
 # Share of the computing time of each stage, for one bar over all of them.
 _TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
@@ -122,7 +127,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     wishes = SheetWishes(tempo_bpm=arguments.tempo, chart=chart)
     vocal = load_vocal(given, what="vocal" if arguments.vocal else "song")
     out = arguments.out or Path(f"{given.stem}-accompaniment")
-    with OutputFolder(out) as output:
+    expected = expected_files(
+        vocal.wave.shape[-1], renderings=keep, stems=arguments.stems, separated=bool(arguments.mix)
+    )
+    inputs = [path for path in (given, arguments.prefix, arguments.chords) if path is not None]
+    with OutputFolder(out, expected, inputs=inputs) as output:
         import torch
 
         from duotok.recipes.accompany.pipeline import Accompanist
@@ -196,7 +205,7 @@ def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, f
 
 
 def _open_separator(arguments: argparse.Namespace, device: str) -> "Separator":
-    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.separation.open import open_separator
 
     # The mask head is part of the model; the other separators bring their own weights.
     own = arguments.separator == "mask-head" and arguments.model is not None

@@ -17,7 +17,7 @@ from duotok.lm.dual_track.choice import SamplingConfig
 from duotok.lm.dual_track.sampling import Candidates, generate_candidates
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import mix_down
-from duotok.recipes.accompany.output import OutputFolder, write_result
+from duotok.recipes.accompany.output import OutputFolder, expected_files, write_result
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.report import describe_music
 from duotok.recipes.accompany.settings import GenerationSettings, resolve_settings
@@ -70,7 +70,7 @@ class Accompaniment:
 
     def save(self, folder: str | Path) -> Path:
         """Write accompaniment.wav, mix.wav and report.json; nothing appears before all of it is written."""
-        with OutputFolder(folder) as output:
+        with OutputFolder(folder, expected_files(self.mix.shape[-1])) as output:
             write_result(output.work, self.accompaniment, self.mix, self.report)
             output.publish()
         return Path(folder)

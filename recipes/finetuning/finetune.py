@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duotok.recipes.accompany.bundle import Bundle
     from duotok.recipes.corpus.song_files import SongFile
     from duotok.recipes.finetuning.listening import Listened
-    from duotok.recipes.separation.separator import Separator
+    from duotok.recipes.separation.contract import Separator
 
 _USE_CPU = "ACCELERATE_USE_CPU"
 
@@ -188,7 +188,7 @@ def _separator_name(arguments: argparse.Namespace, source: Path) -> str:
 def _open_separator(
     arguments: argparse.Namespace, songs: "list[SongFile]", source: Path, device: str
 ) -> "Separator":
-    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.separation.open import open_separator
     from duotok.tokenizer.common.errors import ConfigError
 
     own = arguments.separator == "mask-head" and arguments.checkpoint is None

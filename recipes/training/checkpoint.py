@@ -131,8 +131,8 @@ def export_component(export: Callable[[Path], object], folder: Path) -> None:
         export(folder)
     except (OSError, WriteError) as error:
         raise CheckpointError(
-            f"cannot write {folder} ({failure_reason(error)}); the last checkpoint is whole: free some space, "
-            "then run the same command again"
+            f"cannot write {folder} ({failure_reason(error)}); the last checkpoint is whole: free some "
+            "space, then run the same command again"
         ) from error
 
 

@@ -77,7 +77,13 @@ def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> N
         with whole_file(path) as temporary:
             # As bytes where names are bytes: soundfile encodes a text strictly, and not all are UTF-8.
             name = str(temporary) if os.name == "nt" else os.fsencode(temporary)
-            soundfile.write(name, samples, SAMPLE_RATE_HZ, subtype=subtype, format="WAV")
+            soundfile.write(  # its stubs know no bytes
+                name,  # pyright: ignore[reportArgumentType]
+                samples,
+                SAMPLE_RATE_HZ,
+                subtype=subtype,
+                format="WAV",
+            )
     except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
         raise AudioError(f"cannot write {path}: check that the folder is writable and not full") from error
 
