@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from duotok.recipes.accompany.bundle import Bundle
     from duotok.recipes.corpus.song_files import SongFile
-    from duotok.recipes.finetuning.listening import Listened
+    from duotok.recipes.finetuning.song_tokens import Listened
     from duotok.recipes.separation.contract import Separator
 
 _USE_CPU = "ACCELERATE_USE_CPU"
@@ -112,10 +112,9 @@ def _finetune(arguments: argparse.Namespace) -> str:
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.song_files import find_songs
-    from duotok.recipes.finetuning.listening import discard_unfinished
-    from duotok.recipes.finetuning.low_rank import require_peft
-    from duotok.recipes.finetuning.result import require_free
-    from duotok.recipes.finetuning.training import train_model
+    from duotok.recipes.finetuning.learning import require_peft
+    from duotok.recipes.finetuning.model import require_free, train_model
+    from duotok.recipes.finetuning.song_tokens import discard_unfinished
 
     # What is missing is found out before hours of listening.
     require_free(arguments.out)
@@ -168,7 +167,7 @@ def _listen(
     device: "torch.device",
 ) -> "Listened":
     """Separate and tokenize the songs that can be used."""
-    from duotok.recipes.finetuning.listening import SongListener, listen_to_songs
+    from duotok.recipes.finetuning.song_tokens import SongListener, listen_to_songs
 
     def open_separator() -> "Separator":
         return _open_separator(arguments, songs, source, str(device))

@@ -1,24 +1,122 @@
-"""The learning: pieces of the shared training loop with a look at the held-out songs after each."""
+"""The learning: low-rank adapters, the held-out loss, pieces of the training loop with a look at it after each."""
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.objective import LMObjective
-from duotok.recipes.finetuning.held_out import LossMeter
-from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
+from duotok.lm.dual_track.scoring import score_batch
+from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.files import read_json, write_json
+
+WINDOW_SECONDS = 30.0  # of shorter songs the whole
+MOST_WINDOWS = 16
+
+
+def choose_held_out(names: Sequence[str], share: float) -> set[str]:
+    """Return the songs not to learn from: a share of them, at least one of four or more, chosen by name.
+
+    The choice goes by a hash of the name, so that adding a song seldom moves another one.
+    """
+    distinct = sorted(set(names), key=lambda name: sha256(f"held out:{name}".encode()).hexdigest())
+    if share == 0 or len(distinct) < FEWEST_TO_HOLD_OUT:
+        return set()
+    return set(distinct[: max(1, round(share * len(distinct)))])
+
+
+class LossMeter:
+    """Measures the teacher-forced loss of the accompaniment given the vocal, without a prefix."""
+
+    def __init__(
+        self, shards: TokenShards, songs: Sequence[TokenSong], *, most_windows: int = MOST_WINDOWS
+    ) -> None:
+        """At most so many windows are chosen, spread evenly over the songs."""
+        longest = round(WINDOW_SECONDS * shards.index.frame_rate_hz)
+        windows = []
+        for song in songs:
+            frames = min(longest, song.frames)
+            windows += [(song, start, frames) for start in range(0, song.frames - frames + 1, frames)]
+        picked = np.linspace(0, len(windows) - 1, min(len(windows), most_windows)).round().astype(int)
+        self._shards = shards
+        self._windows = [windows[number] for number in picked]
+
+    @torch.no_grad()
+    def measure(self, lm: DualTrackLM) -> float:
+        """Return the mean loss in nats per accompaniment token."""
+        was_training = lm.training
+        lm.eval()
+        total, count = 0.0, 0
+        for song, start, frames in self._windows:
+            codes = self._shards.codes(song, start, frames)
+            scores = score_batch(
+                lm, codes["vocal"][None], codes["accompaniment"][None], "vocal_to_accompaniment"
+            )
+            total += float(scores.loss_nats["accompaniment"].double().sum())
+            count += frames
+        lm.train(was_training)
+        return total / count
+
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALPHA_PER_RANK = 2  # the adapters' update is scaled by alpha / rank, so that the rank leaves its size alone
+
+
+def require_peft() -> None:
+    """Raise ConfigError when peft is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--lora needs the package peft: pip install peft, or leave --lora out to train all weights"
+        ) from error
+
+
+def add_adapters(lm: DualTrackLM, rank: int, seed: int = 0) -> None:
+    """Put an adapter on every linear layer of the backbone and freeze all other weights.
+
+    The adapters start as no change at all. Raises ConfigError when peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=list(TARGETS))
+    lm.requires_grad_(False)
+    inject_adapter_in_model(config, lm.backbone)
+
+
+@torch.no_grad()
+def merge_adapters(lm: DualTrackLM) -> None:
+    """Add the adapters into the weights and take them out: an ordinary model with the same logits."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [(name, layer) for name, layer in lm.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        base = layer.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        setattr(lm.get_submodule(parent), attribute, base)
+    lm.requires_grad_(True)
+    if lm.sheet_reader is not None:
+        lm.sheet_reader.requires_grad_(False)
+
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.
 WINDOWS = ((SHORTEST_SECONDS, 4.0), (10.0, 3.0), (30.0, 3.0))

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make_sounds(arguments: argparse.Namespace) -> None:
     from duotok.recipes.accompany.bundle import default_bundle
     from duotok.recipes.evaluation.settings import Settings
-    from duotok.recipes.listening.corpus_sounds import write_corpus_sounds
+    from duotok.recipes.listening.sounds import write_corpus_sounds
 
     settings = Settings(
         corpus=arguments.corpus,
@@ -79,10 +79,14 @@ def _make_page(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from duotok.recipes.listening.opinion import score_systems
     from duotok.recipes.listening.page import read_key
-    from duotok.recipes.listening.ratings import find_incomplete, read_ratings
-    from duotok.recipes.listening.report import render_table, write_report
+    from duotok.recipes.listening.scores import (
+        find_incomplete,
+        read_ratings,
+        render_table,
+        score_systems,
+        write_report,
+    )
 
     key = read_key(arguments.key)
     ratings = read_ratings(arguments.ratings, key)

@@ -11,9 +11,8 @@ from scipy.stats import t as student_t
 
 from duotok.recipes.evaluation.intervals import mean_and_margin
 from duotok.recipes.listening import listen
-from duotok.recipes.listening.opinion import score_systems
 from duotok.recipes.listening.page import COLUMNS, Key
-from duotok.recipes.listening.ratings import Rating, read_ratings
+from duotok.recipes.listening.scores import Rating, read_ratings, score_systems
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_json
 
@@ -165,7 +164,7 @@ def test_what_a_spreadsheet_saves_is_read(tmp_path):
 
 
 def test_a_missing_plot_package_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "duotok.recipes.listening.report", raising=False)
+    monkeypatch.delitem(sys.modules, "duotok.recipes.listening.scores", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert listen.main(["score", str(tmp_path / "r.csv"), "--key", str(tmp_path / "key.json")]) == 1
     assert 'matplotlib is missing; pip install "duotok[evaluation]"' in capsys.readouterr().err
