@@ -1,4 +1,4 @@
-"""The learning: low-rank adapters, the held-out loss, pieces of the training loop with a look at it after each."""
+"""The learning: low-rank adapters (LoRA), the held-out loss, training in pieces with a look at that loss."""
 
 import copy
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import ConfigError
-from duotok.tokenizer.common.files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json, write_tensors
 
 WINDOW_SECONDS = 30.0  # of shorter songs the whole
 MOST_WINDOWS = 16
@@ -244,7 +244,7 @@ def train_config(settings: FinetuneSettings) -> TrainConfig:
 
 def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
     """Take up the weights of the run's checkpoint, if there is one; return its steps and seconds."""
-    parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    parameters = _trained(objective)
     state = TrainingState(parameters, torch.optim.AdamW(parameters.values()), use_ema=False)
     state.load(run / "checkpoint")
     return state.step, state.elapsed_seconds
@@ -253,11 +253,7 @@ def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
 def _take_point(curve: Curve, step: int, nats: float, objective: LMObjective, run: Path) -> None:
     is_best = all(nats < known for _, known in curve.points)
     if is_best:
-        trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        run.mkdir(parents=True, exist_ok=True)
-        temporary = run / f".{_BEST}.part"
-        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, temporary)
-        temporary.replace(run / _BEST)
+        write_tensors(run / _BEST, _trained(objective))
     # The point comes after its weights: the best of the curve is always there.
     curve.points.append((step, nats))
     write_json(run / _CURVE, curve.points)
@@ -272,6 +268,9 @@ def _read_curve(run: Path) -> list[tuple[int, float]]:
 @torch.no_grad()
 def _load_weights(objective: LMObjective, run: Path) -> None:
     best = load_file(run / _BEST)
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(best[name])
+    for name, parameter in _trained(objective).items():
+        parameter.copy_(best[name])
+
+
+def _trained(objective: LMObjective) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""From the tokens of a person's songs to the new model, an ordinary bundle, and finetune.json that says how it was made."""
+"""From the tokens of songs to the new model: an ordinary bundle, and finetune.json on how it was made."""
 
 import shutil
 from collections.abc import Mapping
@@ -62,11 +62,6 @@ def write_model(
         name=name,
         defaults=description.get("defaults") or {},
     )
-
-
-def write_report(out: Path, report: Mapping[str, Any]) -> None:
-    """Write finetune.json into the model's folder."""
-    write_json(out / REPORT, dict(report))
 
 
 def train_model(
@@ -136,7 +131,7 @@ def train_model(
         "songs": _describe_songs(listened.parts, away, shards.index.frame_rate_hz),
         "left_out": [{"song": record.song, "reason": record.reason} for record in listened.left_out],
     }
-    write_report(out, report)
+    write_json(out / REPORT, report)
     shutil.rmtree(run, ignore_errors=True)
     return report
 

@@ -1,10 +1,15 @@
-"""The sounds of a listening test: one folder per system, the same clips in each, all equally loud."""
+"""The page of a listening test: one HTML file with all of its sound, and the key that tells what was what.
+
+The sounds are one folder per system, the same clips in each; the page plays them all equally loud and knows
+them by numbers alone. Each listener hears them in an order of their own, drawn from the page's seed and the
+listener's code.
+"""
 
 import base64
+import html
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -21,12 +26,24 @@ from tqdm import tqdm
 from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
-from duotok.tokenizer.common.files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, whole_file, write_json
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TARGET_LUFS = -23.0  # EBU R 128; lower where a clip's peaks leave no room
 _FADE_SECONDS = 0.01
 _SHORTEST_SECONDS = 0.5
+FORMAT = 1
+LARGEST_BYTES = 250_000_000
+# P B.4.
+QUESTION = "How good does this clip sound?"
+SCALE = (
+    (5, "Excellent", "Imperceptible difference from natural recordings."),
+    (4, "Good", "Minor artifacts that are perceptible but not intrusive."),
+    (3, "Fair", "Noticeable artifacts that degrade the listening experience but remain acceptable."),
+    (2, "Poor", "Intrusive artifacts or discontinuities that are unpleasant to listen to."),
+    (1, "Bad", "Dominated by severe artifacts or noise."),
+)
+COLUMNS = ("page", "rater", "position", "stimulus", "rating", "plays")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +124,6 @@ def encode_clip(wave: Tensor, loudness_lufs: float) -> bytes:
     return file.getvalue()
 
 
-FORMAT = 1
-LARGEST_BYTES = 250_000_000
-# P B.4.
-QUESTION = "How good does this clip sound?"
-SCALE = (
-    (5, "Excellent", "Imperceptible difference from natural recordings."),
-    (4, "Good", "Minor artifacts that are perceptible but not intrusive."),
-    (3, "Fair", "Noticeable artifacts that degrade the listening experience but remain acceptable."),
-    (2, "Poor", "Intrusive artifacts or discontinuities that are unpleasant to listen to."),
-    (1, "Bad", "Dominated by severe artifacts or noise."),
-)
-COLUMNS = ("page", "rater", "position", "stimulus", "rating", "plays")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
     """How a page is made."""
@@ -169,44 +172,24 @@ def write_page(sounds: Path, out: Path, settings: PageSettings) -> Key:
     names = [f"S{number:03d}" for number in range(1, len(stimuli) + 1)]
     template = files("duotok.recipes.listening").joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("<!-- sounds -->")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     digest = sha256(f"{FORMAT} {settings.seed}".encode())
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(before.replace("<!-- title -->", _escape(settings.title)))
-            for name, index in zip(tqdm(names, desc="clips", disable=None), order, strict=True):
-                sound = encode_clip(read_clip(stimuli[index].path, settings.seconds), loudness)
-                digest.update(sound)
-                file.write(
-                    f'<script type="text/plain" id="{name}">{base64.b64encode(sound).decode()}</script>\n'
-                )
-            page = digest.hexdigest()[:12]
-            shown = {
-                "page": page,
-                "title": settings.title,
-                "seed": settings.seed,
-                "question": QUESTION,
-                "scale": SCALE,
-                "columns": COLUMNS,
-                "stimuli": names,
-            }
-            # "</" would end the script element.
-            file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
-        key = Key(
-            page=page,
-            loudness_lufs=round(loudness, 2),
-            stimuli={
-                name: (stimuli[index].system, stimuli[index].clip)
-                for name, index in zip(names, order, strict=True)
-            },
-        )
+    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(before.replace("<!-- title -->", html.escape(settings.title, quote=False)))
+        for name, index in zip(tqdm(names, desc="clips", disable=None), order, strict=True):
+            sound = encode_clip(read_clip(stimuli[index].path, settings.seconds), loudness)
+            digest.update(sound)
+            file.write(f'<script type="text/plain" id="{name}">{base64.b64encode(sound).decode()}</script>\n')
+        page = digest.hexdigest()[:12]
+        shown = {"page": page, "title": settings.title, "seed": settings.seed, "question": QUESTION}
+        shown |= {"scale": SCALE, "columns": COLUMNS, "stimuli": names}
+        # "</" would end the script element.
+        file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
+        rated = {
+            name: (stimuli[index].system, stimuli[index].clip)
+            for name, index in zip(names, order, strict=True)
+        }
+        key = Key(page=page, loudness_lufs=round(loudness, 2), stimuli=rated)
         write_json(key_path(out), {"format": FORMAT, **asdict(key)})
-        temporary.replace(out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return key
 
 
@@ -225,7 +208,3 @@ def read_key(path: Path) -> Key:
         return Key(page=str(values["page"]), loudness_lufs=float(values["loudness_lufs"]), stimuli=stimuli)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not the key of a listening page; give the .key.json beside it") from error
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -2,21 +2,21 @@
 
 import csv
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from duotok.recipes.evaluation.intervals import CONFIDENCE, mean_and_margin
 from duotok.recipes.listening.page import COLUMNS, SCALE, Key
-from duotok.recipes.research.plots import save_figure
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.files import write_json
+from duotok.tokenizer.common.files import whole_file, write_json, write_text
 
 GRADES = tuple(sorted(grade for grade, _, _ in SCALE))
+TABLE, FIGURES, PICTURE = "mos.md", "mos.json", "mos.png"
+_DRAWS = 4000  # of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,6 @@ def _check_row(row: dict[str, str], key: Key, where: str) -> Rating:
     )
 
 
-_DRAWS = 4000
-
-
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
     """What listeners think of one system."""
@@ -161,11 +158,8 @@ def _bootstrap(ratings: Sequence[Rating], seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-TABLE, FIGURES, PICTURE = "mos.md", "mos.json", "mos.png"
-
-
 def write_report(opinions: Sequence[Opinion], folder: Path, page: str) -> None:
-    """Write mos.md, mos.json and mos.png; raises DataError where that fails."""
+    """Write mos.md, mos.json and, where matplotlib is installed, mos.png."""
     write_json(
         folder / FIGURES,
         {
@@ -180,11 +174,11 @@ def write_report(opinions: Sequence[Opinion], folder: Path, page: str) -> None:
             },
         },
     )
+    write_text(folder / TABLE, render_table(opinions))
     try:
-        (folder / TABLE).write_text(render_table(opinions), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {folder / TABLE}: {error.strerror or error}") from error
-    draw_opinions(opinions, folder / PICTURE)
+        draw_opinions(opinions, folder / PICTURE)
+    except ModuleNotFoundError:
+        print(f"warning: no {PICTURE} without matplotlib; pip install matplotlib", file=sys.stderr)
 
 
 def render_table(opinions: Sequence[Opinion]) -> str:
@@ -205,6 +199,9 @@ def render_table(opinions: Sequence[Opinion]) -> str:
 
 def draw_opinions(opinions: Sequence[Opinion], path: Path) -> None:
     """Write a picture of the means with both intervals, and of how often each grade was given."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 1.9 + 0.5 * len(opinions)), layout="constrained")
     means, grades = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(opinions))
@@ -246,4 +243,5 @@ def draw_opinions(opinions: Sequence[Opinion], path: Path) -> None:
     figure.legend(
         [*handles, *more_handles], [*labels, *more_labels], loc="outside lower center", ncols=4, fontsize=8
     )
-    save_figure(figure, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
