@@ -147,8 +147,8 @@ def _listen(
         if own and not (source / "separator").is_dir():
             mixes = sum(not song.stems for song in songs)
             raise ConfigError(
-                f"{mixes} of the {len(songs)} songs are mixes and the model {source} has no separator; choose "
-                "--separator demucs, or give a folder per song with vocal.wav and accompaniment.wav"
+                f"{mixes} of the {len(songs)} songs are mixes and the model {source} has no separator; "
+                "choose --separator demucs, or give a folder per song with vocal.wav and accompaniment.wav"
             )
         return open_separator(arguments.separator, str(source) if own else arguments.checkpoint, str(device))
 
