@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from duotok.recipes.accompany.stages import Progress
     from duotok.recipes.accompany.vocal import Vocal
     from duotok.recipes.accompany.wishes import SheetWishes
-    from duotok.recipes.separation.contract import Separator
+    from duotok.recipes.separation.stems import Separator
 
 # Share of the computing time of each stage, for one bar over all of them.
 _TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
@@ -205,7 +205,7 @@ def _separate_vocal(song: "Vocal", arguments: argparse.Namespace, device: str, f
 
 
 def _open_separator(arguments: argparse.Namespace, device: str) -> "Separator":
-    from duotok.recipes.separation.open import open_separator
+    from duotok.recipes.separation.adapters import open_separator
 
     # The mask head is part of the model; the other separators bring their own weights.
     own = arguments.separator == "mask-head" and arguments.model is not None

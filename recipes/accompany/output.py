@@ -27,7 +27,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duotok.recipes.separation.contract import Separator
+    from duotok.recipes.separation.stems import Separator
 
 REPORT = "report.json"
 STEMS = ("drums", "bass", "other")

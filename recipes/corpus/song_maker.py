@@ -16,8 +16,8 @@ from duotok.recipes.corpus.song_records import SongRecord, split_of
 from duotok.recipes.corpus.song_stems import PARTS, SongStems, make_stems
 from duotok.recipes.corpus.transcripts import Sentence, fit_sentences, read_transcript
 from duotok.recipes.corpus.voice_activity import FLOOR_DB, Spans, frame_levels, loud_level, open_detector
-from duotok.recipes.separation.contract import Separator
-from duotok.recipes.separation.open import open_separator
+from duotok.recipes.separation.adapters import open_separator
+from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import whole_folder

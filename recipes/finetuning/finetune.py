@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT, FinetuneSettings
+from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, FinetuneSettings
 from duotok.tokenizer.common.command import guard
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duotok.recipes.accompany.bundle import Bundle
     from duotok.recipes.corpus.song_files import SongFile
     from duotok.recipes.finetuning.song_tokens import Listened
-    from duotok.recipes.separation.contract import Separator
+    from duotok.recipes.separation.stems import Separator
 
 _USE_CPU = "ACCELERATE_USE_CPU"
 
@@ -84,7 +84,7 @@ def _finetune(arguments: argparse.Namespace) -> str:
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.song_files import find_songs
     from duotok.recipes.finetuning.learning import require_peft
-    from duotok.recipes.finetuning.model import require_free, train_model
+    from duotok.recipes.finetuning.personal_model import require_free, train_model
     from duotok.recipes.finetuning.song_tokens import discard_unfinished
 
     # What is missing is found out before hours of listening.
@@ -139,7 +139,7 @@ def _listen(
     """Separate and tokenize the songs that can be used."""
     from duotok.recipes.accompany.bundle import read_bundle_description
     from duotok.recipes.finetuning.song_tokens import SongListener, listen_to_songs
-    from duotok.recipes.separation.open import open_separator
+    from duotok.recipes.separation.adapters import open_separator
     from duotok.tokenizer.common.errors import ConfigError
 
     def open_chosen() -> "Separator":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.objective import LMObjective
 from duotok.lm.dual_track.scoring import score_batch
-from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
+from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong

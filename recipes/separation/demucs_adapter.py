@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duotok.recipes.separation.contract import complete_stems, resample_wave, separate_in_pieces
+from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 

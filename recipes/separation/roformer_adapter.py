@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.separation.contract import complete_stems, resample_wave, separate_in_pieces
+from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 

@@ -12,6 +12,7 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.objective import LMObjective
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.finetuning import learning
+from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (
     Curve,
     LossMeter,
@@ -21,7 +22,6 @@ from duotok.recipes.finetuning.learning import (
     merge_adapters,
     open_windows,
 )
-from duotok.recipes.finetuning.settings import FinetuneSettings
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import ConfigError
 

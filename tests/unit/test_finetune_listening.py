@@ -18,7 +18,7 @@ from duotok.recipes.finetuning.song_tokens import (
     sung_gate,
 )
 from duotok.recipes.lm.token_shards import TokenShards
-from duotok.recipes.separation.contract import complete_stems
+from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer

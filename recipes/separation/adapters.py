@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from duotok.recipes.separation.contract import Separator
+from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.separator import MaskSeparator
 

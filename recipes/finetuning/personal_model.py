@@ -11,6 +11,7 @@ from safetensors import safe_open
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.accompany.bundle import Bundle, assemble_bundle, read_bundle_description
 from duotok.recipes.corpus.song_records import check_settings
+from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (
     LossMeter,
     add_adapters,
@@ -19,7 +20,6 @@ from duotok.recipes.finetuning.learning import (
     merge_adapters,
     open_windows,
 )
-from duotok.recipes.finetuning.settings import FinetuneSettings
 from duotok.recipes.finetuning.song_tokens import Listened
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError, DataError
