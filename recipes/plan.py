@@ -15,6 +15,7 @@ from statistics import median
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_text
 
 
 def read_mfu(run: Path) -> float:
@@ -89,13 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         page = make_plan(arguments, " ".join(["python -m duotok.recipes.plan", *given]))
         if arguments.out is not None:
-            temporary = arguments.out.with_name(f".{arguments.out.name}.part")
-            try:
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(page, encoding="utf-8")
-                temporary.replace(arguments.out)
-            except OSError as error:
-                raise DataError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+            write_text(arguments.out, page)
         print(page)
 
     return guard(run)

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def measure() -> None:
         from duotok.recipes.sizing.dry_recipe import open_recipe
         from duotok.recipes.sizing.step import step_in_subprocess
-        from duotok.tokenizer.common.json_files import write_json
+        from duotok.tokenizer.common.files import write_json
 
         recipes = [
             open_recipe(path, arguments.set, text_tokens=arguments.text_tokens) for path in arguments.recipes

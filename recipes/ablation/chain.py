@@ -19,7 +19,7 @@ from duotok.recipes.tokenizer.text import write_text_model
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import whole_file, write_json
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 STAGES = ("stage1", "stage2", "stage3", "lm")
@@ -192,10 +192,8 @@ class Chain:
     def _make_file(self, name: str, write: Callable[[Path], None]) -> Path:
         path = self.out / name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{name}.new")
-            write(temporary)
-            temporary.replace(path)
+            with whole_file(path) as temporary:
+                write(temporary)
         return path
 
     def _digest(self, settings: Any) -> str:

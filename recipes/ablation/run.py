@@ -20,7 +20,7 @@ from duotok.recipes.ablation.table import describe, render_table
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json, write_text
 
 Config = Variant  # what a YAML of this folder holds
 
@@ -51,7 +51,7 @@ def run_variants(variants: Sequence[Variant], budget: Budget) -> list[str]:
             continue
         comparison = describe(rows)
         write_json(budget.out / "table.json", comparison)
-        (budget.out / "table.md").write_text(render_table(comparison) + "\n", encoding="utf-8")
+        write_text(budget.out / "table.md", render_table(comparison) + "\n")
     return errors
 
 

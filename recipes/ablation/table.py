@@ -13,7 +13,7 @@ import numpy as np
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import read_json
+from duotok.tokenizer.common.files import read_json
 
 TRACKS = ("vocal", "accompaniment")
 RANKS = (1, 5, 10, 50)

@@ -6,8 +6,6 @@ Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DI
 
 import argparse
 import hashlib
-import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,7 +130,8 @@ def assemble_bundle(
     replaced, if it has one. The components keep belonging together: each records the fingerprints of the
     others as they are stored here. Raises CheckpointError when they do not fit each other.
     """
-    from duotok.tokenizer.common.checkpoint import read_description, replace_folder
+    from duotok.tokenizer.common.checkpoint import read_description
+    from duotok.tokenizer.common.files import whole_folder, write_json
 
     out = Path(out)
     folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator)
@@ -149,9 +148,7 @@ def assemble_bundle(
             _require_half_range(component, model)
     if card is None and (out / CARD).is_file():
         card = out / CARD
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(out) as temporary:
         for component, model in models.items():
             extra = read_description(sources[component], model.KIND)["extra"]
             # The parts it was trained on come first and have the fingerprints of what is stored here by now.
@@ -159,14 +156,9 @@ def assemble_bundle(
             model.save_pretrained(temporary / component, half=half, extra=extra)
             fingerprints[component] = model.fingerprint
         description = _describe(temporary, name, fingerprints, dict(defaults or {}))
-        (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / _DESCRIPTION, description, indent=2)
         if card is not None:
             shutil.copyfile(card, temporary / CARD)
-        replace_folder(temporary, out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the bundle {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

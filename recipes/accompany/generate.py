@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description
-from duotok.recipes.accompany.output import OutputFolder
+from duotok.recipes.accompany.output import OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
     OWN_SEPARATOR,
@@ -101,8 +101,16 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
+    inputs = request.files
     request = request.read()
-    with OutputFolder(out) as output:
+    song = request.vocal or request.mix
+    expected = expected_files(
+        song.wave.shape[-1],
+        renderings=request.renderings,
+        stems=request.stems,
+        separated=request.mix is not None,
+    )
+    with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
         accompanist = Accompanist.from_pretrained(model, device=device)

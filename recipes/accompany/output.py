@@ -1,37 +1,62 @@
-"""The folder `generate` leaves: written aside, then put in place at once; nothing half-written stays."""
+"""The files that a command leaves: written aside, then put in place at once; nothing of others is touched.
 
+report.json is the mark of a result: it says which command made it and lists its files. A later run of that
+command replaces these files and no others.
+"""
+
+import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from duotok.tokenizer.common.errors import DuoTokError
+from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.common.files import failure_reason, printable, read_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RESULT_FILES = r"(accompaniment(-drums|-bass|-other)?|mix)(-\d+)?\.wav|separated-vocal\.wav|report\.json"
+REPORT = "report.json"
+STEMS = ("drums", "bass", "other")
+_WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
+_HEADER_BYTES, _REPORT_BYTES = 100, 20_000
 
 
 class OutputError(DuoTokError):
-    """The output folder cannot be made or written."""
+    """The output folder cannot be made or written, or something of somebody else is in the way."""
 
 
 class OutputFolder:
     """A context that offers `work`, a folder to write into, and puts its files into `folder` on publish().
 
-    Made before the long work begins, so that a folder that cannot be written is found out at once. Leaving
-    without publish() leaves nothing behind. In an existing folder only files of the names in the regular
-    expression `replaces`, left by earlier runs, are removed or replaced.
+    Made before the long work begins, so that what is in the way, a full disk, a folder that cannot be written
+    and another run into it are found out at once. Leaving without publish() leaves nothing behind.
     """
 
-    def __init__(self, folder: str | Path, replaces: str = _RESULT_FILES) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        expected: Mapping[str, int],
+        *,
+        command: str = "generate",
+        inputs: Iterable[str | Path] = (),
+    ) -> None:
+        """expected: name -> bytes of the files to be written; inputs: files that must stay as they are."""
         self.folder = Path(folder)
-        self._replaces = re.compile(replaces)
+        self._expected = {**expected, REPORT: _REPORT_BYTES}
+        self._command = command
+        self._inputs = [Path(path) for path in inputs]
         self._made: list[Path] = []  # parents made for this output, outermost first
         self._published = False
 
@@ -40,46 +65,88 @@ class OutputFolder:
         try:
             if folder.exists() and not folder.is_dir():
                 raise OutputError(f"{folder} is a file; give the name of a folder by --out")
+            self._is_new = not folder.is_dir()
+            self._require_room(self._expected)
             # Inside an existing folder, because its parent may be another disk or closed to us.
-            place = folder if folder.is_dir() else folder.absolute().parent
+            place = folder.absolute().parent if self._is_new else folder
             self._make_parents(place)
-            self.work = Path(tempfile.mkdtemp(prefix=".duotok-", dir=place))
-            # mkdtemp keeps others out; a published folder has the usual rights.
-            umask = os.umask(0)
-            os.umask(umask)
-            self.work.chmod(0o777 & ~umask)
+            if self._is_new:
+                with suppress(FileNotFoundError):  # as it should be: nothing has that name
+                    folder.lstat()
+                    raise OutputError(f"{folder} is a link to nothing; choose another folder by --out")
+            _remove_left_over(place)
+            self.work = place / f".duotok-{hashlib.sha256(os.fsencode(folder.name)).hexdigest()[:12]}"
+            self._lock = _take(self.work, folder)
+            try:
+                free = shutil.disk_usage(self.work).free
+                needed = sum(self._expected.values())
+                if free < needed:
+                    raise OutputError(
+                        f"the result needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free on the disk "
+                        f"of {folder}; make room, or choose another folder by --out"
+                    )
+            except BaseException:
+                self._leave()
+                raise
         except OSError as error:
             self._remove_parents()
             raise OutputError(
-                f"cannot write into {folder}: {error.strerror or error}; choose another folder by --out"
+                f"cannot write into {folder}: {failure_reason(error)}; choose another folder by --out"
             ) from error
+        except OutputError:
+            self._remove_parents()
+            raise
         return self
 
     def publish(self) -> None:
-        """Put the files of `work` into the folder; earlier results of ours there are replaced."""
+        """Put the files of `work` into the folder; the earlier result there, if any, is replaced."""
         try:
-            if not self.folder.is_dir():
-                os.rename(self.work, self.folder)
-            else:
+            if self.folder.is_dir():
                 self._merge()
+            else:
+                os.rename(self.work, self.folder)
         except OSError as error:
-            raise OutputError(f"cannot write into {self.folder}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write into {self.folder}: {failure_reason(error)}") from error
         self._published = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._leave()
         if not self._published:
             self._remove_parents()
 
+    def _leave(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _require_room(self, names: Iterable[str]) -> set[str]:
+        """Return the files of an earlier result; OutputError if a new one would replace anything else."""
+        earlier = _listed_files(self.folder, self._command)
+        for name in sorted({*names, *earlier}):
+            path = self.folder / name
+            for given in self._inputs:
+                if path.exists() and given.exists() and path.samefile(given):
+                    raise OutputError(
+                        f"{given} is an input and would be replaced; choose another folder by --out"
+                    )
+            if os.path.lexists(path) and (name not in earlier or path.is_dir()):
+                raise OutputError(
+                    f"{path} is in the way and of no earlier result of {self._command}; move it, or choose "
+                    "another folder by --out"
+                )
+        return earlier
+
     def _merge(self) -> None:
-        new = sorted(path.name for path in self.work.iterdir())
-        for name in new:
+        new = sorted((path.name for path in self.work.iterdir()), key=lambda name: (name != REPORT, name))
+        if self._is_new and any(self.folder.iterdir()):
+            raise OutputError(f"{self.folder} was made by somebody else meanwhile; choose another by --out")
+        earlier = self._require_room(new)
+        for name in new:  # the report first: what it lists is known as ours whatever comes
             os.replace(self.work / name, self.folder / name)
-        for path in self.folder.iterdir():
-            if self._replaces.fullmatch(path.name) and path.name not in new:
-                path.unlink()
+        for name in earlier.difference(new):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _make_parents(self, folder: Path) -> None:
         missing = []
@@ -87,7 +154,7 @@ class OutputFolder:
             missing.append(folder)
             folder = folder.parent
         for parent in reversed(missing):
-            parent.mkdir()
+            parent.mkdir(exist_ok=True)
             self._made.append(parent)
 
     def _remove_parents(self) -> None:
@@ -96,6 +163,100 @@ class OutputFolder:
                 parent.rmdir()
             except OSError:
                 return  # somebody else has put something there
+
+
+def _listed_files(folder: Path, command: str) -> set[str]:
+    """The files that the report.json in the folder, if it is one of the command, lists as its own."""
+    path = folder / REPORT
+    try:
+        report = read_json(path) if path.is_file() else None
+    except DataError:
+        return set()  # not ours
+    if not isinstance(report, dict) or report.get("made_by") != f"duotok {command}":
+        return set()
+    names = report.get("files")
+    return {name for name in names if Path(str(name)).name == name} if isinstance(names, list) else set()
+
+
+def _take(work: Path, folder: Path) -> int | None:
+    """Make the folder `work` and lock it for this process; return the lock, None where the system has none.
+
+    What another process has left there is removed, when it lives no more. OutputError if it does.
+    """
+    for _ in range(20):
+        try:
+            work.mkdir()
+            is_mine = True
+        except FileExistsError:
+            is_mine = False
+        try:
+            lock = _try_lock(work)
+        except BlockingIOError:
+            time.sleep(0.01)  # it may be just looked at, to find what is left over
+            continue
+        except FileNotFoundError:
+            continue
+        if lock is not None:
+            _empty(work)
+            return lock
+        if is_mine:
+            return None
+        break
+    raise OutputError(
+        f"another run is writing into {folder}; wait for its end, or choose another folder by --out "
+        f"(if there is none, delete {work})"
+    )
+
+
+def _try_lock(work: Path) -> int | None:
+    """A lock on a folder, None where there are none; BlockingIOError where another process holds it."""
+    if fcntl is None:
+        return None
+    lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if work.stat().st_ino == os.fstat(lock).st_ino:
+            return lock
+        raise FileNotFoundError(f"{work} has been renamed")
+    except (BlockingIOError, FileNotFoundError):
+        os.close(lock)
+        raise
+    except OSError:  # a file system without locks
+        os.close(lock)
+        return None
+
+
+def _remove_left_over(place: Path) -> None:
+    """Remove the work folders that killed runs have left beside ours."""
+    with suppress(OSError):  # a folder that cannot be listed, or what another run removes as well
+        for path in [path for path in place.iterdir() if _WORK_NAME.fullmatch(path.name)]:
+            with suppress(BlockingIOError):  # its run goes on
+                lock = _try_lock(path)
+                if lock is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def expected_files(
+    samples: int, *, renderings: int = 1, stems: bool = False, separated: bool = False
+) -> dict[str, int]:
+    """Name -> bytes of what `generate` writes for a vocal of so many samples, without report.json."""
+    plain, exact = _HEADER_BYTES + 4 * samples, _HEADER_BYTES + 8 * samples  # 16 bits; floats
+    suffixes = [""] if renderings == 1 else [f"-{number}" for number in range(1, renderings + 1)]
+    files = {f"{kind}{suffix}.wav": plain for kind in ("accompaniment", "mix") for suffix in ["", *suffixes]}
+    if stems:
+        files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in STEMS for suffix in suffixes}
+    if separated:
+        files["separated-vocal.wav"] = plain
+    return files
 
 
 def write_result(
@@ -110,10 +271,11 @@ def write_result(
         write_report(folder, report)
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write report.json."""
-    try:
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {folder / 'report.json'}: {error.strerror or error}") from error
+def write_report(folder: Path, report: Mapping[str, Any], *, command: str = "generate") -> None:
+    """Write report.json, which lists the files of the folder; the last file to be written."""
+    files = sorted({REPORT, *(path.name for path in folder.iterdir())})
+    marked = {**report, "made_by": f"duotok {command}", "files": files}
+    text = json.dumps(marked, indent=2, ensure_ascii=False, allow_nan=False)
+    # Bytes of file names that are no UTF-8.
+    text = re.sub("[\udc80-\udcff]", lambda found: json.dumps(printable(found[0]))[1:-1], text)
+    write_text(folder / REPORT, text + "\n")

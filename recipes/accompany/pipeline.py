@@ -21,7 +21,7 @@ from duotok.lm.dual_track.choice import SamplingConfig
 from duotok.lm.dual_track.sampling import Candidates, generate_candidates
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, mix_down
-from duotok.recipes.accompany.output import OutputFolder, write_report, write_result
+from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report, write_result
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.report import describe_music
 from duotok.recipes.accompany.request import (
@@ -33,7 +33,8 @@ from duotok.recipes.accompany.request import (
 )
 from duotok.recipes.accompany.vocal import Vocal, check_vocal
 from duotok.recipes.accompany.wishes import describe_sheet, make_sheet
-from duotok.recipes.separation.separator import Separator, open_separator
+from duotok.recipes.separation.adapters import open_separator
+from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import write_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.model import ReadOut
@@ -90,7 +91,10 @@ class Accompaniment:
 
         Stems and a separated vocal, where there are any, go into files of their own.
         """
-        with OutputFolder(folder) as output:
+        expected = expected_files(
+            self.mix.shape[-1], stems=bool(self.stems), separated=self.separated_vocal is not None
+        )
+        with OutputFolder(folder, expected) as output:
             self.write(output.work)
             output.publish()
         return Path(folder)

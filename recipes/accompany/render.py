@@ -2,19 +2,38 @@
 
 Run: python -m duotok.recipes.accompany.render --audio song.wav --track accompaniment --out round-trip
      python -m duotok.recipes.accompany.render --codes round-trip/codes.safetensors --seed 1 --out again
-Leaves rendered.wav, as long as the recording to the sample and (with --audio) as loud, and codes.safetensors.
+Leaves rendered.wav, as long as the recording to the sample and (with --audio) as loud, codes.safetensors
+and report.json, by which a later run knows what it may replace.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from duotok.recipes.accompany.output import OutputFolder
+from duotok.recipes.accompany.output import OutputFolder, write_report
 from duotok.tokenizer.common.command import guard, parse_arguments
-from duotok.tokenizer.common.errors import CheckpointError
+from duotok.tokenizer.common.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from duotok.tokenizer.model import DuoTokenizer
 
 TRACKS = ("vocal", "accompaniment")
+CODES_KIND = "duotok-codes"
+SOUND, CODES = "rendered.wav", "codes.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackCodes:
+    """The codes of one track of one recording, in a file as one tensor "codes" [frames] int32."""
+
+    codes: "Tensor"  # [frames] int64
+    track: str
+    samples: int  # length of the recording at 48 kHz; the last frame may reach beyond it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,13 +70,13 @@ def render(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
-    from duotok.recipes.accompany.codes_file import TrackCodes, read_codes, write_codes
     from duotok.recipes.accompany.mix import match_level
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.accompany.request import resolve_settings
     from duotok.recipes.accompany.vocal import load_vocal
     from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
+    recording = None if arguments.audio is None else load_vocal(arguments.audio, what="recording")
     folder = arguments.model or default_bundle()
     device = choose_device(arguments.device)
     bundle = load_bundle(folder)
@@ -65,18 +84,22 @@ def render(arguments: argparse.Namespace) -> None:
         bundle.defaults, {"steps": arguments.steps, "render_guidance": arguments.guidance}
     )
     tokenizer, renderer = bundle.tokenizer.to(device), bundle.renderer.to(device)
-    stored = None if arguments.codes is None else read_codes(arguments.codes, tokenizer)
-    track = arguments.track if stored is None else stored.track
+    if recording is None:
+        stored = read_codes(arguments.codes, tokenizer)
+        track, samples = stored.track, stored.samples
+    else:
+        stored, track, samples = None, arguments.track, recording.wave.shape[-1]
     if track not in renderer.decoders:
         raise CheckpointError(
             f"the model {folder} has no {track} decoder; give by --model one that has (renderer/{track})"
         )
-    with OutputFolder(arguments.out, replaces=r"rendered\.wav|codes\.safetensors") as output:
-        recording = None
-        if stored is None:
-            recording = load_vocal(arguments.audio, what="recording")
+    expected = {SOUND: 4 * samples, CODES: 4 * samples // tokenizer.hop_samples}
+    inputs = [arguments.audio or arguments.codes]
+    with OutputFolder(arguments.out, expected, command="render", inputs=inputs) as output:
+        if recording is not None:
             codes = tokenizer.encode(recording.listened.to(device), track)[0].cpu()
-            stored = TrackCodes(codes=codes, track=track, samples=recording.wave.shape[-1])
+            stored = TrackCodes(codes=codes, track=track, samples=samples)
+        assert stored is not None
         frames = len(stored.codes)
         with torch.inference_mode(), tqdm(total=frames, unit="token", disable=None) as bar:
 
@@ -95,10 +118,71 @@ def render(arguments: argparse.Namespace) -> None:
         if recording is not None:
             wave = match_level(wave, recording.wave)
         wave = wave / wave.abs().max().clamp_min(1)  # a peak of at most full scale
-        write_audio(output.work / "rendered.wav", wave)
-        write_codes(output.work / "codes.safetensors", stored, tokenizer)
+        write_audio(output.work / SOUND, wave)
+        write_codes(output.work / CODES, stored, tokenizer)
+        told = {"track": track, "samples": samples, "seed": arguments.seed, "model": {"name": bundle.name}}
+        write_report(output.work, told, command="render")
         output.publish()
-    print(f"{arguments.out}: {frames} {track} codes, {stored.samples / SAMPLE_RATE_HZ:.2f} s -> rendered.wav")
+    print(f"{arguments.out}: {frames} {track} codes, {samples / SAMPLE_RATE_HZ:.2f} s -> {SOUND}")
+
+
+def write_codes(path: Path, found: TrackCodes, tokenizer: "DuoTokenizer") -> None:
+    """Write a codes file; the tokenizer's rate and fingerprint go along."""
+    import torch
+
+    from duotok.tokenizer.common.files import write_tensors
+
+    header = {
+        "kind": CODES_KIND,
+        "track": found.track,
+        "samples": str(found.samples),
+        "frame_rate_hz": f"{tokenizer.frame_rate_hz:g}",
+        "tokenizer_fingerprint": str(tokenizer.fingerprint),
+    }
+    write_tensors(path, {"codes": found.codes.to(torch.int32)}, header)
+
+
+def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
+    """Read a codes file; raise DataError where it is damaged or not of this tokenizer."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            codes = file.get_tensor("codes")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; check the path") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} is no codes file; make one by duotok.recipes.accompany.render --audio"
+        ) from error
+    expected = {
+        "kind": CODES_KIND,
+        "frame_rate_hz": f"{tokenizer.frame_rate_hz:g}",
+        "tokenizer_fingerprint": str(tokenizer.fingerprint),
+    }
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise DataError(
+                f"{path} has the {name.replace('_', ' ')} {header.get(name)}, this model needs {value}; "
+                f"encode the recording again"
+            )
+    track, samples = header.get("track", ""), header.get("samples", "")
+    size = tokenizer.codebook_size(track)
+    if codes.ndim != 1 or len(codes) < 1 or codes.is_floating_point():
+        raise DataError(
+            f"{path} must hold a row of at least one code, got {codes.dtype} {tuple(codes.shape)}"
+        )
+    codes = codes.long()
+    if int(codes.min()) < 0 or int(codes.max()) >= size:
+        raise DataError(
+            f"{path} has codes from {int(codes.min())} to {int(codes.max())}, this model's {track} codebook "
+            f"has 0 to {size - 1}"
+        )
+    longest = len(codes) * tokenizer.hop_samples
+    if not samples.isdecimal() or not longest - tokenizer.hop_samples < int(samples) <= longest:
+        raise DataError(f"{path} has {len(codes)} codes, which do not fit its {samples or 'unknown'} samples")
+    return TrackCodes(codes=codes, track=track, samples=int(samples))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Request:
             raise ConfigError(f"keep must be from 1 to variations ({self.variations}), got {self.keep!r}")
         self.settings({})
         if self.separator != OWN_SEPARATOR:
-            from duotok.recipes.separation.separator import require_separator
+            from duotok.recipes.separation.adapters import require_separator
 
             require_separator(self.separator)
         if self.tempo_bpm is not None or isinstance(self.chords, list):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from duotok.recipes.accompany.output import OutputFolder
+from duotok.recipes.accompany.output import OutputFolder, write_report
 from duotok.tokenizer.common.command import guard, parse_arguments
 
 
@@ -43,18 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _separate(arguments: argparse.Namespace) -> None:
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.accompany.vocal import load_vocal
-    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.separation.adapters import open_separator
     from duotok.tokenizer.common.audio import write_audio
+    from duotok.tokenizer.heads import STEMS
 
     mix = load_vocal(arguments.mix, what="song")
     out = arguments.out or Path(f"{arguments.mix.stem}-stems")
-    with OutputFolder(out, replaces=r"(vocal|drums|bass|other)\.wav") as output:
+    expected = dict.fromkeys((f"{stem}.wav" for stem in STEMS), 8 * mix.wave.shape[-1])  # floats
+    with OutputFolder(out, expected, command="separate", inputs=[arguments.mix]) as output:
         separator = open_separator(
             arguments.separator, arguments.checkpoint, str(choose_device(arguments.device))
         )
         for stem, wave in separator.separate(mix.wave).items():
             # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
             write_audio(output.work / f"{stem}.wav", wave, subtype="FLOAT")
+        report = {"song": mix.name, "separator": separator.name, "warnings": list(mix.warnings)}
+        write_report(output.work, report, command="separate")
         output.publish()
     for warning in mix.warnings:
         print(f"warning: {warning}", file=sys.stderr)

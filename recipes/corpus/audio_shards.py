@@ -8,7 +8,6 @@ https://, gs://, and "pipe:" commands such as "pipe:aws s3 cp s3://bucket/train-
 import importlib.util
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from duotok.recipes.corpus.manifest import (
 )
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.files import whole_file
 
 FILES = (*STEMS, "mix")
 
@@ -146,19 +146,13 @@ def _item(sample: dict[str, Any]) -> StreamedItem:
 def _write_tar(items: Sequence[Item], path: Path) -> Path:
     from webdataset.writer import TarWriter
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with TarWriter(str(temporary), encoder=False, mtime=0.0) as tar:
-            for item in items:
-                sample: dict[str, Any] = {"__key__": item.id}
-                for name in FILES:
-                    file = item.path(name)
-                    sample[f"{name}{file.suffix.lower()}"] = file.read_bytes()
-                values = json.loads(item_to_line(item))
-                sample["json"] = json.dumps(values, ensure_ascii=False).encode("utf-8")
-                tar.write(sample)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    with whole_file(path) as temporary, TarWriter(str(temporary), encoder=False, mtime=0.0) as tar:
+        for item in items:
+            sample: dict[str, Any] = {"__key__": item.id}
+            for name in FILES:
+                file = item.path(name)
+                sample[f"{name}{file.suffix.lower()}"] = file.read_bytes()
+            values = json.loads(item_to_line(item))
+            sample["json"] = json.dumps(values, ensure_ascii=False).encode("utf-8")
+            tar.write(sample)
     return path

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from duotok.tokenizer.common.audio import change_speed, read_audio
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import whole_file
 from duotok.tokenizer.heads import STEMS
 
 ACCOMPANIMENT_STEMS = ("drums", "bass", "other")
@@ -182,11 +183,6 @@ def append_items(path: str | Path, items: Iterable[Item]) -> None:
 
 
 def write_manifest(path: str | Path, items: Sequence[Item]) -> None:
-    """Write a whole manifest under a temporary name, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    temporary.unlink(missing_ok=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()
-    append_items(temporary, items)
-    temporary.replace(path)
+    """Write a manifest anew, as a whole file."""
+    with whole_file(path) as temporary:
+        append_items(temporary, items)

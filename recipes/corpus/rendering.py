@@ -1,7 +1,5 @@
 """Makes one item of PopBand from (seed, split, index): draws it, sings it, plays it, mixes it, writes it."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from duotok.recipes.corpus.styles import STYLES
 from duotok.recipes.corpus.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.voices import VOICES, Voice, voices_of_split
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.files import whole_folder
 
 MOST_STRETCH = np.log(1.15)  # tempo within 15 %
 MOST_SEMITONES = 6
@@ -156,13 +155,9 @@ class ItemMaker:
         import soundfile
 
         folder = self.out / "audio" / self.split / name
-        temporary = folder.with_name(name + ".part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for stem, wave in {**mix.stems, "mix": mix.mix}.items():
-            soundfile.write(temporary / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        with whole_folder(folder) as temporary:
+            for stem, wave in {**mix.stems, "mix": mix.mix}.items():
+                soundfile.write(temporary / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
 def fade_out(wave: np.ndarray, seconds: float = 0.06) -> None:

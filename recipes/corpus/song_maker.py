@@ -16,9 +16,11 @@ from duotok.recipes.corpus.song_records import SongRecord, split_of
 from duotok.recipes.corpus.song_stems import PARTS, SongStems, make_stems
 from duotok.recipes.corpus.transcripts import Sentence, fit_sentences, read_transcript
 from duotok.recipes.corpus.voice_activity import FLOOR_DB, Spans, frame_levels, loud_level, open_detector
-from duotok.recipes.separation.separator import Separator, open_separator
+from duotok.recipes.separation.adapters import open_separator
+from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.files import whole_folder
 
 PEAK_LIMIT = 0.98
 
@@ -155,13 +157,8 @@ class SongMaker:
 
 def _write_folder(folder: Path, waves: torch.Tensor) -> None:
     """waves [5, 2, samples] as FLAC files of 16 bits; the folder appears under its name when it is whole."""
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for part, wave in zip(PARTS, waves, strict=True):
-        data = np.ascontiguousarray(wave.numpy().T)
-        soundfile.write(
-            str(temporary / f"{part}.flac"), data, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        for part, wave in zip(PARTS, waves, strict=True):
+            data = np.ascontiguousarray(wave.numpy().T)
+            path = str(temporary / f"{part}.flac")
+            soundfile.write(path, data, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")

@@ -5,7 +5,6 @@ another one stopped; any number of processes and machines can write them side by
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to_line, write_manifest
 from duotok.recipes.corpus.song_files import SongFile
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.files import write_json, write_text
 
 SETTINGS_FILE = "settings.json"
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -64,11 +64,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
                 f"{out} was made with other settings ({', '.join(changed)}); use the same or another --out"
             )
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(settings, indent=1))
-    except OSError as error:
-        raise ConfigError(f"cannot write into {out}: {error.strerror or error}") from error
+    write_json(path, settings)
 
 
 def read_record(out: Path, song: SongFile) -> SongRecord | None:
@@ -92,9 +88,7 @@ def write_record(out: Path, song: SongFile, record: SongRecord) -> None:
         "notes": record.notes,
         "items": [json.loads(item_to_line(item)) for item in record.items],
     }
-    path = _path(out, song.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(values, ensure_ascii=False))
+    write_text(_path(out, song.key), json.dumps(values, ensure_ascii=False))
 
 
 def read_records(out: Path, keys: Sequence[str] | None = None) -> list[SongRecord]:
@@ -118,7 +112,7 @@ def write_manifests(out: Path, records: Sequence[SongRecord], ending: str = "") 
         for file, reason in record.notes
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    _write(out / LEFT_OUT_FILE.replace(".", f"{ending}.", 1), text)
+    write_text(out / LEFT_OUT_FILE.replace(".", f"{ending}.", 1), text)
 
 
 def _path(out: Path, key: str) -> Path:
@@ -138,9 +132,3 @@ def _read(path: Path, out: Path) -> SongRecord | None:
         )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # missing or damaged: the song is made again
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

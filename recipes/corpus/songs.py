@@ -67,7 +67,7 @@ def make_corpus(
 
     from duotok.recipes.corpus import song_records as records
     from duotok.recipes.corpus.worker_pool import run_all
-    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.separation.adapters import open_separator
 
     songs = [song for song in songs if shard is None or records.in_shard(song, shard)]
     records.check_settings(out, config.stored())

@@ -12,6 +12,7 @@ from duotok.recipes.corpus.vocoder import BINS, FFT_SIZE
 from duotok.recipes.corpus.voices import Voice
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import whole_file
 
 FRAME_SECONDS = 0.005
 BANDS = 128  # points of the stored spectral envelope, evenly spaced on the mel scale
@@ -207,21 +208,19 @@ def bank_path(folder: Path, voice: Voice, phrases: int) -> Path:
 
 
 def save_bank(path: Path, bank: VoiceBank) -> None:
-    """Write the bank under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.stem + ".part.npz")
+    """Write the bank as a whole file."""
     times = [(s.onset, s.vowel_start, s.vowel_end, s.coda) for s in bank.syllables]
-    np.savez(
-        temporary,
-        rate_hz=bank.rate_hz,
-        envelope=bank.envelope,
-        noise=bank.noise,
-        voiced=bank.voiced,
-        phrase=np.array([s.phrase for s in bank.syllables]),
-        times=np.array(times),
-        texts=np.array([s.text for s in bank.syllables]),
-    )
-    temporary.replace(path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            rate_hz=bank.rate_hz,
+            envelope=bank.envelope,
+            noise=bank.noise,
+            voiced=bank.voiced,
+            phrase=np.array([s.phrase for s in bank.syllables]),
+            times=np.array(times),
+            texts=np.array([s.text for s in bank.syllables]),
+        )
 
 
 def load_bank(path: Path) -> VoiceBank:

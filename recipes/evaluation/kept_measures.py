@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +54,16 @@ class KeptMeasures:
         """Write the measures of sounds under a name."""
         if self._folder is None:
             return
-        path = self._path(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         figures = {
             sound: {key: None if math.isnan(value) else value for key, value in heard.figures.items()}
             for sound, heard in sounds.items()
         }
         features = {
-            sound: heard.features.to(torch.float32).contiguous()
+            sound: heard.features.to(torch.float32)
             for sound, heard in sounds.items()
             if heard.features is not None
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(features, temporary, metadata={"figures": json.dumps(figures)})
-            temporary.replace(path)
-        except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        write_tensors(self._path(name), features, {"figures": json.dumps(figures)})
 
     def _path(self, name: str) -> Path:
         assert self._folder is not None

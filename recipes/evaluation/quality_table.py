@@ -7,8 +7,7 @@ from pathlib import Path
 
 from duotok.recipes.evaluation.quality_result import Quality, Value
 from duotok.recipes.evaluation.quality_sounds import SOUNDS
-from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json, write_text
 
 # Measure -> heading, digits, what is good.
 MEASURES = {
@@ -43,12 +42,7 @@ of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B de
 def write_quality(quality: Quality, folder: Path) -> None:
     """Write quality.md and quality.json into a folder; raises DataError where that fails."""
     write_json(folder / "quality.json", describe_quality(quality))
-    temporary = folder / ".quality.md.part"
-    try:
-        temporary.write_text(render_quality(quality), encoding="utf-8")
-        temporary.replace(folder / "quality.md")
-    except OSError as error:
-        raise DataError(f"cannot write {folder / 'quality.md'}: {error.strerror or error}") from error
+    write_text(folder / "quality.md", render_quality(quality))
 
 
 def describe_quality(quality: Quality) -> dict:

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_json
 
 Figures = dict[str, float]
 
@@ -38,12 +38,5 @@ def merge_results(path: str | Path, part: str, figures: Mapping[str, float]) -> 
             raise DataError(f"{part}.{name} is {value}; a figure must be a finite number")
         merged[f"{part}.{name}"] = value if isinstance(value, int) else round(float(value), 5)
     merged = dict(sorted(merged.items()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    write_json(path, merged)
     return merged

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
 from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.separation.mask_head import MaskHeadSeparator
+from duotok.recipes.separation.adapters import MaskHeadSeparator
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.heads import STEMS
 

@@ -4,7 +4,6 @@ Run: python -m duotok.recipes.evaluation.table results.json [--readme README.md]
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from duotok.recipes.evaluation.table_row import difference as _difference
 from duotok.recipes.evaluation.table_row import plain as _plain
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_text
 from duotok.tokenizer.model import TRACKS
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -265,12 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _update(readme: Path, table: str) -> None:
-    temporary = readme.with_name(f".{readme.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(put_between_marks(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
-        os.replace(temporary, readme)
+        write_text(readme, put_between_marks(readme.read_text(encoding="utf-8"), table))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"cannot update {readme}: {error.strerror or error}") from error
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT, FinetuneSettings
+from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, FinetuneSettings
 from duotok.tokenizer.common.command import guard
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from duotok.recipes.accompany.bundle import Bundle
     from duotok.recipes.corpus.song_files import SongFile
-    from duotok.recipes.finetuning.listening import Listened
-    from duotok.recipes.separation.separator import Separator
+    from duotok.recipes.finetuning.song_tokens import Listened
+    from duotok.recipes.separation.stems import Separator
 
 _USE_CPU = "ACCELERATE_USE_CPU"
 
@@ -44,51 +44,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", type=Path, metavar="DIR", help="bundle to start from (default: the model of this package)")
     add("--name", help="name of the new model in reports (default: the folder's)")
     add("--lora", type=int, metavar="RANK", help="train low-rank adapters instead of all weights; needs peft")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument(
-        "--steps",
-        type=int,
-        default=default.steps,
-        metavar="N",
-        help=f"of training (default: {default.steps})",
-    )
+    length, shown = parser.add_mutually_exclusive_group(), "(default: %(default)s)"
+    told = f"of training {shown}"
+    length.add_argument("--steps", type=int, default=default.steps, metavar="N", help=told)
     length.add_argument("--minutes", type=float, metavar="M", help="train for this long instead of --steps")
-    add(
-        "--learning-rate",
-        type=float,
-        metavar="X",
-        help=f"peak (default: {default.full_learning_rate:g}; with --lora {default.lora_learning_rate:g})",
-    )
-    add(
-        "--batch",
-        type=int,
-        default=default.batch_size,
-        metavar="N",
-        help=f"windows of 5 s in a step (default: {default.batch_size}); lower it when memory runs out",
-    )
-    add(
-        "--held-out",
-        type=float,
-        default=default.held_out_share,
-        metavar="SHARE",
-        help="of the songs that is not learned but tells when to stop, at least one of "
-        f"{FEWEST_TO_HOLD_OUT} or more songs (default: {default.held_out_share:g}; 0 learns all)",
-    )
-    add(
-        "--separator",
-        default="mask-head",
-        metavar="NAME",
-        help="of whole songs: mask-head (default), demucs or bs-roformer, when installed",
-    )
+    told = f"{default.full_learning_rate:g}; with --lora {default.lora_learning_rate:g}"
+    add("--learning-rate", type=float, metavar="X", help=f"peak (default: {told})")
+    told = f"windows of 5 s in a step {shown}; lower it when memory runs out"
+    add("--batch", type=int, default=default.batch_size, metavar="N", help=told)
+    told = "of the songs that is not learned but tells when to stop, at least one of "
+    told += f"{FEWEST_TO_HOLD_OUT} or more songs (default: %(default)s; 0 learns all)"
+    add("--held-out", type=float, default=default.held_out_share, metavar="SHARE", help=told)
+    told = "of whole songs: mask-head (default), demucs or bs-roformer, when installed"
+    add("--separator", default="mask-head", metavar="NAME", help=told)
     add("--checkpoint", metavar="PATH", help="of the separator (default: the bundle's, or the package's)")
     add("--work", type=Path, metavar="DIR", help="where to keep what is heard (default: MODEL.work, removed)")
-    add(
-        "--seed",
-        type=int,
-        default=default.seed,
-        metavar="N",
-        help=f"of the training (default: {default.seed})",
-    )
+    add("--seed", type=int, default=default.seed, metavar="N", help=f"of the training {shown}")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
     return parser
 
@@ -112,10 +83,9 @@ def _finetune(arguments: argparse.Namespace) -> str:
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.song_files import find_songs
-    from duotok.recipes.finetuning.listening import discard_unfinished
-    from duotok.recipes.finetuning.low_rank import require_peft
-    from duotok.recipes.finetuning.result import require_free
-    from duotok.recipes.finetuning.training import train_model
+    from duotok.recipes.finetuning.learning import require_peft
+    from duotok.recipes.finetuning.personal_model import require_free, train_model
+    from duotok.recipes.finetuning.song_tokens import discard_unfinished
 
     # What is missing is found out before hours of listening.
     require_free(arguments.out)
@@ -153,9 +123,8 @@ def _kept_on(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(_USE_CPU, None)
-        else:
+        os.environ.pop(_USE_CPU, None)
+        if before is not None:
             os.environ[_USE_CPU] = before
 
 
@@ -168,37 +137,26 @@ def _listen(
     device: "torch.device",
 ) -> "Listened":
     """Separate and tokenize the songs that can be used."""
-    from duotok.recipes.finetuning.listening import SongListener, listen_to_songs
-
-    def open_separator() -> "Separator":
-        return _open_separator(arguments, songs, source, str(device))
-
-    listener = SongListener(bundle.tokenizer, open_separator, device)
-    return listen_to_songs(songs, work, listener, separator_name=_separator_name(arguments, source))
-
-
-def _separator_name(arguments: argparse.Namespace, source: Path) -> str:
-    """What the separated vocals depend on, as a text."""
     from duotok.recipes.accompany.bundle import read_bundle_description
-
-    own = read_bundle_description(source).get("components", {}).get("separator", "")
-    return f"{arguments.separator} {arguments.checkpoint or own}".strip()
-
-
-def _open_separator(
-    arguments: argparse.Namespace, songs: "list[SongFile]", source: Path, device: str
-) -> "Separator":
-    from duotok.recipes.separation.separator import open_separator
+    from duotok.recipes.finetuning.song_tokens import SongListener, listen_to_songs
+    from duotok.recipes.separation.adapters import open_separator
     from duotok.tokenizer.common.errors import ConfigError
 
-    own = arguments.separator == "mask-head" and arguments.checkpoint is None
-    if own and not (source / "separator").is_dir():
-        mixes = sum(not song.stems for song in songs)
-        raise ConfigError(
-            f"{mixes} of the {len(songs)} songs are mixes and the model {source} has no separator; choose "
-            "--separator demucs, or give a folder per song with vocal.wav and accompaniment.wav"
-        )
-    return open_separator(arguments.separator, str(source) if own else arguments.checkpoint, device)
+    def open_chosen() -> "Separator":
+        own = arguments.separator == "mask-head" and arguments.checkpoint is None
+        if own and not (source / "separator").is_dir():
+            mixes = sum(not song.stems for song in songs)
+            raise ConfigError(
+                f"{mixes} of the {len(songs)} songs are mixes and the model {source} has no separator; "
+                "choose --separator demucs, or give a folder per song with vocal.wav and accompaniment.wav"
+            )
+        return open_separator(arguments.separator, str(source) if own else arguments.checkpoint, str(device))
+
+    # What the separated vocals depend on.
+    own_separator = read_bundle_description(source).get("components", {}).get("separator", "")
+    name = f"{arguments.separator} {arguments.checkpoint or own_separator}".strip()
+    listener = SongListener(bundle.tokenizer, open_chosen, device)
+    return listen_to_songs(songs, work, listener, separator_name=name)
 
 
 def summarize(out: Path, report: dict[str, Any]) -> str:

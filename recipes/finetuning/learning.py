@@ -1,24 +1,122 @@
-"""The learning: pieces of the shared training loop with a look at the held-out songs after each."""
+"""The learning: low-rank adapters (LoRA), the held-out loss, training in pieces with a look at that loss."""
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import nn
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.objective import LMObjective
-from duotok.recipes.finetuning.held_out import LossMeter
-from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
+from duotok.lm.dual_track.scoring import score_batch
+from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.files import read_json, write_json, write_tensors
+
+WINDOW_SECONDS = 30.0  # of shorter songs the whole
+MOST_WINDOWS = 16
+
+
+def choose_held_out(names: Sequence[str], share: float) -> set[str]:
+    """Return the songs not to learn from: a share of them, at least one of four or more, chosen by name.
+
+    The choice goes by a hash of the name, so that adding a song seldom moves another one.
+    """
+    distinct = sorted(set(names), key=lambda name: sha256(f"held out:{name}".encode()).hexdigest())
+    if share == 0 or len(distinct) < FEWEST_TO_HOLD_OUT:
+        return set()
+    return set(distinct[: max(1, round(share * len(distinct)))])
+
+
+class LossMeter:
+    """Measures the teacher-forced loss of the accompaniment given the vocal, without a prefix."""
+
+    def __init__(
+        self, shards: TokenShards, songs: Sequence[TokenSong], *, most_windows: int = MOST_WINDOWS
+    ) -> None:
+        """At most so many windows are chosen, spread evenly over the songs."""
+        longest = round(WINDOW_SECONDS * shards.index.frame_rate_hz)
+        windows = []
+        for song in songs:
+            frames = min(longest, song.frames)
+            windows += [(song, start, frames) for start in range(0, song.frames - frames + 1, frames)]
+        picked = np.linspace(0, len(windows) - 1, min(len(windows), most_windows)).round().astype(int)
+        self._shards = shards
+        self._windows = [windows[number] for number in picked]
+
+    @torch.no_grad()
+    def measure(self, lm: DualTrackLM) -> float:
+        """Return the mean loss in nats per accompaniment token."""
+        was_training = lm.training
+        lm.eval()
+        total, count = 0.0, 0
+        for song, start, frames in self._windows:
+            codes = self._shards.codes(song, start, frames)
+            scores = score_batch(
+                lm, codes["vocal"][None], codes["accompaniment"][None], "vocal_to_accompaniment"
+            )
+            total += float(scores.loss_nats["accompaniment"].double().sum())
+            count += frames
+        lm.train(was_training)
+        return total / count
+
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALPHA_PER_RANK = 2  # the adapters' update is scaled by alpha / rank, so that the rank leaves its size alone
+
+
+def require_peft() -> None:
+    """Raise ConfigError when peft is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--lora needs the package peft: pip install peft, or leave --lora out to train all weights"
+        ) from error
+
+
+def add_adapters(lm: DualTrackLM, rank: int, seed: int = 0) -> None:
+    """Put an adapter on every linear layer of the backbone and freeze all other weights.
+
+    The adapters start as no change at all. Raises ConfigError when peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=list(TARGETS))
+    lm.requires_grad_(False)
+    inject_adapter_in_model(config, lm.backbone)
+
+
+@torch.no_grad()
+def merge_adapters(lm: DualTrackLM) -> None:
+    """Add the adapters into the weights and take them out: an ordinary model with the same logits."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [(name, layer) for name, layer in lm.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        base = layer.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        setattr(lm.get_submodule(parent), attribute, base)
+    lm.requires_grad_(True)
+    if lm.sheet_reader is not None:
+        lm.sheet_reader.requires_grad_(False)
+
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.
 WINDOWS = ((SHORTEST_SECONDS, 4.0), (10.0, 3.0), (30.0, 3.0))
@@ -146,7 +244,7 @@ def train_config(settings: FinetuneSettings) -> TrainConfig:
 
 def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
     """Take up the weights of the run's checkpoint, if there is one; return its steps and seconds."""
-    parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    parameters = _trained(objective)
     state = TrainingState(parameters, torch.optim.AdamW(parameters.values()), use_ema=False)
     state.load(run / "checkpoint")
     return state.step, state.elapsed_seconds
@@ -155,11 +253,7 @@ def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
 def _take_point(curve: Curve, step: int, nats: float, objective: LMObjective, run: Path) -> None:
     is_best = all(nats < known for _, known in curve.points)
     if is_best:
-        trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        run.mkdir(parents=True, exist_ok=True)
-        temporary = run / f".{_BEST}.part"
-        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, temporary)
-        temporary.replace(run / _BEST)
+        write_tensors(run / _BEST, _trained(objective))
     # The point comes after its weights: the best of the curve is always there.
     curve.points.append((step, nats))
     write_json(run / _CURVE, curve.points)
@@ -174,6 +268,9 @@ def _read_curve(run: Path) -> list[tuple[int, float]]:
 @torch.no_grad()
 def _load_weights(objective: LMObjective, run: Path) -> None:
     best = load_file(run / _BEST)
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(best[name])
+    for name, parameter in _trained(objective).items():
+        parameter.copy_(best[name])
+
+
+def _trained(objective: LMObjective) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}

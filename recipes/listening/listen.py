@@ -13,6 +13,8 @@ from pathlib import Path
 
 from duotok.tokenizer.common.command import guard
 
+SYSTEMS = ("original", "vae", "round_trip", "generated")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -24,8 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     sounds.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")
     sounds.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
     sounds.add_argument("--track", choices=("accompaniment", "vocal"), default="accompaniment")
-    sounds.add_argument("--items", type=int, help="number of excerpts (default: 6)")
-    sounds.add_argument("--seconds", type=float, help="of each excerpt (default: 8)")
+    sounds.add_argument("--items", type=int, default=6, help="number of excerpts (default: 6)")
+    sounds.add_argument("--seconds", type=float, default=8.0, help="of each excerpt (default: 8)")
     sounds.add_argument("--seed", type=int, default=0)
     sounds.add_argument("--out", type=Path, required=True, help="folder that gets a folder per system")
     page = commands.add_parser("page", help="write the page, and beside it the key to what was what")
@@ -50,19 +52,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_sounds(arguments: argparse.Namespace) -> None:
-    from duotok.recipes.accompany.bundle import default_bundle
-    from duotok.recipes.evaluation.settings import Settings
-    from duotok.recipes.listening.corpus_sounds import write_corpus_sounds
+    """Write OUT/SYSTEM/ITEM.wav of each excerpt; nothing is generated but accompaniments."""
+    from tqdm import tqdm
 
-    settings = Settings(
-        corpus=arguments.corpus,
-        bundle=arguments.bundle or default_bundle(),
-        items=arguments.items,
+    from duotok.recipes.accompany.bundle import default_bundle
+    from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+    from duotok.recipes.evaluation.quality_sounds import SoundMaker
+    from duotok.tokenizer.common.audio import write_audio
+    from duotok.tokenizer.common.errors import ConfigError, DataError
+
+    if arguments.items < 2 or arguments.seconds < 4:
+        raise ConfigError("--items must be at least 2, for mismatched pairs, and --seconds at least 4")
+    bundle, track = arguments.bundle or default_bundle(), arguments.track
+    excerpts = choose_excerpts(
+        read_test_items(arguments.corpus),
+        count=arguments.items,
         seconds=arguments.seconds,
         seed=arguments.seed,
-        folder=arguments.out,
     )
-    print(f"{arguments.out}: {', '.join(write_corpus_sounds(settings, arguments.track))}")
+    maker = SoundMaker(bundle, arguments.seed)
+    if track not in maker.rendered_tracks:
+        known = " and ".join(maker.rendered_tracks)
+        raise DataError(f"{bundle} has no decoder of the {track}; it has one of the {known}")
+    systems: dict[str, None] = {}
+    for excerpt in tqdm(excerpts, desc="sounds", disable=None):
+        made = maker.make(excerpt, excerpt, track)
+        for system in (system for system in SYSTEMS if system in made):
+            # Codes do not know a recording's level: what comes out may exceed full scale.
+            wave = made[system] / max(1.0, float(made[system].abs().max()))
+            write_audio(arguments.out / system / f"{excerpt.item.id}.wav", wave)
+            systems[system] = None
+    print(f"{arguments.out}: {', '.join(systems)}")
 
 
 def _make_page(arguments: argparse.Namespace) -> None:
@@ -79,10 +99,14 @@ def _make_page(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from duotok.recipes.listening.opinion import score_systems
     from duotok.recipes.listening.page import read_key
-    from duotok.recipes.listening.ratings import find_incomplete, read_ratings
-    from duotok.recipes.listening.report import render_table, write_report
+    from duotok.recipes.listening.scores import (
+        find_incomplete,
+        read_ratings,
+        render_table,
+        score_systems,
+        write_report,
+    )
 
     key = read_key(arguments.key)
     ratings = read_ratings(arguments.ratings, key)

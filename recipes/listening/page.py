@@ -1,12 +1,16 @@
 """The page of a listening test: one HTML file with all of its sound, and the key that tells what was what.
 
-The page knows the stimuli by numbers alone. Each listener hears them in an order of their own, drawn from
-the page's seed and the listener's code.
+The sounds are one folder per system, the same clips in each; the page plays them all equally loud and knows
+them by numbers alone. Each listener hears them in an order of their own, drawn from the page's seed and the
+listener's code.
 """
 
 import base64
+import html
+import io
 import json
-import os
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.resources import files
@@ -14,13 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.listening.stimuli import choose_loudness, encode_clip, find_stimuli, read_clip
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds
-from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
+from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.files import read_json, whole_file, write_json
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+TARGET_LUFS = -23.0  # EBU R 128; lower where a clip's peaks leave no room
+_FADE_SECONDS = 0.01
+_SHORTEST_SECONDS = 0.5
 FORMAT = 1
 LARGEST_BYTES = 250_000_000
 # P B.4.
@@ -33,6 +44,84 @@ SCALE = (
     (1, "Bad", "Dominated by severe artifacts or noise."),
 )
 COLUMNS = ("page", "rater", "position", "stimulus", "rating", "plays")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stimulus:
+    """One sound that is rated."""
+
+    system: str  # what made it; never shown to a listener
+    clip: str  # which excerpt it is
+    path: Path
+
+
+def find_stimuli(folder: Path) -> list[Stimulus]:
+    """The sounds FOLDER/SYSTEM/CLIP.wav (or FLAC, OGG, MP3), by system and clip.
+
+    Raises DataError unless there are two systems or more, each with every clip.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give one with a folder of clips per system")
+    clips: dict[str, dict[str, Path]] = {}
+    for system in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(path for path in system.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"{system} has no clips ({', '.join(SUFFIXES)})")
+        clips[system.name] = {}
+        for path in files:
+            if path.stem in clips[system.name]:
+                raise DataError(f"{system} has two clips of the name {path.stem}")
+            clips[system.name][path.stem] = path
+    if len(clips) < 2:
+        raise DataError(f"{folder} has {len(clips)} system folders; there must be at least 2 to compare")
+    names = sorted(set().union(*clips.values()))
+    for system, found in clips.items():
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise DataError(f"{folder / system} has no clip {missing[0]}, which another system has")
+    return [
+        Stimulus(system=system, clip=name, path=found[name])
+        for system, found in clips.items()
+        for name in names
+    ]
+
+
+def choose_loudness(stimuli: Sequence[Stimulus], seconds: float) -> float:
+    """The loudness in LUFS that every stimulus can have without exceeding full scale, TARGET_LUFS at most.
+
+    seconds: only so much of each clip counts. Raises AudioError for a clip that is unreadable, silent or
+    shorter than half a second.
+    """
+    target = TARGET_LUFS
+    for stimulus in stimuli:
+        wave = read_clip(stimulus.path, seconds)
+        room_db = 20 * math.log10(PEAK_LIMIT / float(wave.abs().max()))
+        target = min(target, measure_loudness(wave) + room_db)
+    return target
+
+
+def read_clip(path: Path, seconds: float) -> Tensor:
+    """The first seconds of a clip, with short fades at its ends: [2, samples] at 48 kHz."""
+    wave = read_audio(path, seconds=seconds)
+    if wave.shape[-1] < _SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        raise AudioError(
+            f"{path} has {wave.shape[-1] / SAMPLE_RATE_HZ:.2f} s; clips need {_SHORTEST_SECONDS:g} s or more"
+        )
+    if math.isinf(measure_loudness(wave)):
+        raise AudioError(f"{path} is silent; every clip must be heard")
+    fade = torch.linspace(0, 1, round(_FADE_SECONDS * SAMPLE_RATE_HZ))
+    wave[:, : len(fade)] *= fade
+    wave[:, -len(fade) :] *= fade.flip(0)
+    return wave
+
+
+def encode_clip(wave: Tensor, loudness_lufs: float) -> bytes:
+    """wave [2, samples] at 48 kHz -> FLAC of 16 bits at that loudness."""
+    gain_db = loudness_lufs - measure_loudness(wave)
+    file = io.BytesIO()
+    samples = (wave * 10 ** (gain_db / 20)).clamp(-1, 1).numpy().T
+    soundfile.write(file, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,44 +172,24 @@ def write_page(sounds: Path, out: Path, settings: PageSettings) -> Key:
     names = [f"S{number:03d}" for number in range(1, len(stimuli) + 1)]
     template = files("duotok.recipes.listening").joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("<!-- sounds -->")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     digest = sha256(f"{FORMAT} {settings.seed}".encode())
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(before.replace("<!-- title -->", _escape(settings.title)))
-            for name, index in zip(tqdm(names, desc="clips", disable=None), order, strict=True):
-                sound = encode_clip(read_clip(stimuli[index].path, settings.seconds), loudness)
-                digest.update(sound)
-                file.write(
-                    f'<script type="text/plain" id="{name}">{base64.b64encode(sound).decode()}</script>\n'
-                )
-            page = digest.hexdigest()[:12]
-            shown = {
-                "page": page,
-                "title": settings.title,
-                "seed": settings.seed,
-                "question": QUESTION,
-                "scale": SCALE,
-                "columns": COLUMNS,
-                "stimuli": names,
-            }
-            # "</" would end the script element.
-            file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
-        key = Key(
-            page=page,
-            loudness_lufs=round(loudness, 2),
-            stimuli={
-                name: (stimuli[index].system, stimuli[index].clip)
-                for name, index in zip(names, order, strict=True)
-            },
-        )
+    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(before.replace("<!-- title -->", html.escape(settings.title, quote=False)))
+        for name, index in zip(tqdm(names, desc="clips", disable=None), order, strict=True):
+            sound = encode_clip(read_clip(stimuli[index].path, settings.seconds), loudness)
+            digest.update(sound)
+            file.write(f'<script type="text/plain" id="{name}">{base64.b64encode(sound).decode()}</script>\n')
+        page = digest.hexdigest()[:12]
+        shown = {"page": page, "title": settings.title, "seed": settings.seed, "question": QUESTION}
+        shown |= {"scale": SCALE, "columns": COLUMNS, "stimuli": names}
+        # "</" would end the script element.
+        file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
+        rated = {
+            name: (stimuli[index].system, stimuli[index].clip)
+            for name, index in zip(names, order, strict=True)
+        }
+        key = Key(page=page, loudness_lufs=round(loudness, 2), stimuli=rated)
         write_json(key_path(out), {"format": FORMAT, **asdict(key)})
-        temporary.replace(out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return key
 
 
@@ -139,7 +208,3 @@ def read_key(path: Path) -> Key:
         return Key(page=str(values["page"]), loudness_lufs=float(values["loudness_lufs"]), stimuli=stimuli)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not the key of a listening page; give the .key.json beside it") from error
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

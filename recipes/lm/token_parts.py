@@ -8,7 +8,7 @@ from pathlib import Path
 
 from duotok.recipes.lm.token_shards import TokenIndex, read_index, shard_path, write_index
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import whole_file, write_json
 
 PART = re.compile(r"part-(\d+)-of-(\d+)")
 FINISHED = "finished.json"
@@ -22,7 +22,6 @@ def part_folder(out: Path, part: tuple[int, int]) -> Path:
 def mark_finished(folder: Path, is_finished: bool) -> None:
     """Say whether all items of a part have been gone through."""
     if is_finished:
-        folder.mkdir(parents=True, exist_ok=True)  # a part may have no items at all
         write_json(folder / FINISHED, {})
     else:
         (folder / FINISHED).unlink(missing_ok=True)
@@ -79,13 +78,9 @@ def join_parts(out: Path, index: TokenIndex) -> None:
 
 def _copy_file(source: Path, target: Path) -> None:
     """Put a file under a second name as well, by a hard link where the file system has them."""
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.unlink(missing_ok=True)
-    try:
+    with whole_file(target) as temporary:
+        temporary.unlink()
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

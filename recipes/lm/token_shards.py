@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import WriteError, write_json, write_tensors
 
 FORMAT = 1
 INDEX = "index.json"
@@ -74,14 +75,12 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_index(folder: Path, index: TokenIndex) -> None:
-    """Write index.json under a temporary name, then rename it."""
+    """Write index.json as a whole file."""
     mapping: dict[str, Any] = {"format": FORMAT, **asdict(index)}
-    temporary = folder / f".{INDEX}.part"
     try:
-        temporary.write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / INDEX)
-    except OSError as error:
-        raise _unwritable(folder, error.strerror or str(error)) from error
+        write_json(folder / INDEX, mapping)
+    except WriteError as error:
+        raise _unwritable(folder, error.reason) from error
 
 
 def read_index(folder: str | Path) -> TokenIndex | None:
@@ -115,13 +114,10 @@ def append_shard(
         songs.append(TokenSong(id=name, song=song, split=split, shard=number, start=start, frames=frames))
         start += frames
     tensors = {t: torch.cat([codes[t].to(torch.int32).cpu() for *_, codes in pairs.values()]) for t in TRACKS}
-    temporary = folder / f".tokens-{number:05d}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        temporary.replace(shard_path(folder, number))
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(folder, str(error)) from error
+        write_tensors(shard_path(folder, number), tensors)
+    except WriteError as error:
+        raise _unwritable(folder, error.reason) from error
     # The shard counts from the moment the index names it; one without an entry is written over.
     index.songs.extend(songs)
     write_index(folder, index)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_text
 
 if TYPE_CHECKING:
     from duotok.recipes.corpus.manifest import Item
@@ -141,10 +142,7 @@ def write_left_out(folder: Path, left_out: dict[str, str]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [json.dumps({"id": name, "reason": why}, ensure_ascii=False) for name, why in left_out.items()]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def tokenize(arguments: argparse.Namespace) -> int:

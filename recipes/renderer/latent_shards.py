@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE
 from duotok.tokenizer.common.errors import CheckpointError, DataError
+from duotok.tokenizer.common.files import write_tensors
 
 Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
 
@@ -40,18 +40,15 @@ class Cut(NamedTuple):
 
 
 def write_shard(folder: Path, number: int, pairs: Mapping[str, Pair], origin: ShardOrigin) -> Path:
-    """Write one shard under a temporary name, then rename it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write one shard as a whole file."""
     tensors: dict[str, Tensor] = {}
     for name, (codes, latents) in pairs.items():
         if len(latents) != LATENTS_PER_FEATURE * len(codes):
             raise DataError(f"item {name} has {len(codes)} codes but {len(latents)} latent frames")
-        tensors[f"{name}/codes"] = codes.to(torch.int32).contiguous()
-        tensors[f"{name}/latents"] = latents.to(torch.float16).contiguous()
+        tensors[f"{name}/codes"] = codes.to(torch.int32)
+        tensors[f"{name}/latents"] = latents.to(torch.float16)
     path = folder / f"shard-{number:05d}.safetensors"
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(tensors, temporary, metadata=vars(origin))
-    temporary.replace(path)
+    write_tensors(path, tensors, vars(origin))
     return path
 
 

@@ -8,7 +8,6 @@ stopped.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
+from duotok.tokenizer.common.files import write_json
 
 if TYPE_CHECKING:
     from duotok.recipes.evaluation.diagnosis import Diagnosis, DiagnosisSettings
@@ -92,9 +92,7 @@ def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> dict[str, 
         print(f"{part}: {figures['seconds']:.0f} s -> {settings.out / part}.png, {settings.out / RESULTS}")
     if diagnosis.unreadable:
         path = settings.out / UNREADABLE
-        path.write_text(
-            json.dumps(diagnosis.unreadable, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_json(path, diagnosis.unreadable)
         print(f"{len(diagnosis.unreadable)} recordings cannot be read and were left out -> {path}")
     return failed
 

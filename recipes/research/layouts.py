@@ -19,7 +19,7 @@ from typing import Any
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.files import read_json, write_json, write_text
 
 LAYOUTS: dict[str, dict[str, bool]] = {
     "plain prompt": {"shared_positions": False, "aligned_source": False},
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures[layout] = kept["figures"]
             write_json(arguments.out / "table.json", {"steps": arguments.steps, "layouts": figures})
             table = render_table(figures, arguments.steps, arguments.seconds)
-            (arguments.out / "table.md").write_text(table, encoding="utf-8")
+            write_text(arguments.out / "table.md", table)
         print(table, end="")
 
     return guard(compare, interrupted="run the same command again to go on")

@@ -32,17 +32,14 @@ if TYPE_CHECKING:
 def run_comparison(config: Config, out: Path, minutes: float | None) -> None:
     """Encode, train and listen for every codec; write the table."""
     from duotok.recipes.research.matched_table import render_table, show_ceiling
-    from duotok.tokenizer.common.json_files import write_json
+    from duotok.tokenizer.common.files import write_json, write_text
 
     rows, table = [show_ceiling(config)], ""
     for name, codec_config in config.codec_configs().items():
         rows.append(run_codec(config, name, codec_config, out / name, minutes))
         write_json(out / "matched.json", rows)
         table = render_table(rows, config, minutes)
-        try:
-            (out / "matched.md").write_text(table, encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"cannot write into {out}: {error.strerror or error}") from error
+        write_text(out / "matched.md", table)
     print(table, end="")
 
 
@@ -51,7 +48,7 @@ def run_codec(
 ) -> dict[str, Any]:
     """One line of the table; what is there from an earlier run of the same settings is kept."""
     from duotok.recipes.research.matched_table import listen_to_decoder
-    from duotok.tokenizer.common.json_files import read_json, write_json
+    from duotok.tokenizer.common.files import read_json, write_json
 
     settings = {
         **config_to_dict(replace(config, codecs={name: config.codecs[name]})),

@@ -11,7 +11,7 @@ from duotok.recipes.evaluation.context_scaling import PAPER_CNBPT, ContextScalin
 from duotok.recipes.evaluation.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
 from duotok.recipes.evaluation.predictability import PAPER, RANKS, Predictability
 from duotok.recipes.research.code_usage import PAPER_USAGE, CodeUsage
-from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import whole_file
 from duotok.tokenizer.model import TRACKS
 
 COLORS = {
@@ -204,11 +204,6 @@ def draw_codes(found: Mapping[str, CodeUsage], path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the picture under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the picture as a whole file."""
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ from duotok.recipes.evaluation.diagnosis import Recording
 from duotok.recipes.research.probe_data import ProbeSet, clip_starts
 from duotok.recipes.research.probe_training import ClipFeatures
 from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.common.files import write_tensors
 from duotok.tokenizer.model import HOP_SAMPLES, MEL_PER_FRAME, TRACKS
 from duotok.tokenizer.spectra import LogMel, level_gain
 
@@ -84,11 +85,8 @@ def _read_kept(folder: Path, clip_frames: int) -> Statistics:
 
 
 def _keep(folder: Path, statistics: Statistics, clip_frames: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.glob(f"mel-{clip_frames}-*.safetensors")))
-    temporary = folder / f".mel-{number:05d}.part"
     tensors = {
         f"{track}:{name}": rows for name, tracks in statistics.items() for track, rows in tracks.items()
     }
-    save_file({name: rows.contiguous() for name, rows in tensors.items()}, temporary)
-    temporary.replace(folder / f"mel-{clip_frames}-{number:05d}.safetensors")
+    write_tensors(folder / f"mel-{clip_frames}-{number:05d}.safetensors", tensors)

@@ -29,7 +29,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     from duotok.recipes.research.step_trials import hear, plan_trials, run_trial
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.vae_open import open_vae
-    from duotok.tokenizer.common.json_files import read_json, write_json
+    from duotok.tokenizer.common.files import read_json, write_json, write_text
     from duotok.tokenizer.model import DuoTokenizer
 
     bundle = arguments.bundle or default_bundle()
@@ -83,10 +83,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     table = render_table(rows)
     what = f"{len(excerpts)} {arguments.split} excerpts of {arguments.seconds:g} s, guidance {guidance:g}"
     draw_steps(rows, f"Quality by steps of the diffusion decoder ({what})", arguments.out / "steps.png")
-    try:
-        (arguments.out / "steps.md").write_text(f"{what}\n\n{table}", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write into {arguments.out}: {error.strerror or error}") from error
+    write_text(arguments.out / "steps.md", f"{what}\n\n{table}")
     print(table, end="")
 
 

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 import yaml
-from demucs.apply import BagOfModels, apply_model
-from demucs.hf import get_hf_model, load_safetensors_model
+from demucs.apply import BagOfModels, apply_model  # pyright: ignore[reportMissingImports]
+from demucs.hf import get_hf_model, load_safetensors_model  # pyright: ignore[reportMissingImports]
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duotok.recipes.separation.resampled import resample_wave
-from duotok.recipes.separation.separator import complete_stems, separate_in_pieces
+from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 

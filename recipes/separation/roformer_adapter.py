@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import yaml
-from bs_roformer import BSRoformer
+from bs_roformer import BSRoformer  # pyright: ignore[reportMissingImports]
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
@@ -27,8 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.separation.resampled import resample_wave
-from duotok.recipes.separation.separator import complete_stems, separate_in_pieces
+from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 

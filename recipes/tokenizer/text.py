@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import write_bytes
 
 
 def train_text_model(lines: Sequence[str], pieces: int) -> bytes:
     """Return a serialized unigram sentencepiece model; it has fewer pieces where the lyrics hold no more."""
     import sentencepiece
-
-    from duotok.tokenizer.common.errors import DataError
 
     if not any(line.strip() for line in lines):
         raise DataError("the manifest has no lyrics; give a corpus whose items have notes or lyrics")
@@ -55,18 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_text_model(manifest: Path, out: Path, pieces: int) -> None:
     """Train a text model on the lyrics of a manifest and put it in the file `out`."""
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.tokenizer.common.errors import DataError
     from duotok.tokenizer.text import SentencePieceVocabulary
 
     lines = [item.text_between(0.0, item.seconds) for item in read_manifest(manifest)]
     model = train_text_model(lines, pieces)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".part")
-        temporary.write_bytes(model)
-        temporary.replace(out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+    write_bytes(out, model)
     print(f"{SentencePieceVocabulary(model).size} pieces -> {out}")
 
 

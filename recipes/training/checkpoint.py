@@ -2,18 +2,16 @@
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from duotok.tokenizer.common.checkpoint import replace_folder
 from duotok.tokenizer.common.errors import CheckpointError
+from duotok.tokenizer.common.files import WriteError, failure_reason, whole_folder, write_json, write_tensors
 
 
 class TrainingState:
@@ -62,35 +60,28 @@ class TrainingState:
 
         Raises CheckpointError when it cannot be written, on a full disk for instance; the old one stays.
         """
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
-            self._write(temporary)
-            replace_folder(temporary, folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with whole_folder(folder) as temporary:
+                self._write(temporary)
+        except WriteError as error:
             raise CheckpointError(describe_failed_save(folder, self.step, self.saved_step, error)) from error
         self.saved_step = self.step
 
     def _write(self, temporary: Path) -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(
-            {n: p.detach().cpu().contiguous() for n, p in self.parameters.items()},
-            temporary / "weights.safetensors",
-        )
+        write_tensors(temporary / "weights.safetensors", self.parameters)
         if self.ema:
-            save_file({n: t.cpu().contiguous() for n, t in self.ema.items()}, temporary / "ema.safetensors")
+            write_tensors(temporary / "ema.safetensors", self.ema)
         moments: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
-        save_file(moments, temporary / "optimizer.safetensors")
+                moments[f"{name}:{key}"] = value
+        write_tensors(temporary / "optimizer.safetensors", moments)
         progress = {
             "step": self.step,
             "elapsed_seconds": self.elapsed_seconds,
             "processes": self.processes,
         }
-        (temporary / "state.json").write_text(json.dumps(progress), encoding="utf-8")
+        write_json(temporary / "state.json", progress)
 
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; say whether there was."""
@@ -138,21 +129,19 @@ def export_component(export: Callable[[Path], object], folder: Path) -> None:
     """Write the finished component; raise CheckpointError where it cannot be written."""
     try:
         export(folder)
-    except (OSError, SafetensorError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    except (OSError, WriteError) as error:
         raise CheckpointError(
-            f"cannot write {folder} ({reason}); the last checkpoint is whole: free some space, then run the "
-            "same command again"
+            f"cannot write {folder} ({failure_reason(error)}); the last checkpoint is whole: free some "
+            "space, then run the same command again"
         ) from error
 
 
 def describe_failed_save(folder: Path, step: int, saved_step: int | None, error: Exception) -> str:
     """Return one line about a checkpoint that could not be written."""
-    reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
     left = "there is no earlier one" if saved_step is None else f"the one of step {saved_step} stays"
     return (
-        f"cannot write the checkpoint of step {step} to {folder} ({reason}); {left}; free some space, then "
-        "run the same command again to go on"
+        f"cannot write the checkpoint of step {step} to {folder} ({failure_reason(error)}); {left}; free "
+        "some space, then run the same command again to go on"
     )
 
 

@@ -18,6 +18,7 @@ from duotok.recipes.training.checkpoint import describe_failed_save, describe_ot
 from duotok.recipes.training.deepspeed_config import read_deepspeed_config
 from duotok.recipes.training.failures import is_lost_process
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
+from duotok.tokenizer.common.files import WriteError, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -136,7 +137,7 @@ class DeepSpeedState:
         if self.accelerator.is_main_process:
             try:
                 self._write_progress(folder)
-            except OSError as error:
+            except WriteError as error:
                 told = describe_failed_save(folder, self.step, self.saved_step, error)
                 raise CheckpointError(told) from error
             self.saved_step = self.step
@@ -153,9 +154,7 @@ class DeepSpeedState:
             "processes": self.accelerator.num_processes,
             "zero_stage": self.stage,
         }
-        temporary = folder / "state.json.part"
-        temporary.write_text(json.dumps(progress), encoding="utf-8")
-        temporary.replace(folder / "state.json")
+        write_json(folder / "state.json", progress)
 
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; say whether there was."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
+from duotok.tokenizer.common.files import WriteError, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,9 +76,9 @@ def draw_runs(runs: "dict[str, Rows]", path: Path, *, over: str, smoothing: floa
     if len(runs) == 1:
         figure.suptitle(next(iter(runs)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DOTS_PER_INCH)
-    except (OSError, ValueError) as error:
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=DOTS_PER_INCH, format=path.suffix.removeprefix("."))
+    except (WriteError, ValueError) as error:
         raise DuoTokError(f"cannot write {path}: {error}; give another --out, ending in .png") from error
     return order
 

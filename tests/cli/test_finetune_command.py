@@ -101,8 +101,8 @@ def test_mixes_are_separated_by_the_bundle_s_separator(
     songs, tiny_bundle, tiny_components, tiny_separator, tmp_path, capsys, monkeypatch
 ):
     """The separator is untrained, so singing is not asked for here."""
-    monkeypatch.setattr("duotok.recipes.finetuning.listening.LEAST_SUNG_SHARE", -1.0)
-    monkeypatch.setattr("duotok.recipes.finetuning.listening.SEPARATED_BELOW_MIX_DB", float("inf"))
+    monkeypatch.setattr("duotok.recipes.finetuning.song_tokens.LEAST_SUNG_SHARE", -1.0)
+    monkeypatch.setattr("duotok.recipes.finetuning.song_tokens.SEPARATED_BELOW_MIX_DB", float("inf"))
     mixes = tmp_path / "mixes"
     mixes.mkdir()
     shutil.copy(songs / "0" / "mix.wav", mixes / "song.wav")

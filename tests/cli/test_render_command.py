@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from duotok.recipes.accompany import render
 from duotok.recipes.accompany.bundle import assemble_bundle, load_bundle, main
-from duotok.recipes.accompany.codes_file import read_codes
+from duotok.recipes.accompany.render import read_codes
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import DuoTokenizer
@@ -60,7 +60,11 @@ def test_round_trip_is_as_long_and_as_loud_as_the_recording(track, vocal_file, w
     second = soundfile.read(tmp_path / "again/rendered.wav", always_2d=True)[0]
     scale = (second * wave).sum() / (second**2).sum()
     assert abs(scale * second - wave).max() < 0.01
-    assert {path.name for path in (tmp_path / "again").iterdir()} == {"rendered.wav", "codes.safetensors"}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        "rendered.wav",
+        "codes.safetensors",
+        "report.json",
+    }
 
 
 def test_both_tracks_have_their_own_weights(vocal_file, whole_bundle, tmp_path):

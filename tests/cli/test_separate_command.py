@@ -26,7 +26,9 @@ def test_four_stems_sum_to_the_song(song, tiny_separator, tmp_path):
     out = tmp_path / "stems"
     command = ["--mix", str(song), "--out", str(out), "--checkpoint", str(tiny_separator)]
     assert separate.main([*command, "--device", "cpu"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(f"{stem}.wav" for stem in STEMS)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*(f"{stem}.wav" for stem in STEMS), "report.json"]
+    )
     stems = [soundfile.read(out / f"{stem}.wav", always_2d=True)[0] for stem in STEMS]
     assert all(stem.shape == (96_000, 2) for stem in stems)
     np.testing.assert_allclose(sum(stems), read_audio(song).T.numpy(), atol=1e-5)

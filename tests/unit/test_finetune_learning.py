@@ -12,10 +12,16 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.objective import LMObjective
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.finetuning import learning
-from duotok.recipes.finetuning.held_out import LossMeter, choose_held_out
-from duotok.recipes.finetuning.learning import Curve, learn, open_windows
-from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
-from duotok.recipes.finetuning.settings import FinetuneSettings
+from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
+from duotok.recipes.finetuning.learning import (
+    Curve,
+    LossMeter,
+    add_adapters,
+    choose_held_out,
+    learn,
+    merge_adapters,
+    open_windows,
+)
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import ConfigError
 

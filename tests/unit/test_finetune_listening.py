@@ -10,7 +10,7 @@ import torch
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.song_files import find_songs
-from duotok.recipes.finetuning.listening import (
+from duotok.recipes.finetuning.song_tokens import (
     Listened,
     SongListener,
     discard_unfinished,
@@ -18,7 +18,7 @@ from duotok.recipes.finetuning.listening import (
     sung_gate,
 )
 from duotok.recipes.lm.token_shards import TokenShards
-from duotok.recipes.separation.separator import complete_stems
+from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
@@ -139,7 +139,7 @@ def test_songs_are_heard_once_until_they_change(
 def test_a_mix_is_separated_and_long_songs_come_in_parts(
     tmp_path: Path, tokenizer: DuoTokenizer, voice, band, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("duotok.recipes.finetuning.listening.PART_SECONDS", 2.5)
+    monkeypatch.setattr("duotok.recipes.finetuning.song_tokens.PART_SECONDS", 2.5)
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "song.flac", voice + 0.1 * band, RATE_HZ)
     heard = listen(tmp_path / "in", tmp_path / "work", tokenizer, ThirdSeparator())

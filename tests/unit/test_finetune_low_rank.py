@@ -7,7 +7,7 @@ import torch
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.recipes.finetuning.low_rank import TARGETS, add_adapters, merge_adapters
+from duotok.recipes.finetuning.learning import TARGETS, add_adapters, merge_adapters
 from duotok.tokenizer.common.errors import ConfigError
 
 CODES = 32

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from duotok.recipes.finetuning.result import is_half, require_free, write_model
+from duotok.recipes.finetuning.personal_model import is_half, require_free, write_model
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 

@@ -11,11 +11,10 @@ from scipy.stats import t as student_t
 
 from duotok.recipes.evaluation.intervals import mean_and_margin
 from duotok.recipes.listening import listen
-from duotok.recipes.listening.opinion import score_systems
 from duotok.recipes.listening.page import COLUMNS, Key
-from duotok.recipes.listening.ratings import Rating, read_ratings
+from duotok.recipes.listening.scores import Rating, read_ratings, score_systems, write_report
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import write_json
+from duotok.tokenizer.common.files import write_json
 
 CLIPS, SYSTEMS = ("x", "y", "z"), ("original", "tokens")
 KEY = Key(
@@ -164,11 +163,11 @@ def test_what_a_spreadsheet_saves_is_read(tmp_path):
     assert len(read_ratings([path], KEY)) == 6
 
 
-def test_a_missing_plot_package_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "duotok.recipes.listening.report", raising=False)
+def test_without_matplotlib_there_is_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert listen.main(["score", str(tmp_path / "r.csv"), "--key", str(tmp_path / "key.json")]) == 1
-    assert 'matplotlib is missing; pip install "duotok[evaluation]"' in capsys.readouterr().err
+    write_report(score_systems([rate("a", "good", "x", 4)]), tmp_path, "abc")
+    assert capsys.readouterr().err == "warning: no mos.png without matplotlib; pip install matplotlib\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mos.json", "mos.md"]
 
 
 def test_the_command_without_a_part_is_a_usage_error(capsys):

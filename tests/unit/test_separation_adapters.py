@@ -8,13 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from duotok.recipes.separation.separator import (
-    STEMS,
-    Separator,
-    complete_stems,
-    open_separator,
-    separate_in_pieces,
-)
+from duotok.recipes.separation.adapters import open_separator
+from duotok.recipes.separation.stems import STEMS, Separator, complete_stems, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -126,7 +121,7 @@ def test_demucs_runs_the_stored_model(demucs_model, demucs_file: Path, wave: tor
     separator = open_separator("demucs", str(demucs_file))
     stems = check_stems(separator, wave)
     # The same at the model's own rate, by the package alone: what lies below 20 kHz agrees.
-    from duotok.recipes.separation.resampled import resample_wave
+    from duotok.recipes.separation.stems import resample_wave
 
     mix = resample_wave(wave, SAMPLE_RATE_HZ, 44_100)
     deviation = mix.mean(dim=0).std() + 1e-8

@@ -23,7 +23,7 @@ from duotok.recipes.corpus.song_records import (
     write_record,
 )
 from duotok.recipes.corpus.song_stems import make_stems
-from duotok.recipes.separation.separator import complete_stems
+from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
 

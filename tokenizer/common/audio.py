@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import AudioError
+from .files import WriteError, whole_file
 
 SAMPLE_RATE_HZ = 48_000
 
@@ -71,15 +72,19 @@ def change_speed(wave: Tensor, speed: float) -> Tensor:
 
 def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> None:
     """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    samples = wave.detach().cpu().numpy().T
     try:
-        soundfile.write(
-            str(temporary), wave.detach().cpu().numpy().T, SAMPLE_RATE_HZ, subtype=subtype, format="WAV"
-        )
-        os.replace(temporary, path)
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary:
+            # As bytes where names are bytes: soundfile encodes a text strictly, and not all are UTF-8.
+            name = str(temporary) if os.name == "nt" else os.fsencode(temporary)
+            soundfile.write(  # its stubs know no bytes
+                name,  # pyright: ignore[reportArgumentType]
+                samples,
+                SAMPLE_RATE_HZ,
+                subtype=subtype,
+                format="WAV",
+            )
+    except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
         raise AudioError(f"cannot write {path}: check that the folder is writable and not full") from error
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import config_to_dict
 from .errors import CheckpointError
+from .files import whole_folder, write_json, write_tensors
 
 FORMAT = 1
 SHARD_BYTES = 15_000_000
@@ -40,10 +39,6 @@ def save_component(
     folder = Path(folder)
     state = {name: _storable(tensor, half) for name, tensor in model.state_dict().items()}
     fingerprint = _fingerprint(state)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write_shards(temporary, state)
     description = {
         "kind": kind,
         "format": FORMAT,
@@ -51,8 +46,9 @@ def save_component(
         "config": config_to_dict(config),
         "extra": extra or {},
     }
-    (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    replace_folder(temporary, folder)
+    with whole_folder(folder) as temporary:
+        _write_shards(temporary, state)
+        write_json(temporary / "config.json", description, indent=2)
     return fingerprint
 
 
@@ -152,16 +148,6 @@ def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
         handle.remove()
 
 
-def replace_folder(temporary: Path, folder: Path) -> None:
-    """Put a finished temporary folder in the place of folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _storable(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu()
     if half and tensor.is_floating_point():
@@ -189,15 +175,15 @@ def _write_shards(folder: Path, state: dict[str, Tensor]) -> None:
         shards[-1][name] = tensor
         size += tensor_bytes
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", shards[0])
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file_name)
+        write_tensors(folder / file_name, shard)
         weight_map.update(dict.fromkeys(shard, file_name))
     index = {"weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -1,12 +1,18 @@
 """What the command lines share: errors in one line, and progress messages."""
 
 import argparse
+import io
 import logging
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .errors import DuoTokError
+from .files import failure_reason, printable
 
 # Packages that only some commands need, by the name they are imported by, and the extra that brings them.
 EXTRAS = {
@@ -18,23 +24,98 @@ EXTRAS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """The process is told to end by SIGTERM or SIGHUP; raised so that every block cleans up behind itself."""
+
+
 def guard(run: Callable[[], None], *, interrupted: str = "run the same command again to go on") -> int:
-    """Run a command's work; return its exit code: 0, 1 (one line on stderr), 130 (interrupted)."""
+    """Run a command's work; return its exit code.
+
+    0; 1 with one line on stderr; 130 where it was interrupted, 143 (129) where it was told to end by SIGTERM
+    (SIGHUP). A reader of the output that goes away is no failure, an output that cannot be written is one.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8, consoles of few letters
     try:
-        run()
+        with _told_to_end():
+            run()
     except DuoTokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        print(f'error: {error.name} is missing; pip install "duotok[{extra}]"', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        return _fail(f'{error.name} is missing; pip install "duotok[{extra}]"')
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return _finish_output()
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{failure_reason(error)}")
+    except KeyboardInterrupt as error:
+        _tell(f"interrupted: {interrupted}")
+        return 128 + (error.args[0] if isinstance(error, Terminated) else signal.SIGINT)
+    return _finish_output()
+
+
+def _fail(message: str) -> int:
+    _tell(f"error: {message}")
+    return 1
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # where stderr cannot be written, the exit code has to do
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Terminated within the block, unless they are taken or ignored already."""
+
+    owner = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() != owner:  # a forked worker has nothing to clean up
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice: the cleaning up goes on
+        raise Terminated(number)
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []  # only the main thread may
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the standard output that nobody reads any more, and not a pipe to a worker."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _finish_output() -> int:
+    """Write out what was printed; return the exit code."""
+    if sys.stdout is None:
+        return 0
+    try:
+        sys.stdout.flush()
+        return 0
+    except OSError as error:
+        # What is left in the buffer goes nowhere, or Python would complain of it at its end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return _fail(f"cannot write the output: {failure_reason(error)}")
 
 
 def show_progress_messages() -> None:

@@ -1,23 +1,67 @@
-"""From the tokens of a person's songs to the new model and its report."""
+"""From the tokens of songs to the new model: an ordinary bundle, and finetune.json on how it was made."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.recipes.accompany.bundle import Bundle
+from duotok.recipes.accompany.bundle import Bundle, assemble_bundle, read_bundle_description
 from duotok.recipes.corpus.song_records import check_settings
-from duotok.recipes.finetuning.held_out import LossMeter, choose_held_out
-from duotok.recipes.finetuning.learning import learn, open_windows
-from duotok.recipes.finetuning.listening import Listened
-from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
-from duotok.recipes.finetuning.result import write_model, write_report
-from duotok.recipes.finetuning.settings import FinetuneSettings
+from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
+from duotok.recipes.finetuning.learning import (
+    LossMeter,
+    add_adapters,
+    choose_held_out,
+    learn,
+    merge_adapters,
+    open_windows,
+)
+from duotok.recipes.finetuning.song_tokens import Listened
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
-from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.json_files import read_json, write_json
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.files import read_json, write_json
+
+REPORT = "finetune.json"
+
+
+def require_free(out: Path) -> None:
+    """Raise ConfigError when there is something in the place of the new model."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists already; give the name of a new folder by --out")
+
+
+def is_half(component: Path) -> bool:
+    """Whether the weights of a component folder are stored in 16 bits."""
+    path = next(iter(sorted(component.glob("*.safetensors"))))
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}
+    return "F32" not in kinds
+
+
+def write_model(
+    out: Path, *, source: Path, lm: DualTrackLM, work: Path, name: str, provenance: Mapping[str, Any]
+) -> Path:
+    """Write the bundle `source` with another language model to `out`; lm's config.json has the provenance."""
+    description = read_bundle_description(source)
+    folder = work / "lm"
+    lm.save_pretrained(folder, extra={"finetuned": dict(provenance)})
+    vocal_decoder, separator = source / "renderer" / "vocal", source / "separator"
+    return assemble_bundle(
+        out,
+        tokenizer=source / "tokenizer",
+        lm=folder,
+        vae=source / "renderer" / "vae",
+        accompaniment=source / "renderer" / "accompaniment",
+        vocal_decoder=vocal_decoder if vocal_decoder.is_dir() else None,
+        separator=separator if separator.is_dir() else None,
+        half=is_half(source / "lm"),
+        name=name,
+        defaults=description.get("defaults") or {},
+    )
 
 
 def train_model(
@@ -87,7 +131,7 @@ def train_model(
         "songs": _describe_songs(listened.parts, away, shards.index.frame_rate_hz),
         "left_out": [{"song": record.song, "reason": record.reason} for record in listened.left_out],
     }
-    write_report(out, report)
+    write_json(out / REPORT, report)
     shutil.rmtree(run, ignore_errors=True)
     return report
 

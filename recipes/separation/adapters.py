@@ -1,0 +1,78 @@
+"""Separators by name, and the one that is always there: the mask head of this project's own tokenizer.
+
+"demucs" and "bs-roformer" are adapters of the packages of these names; their checkpoints are safetensors,
+never pickles.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from duotok.recipes.separation.stems import Separator
+from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.separator import MaskSeparator
+
+SEPARATORS = ("mask-head", "demucs", "bs-roformer")
+PACKAGES = {"demucs": ("demucs", "demucs"), "bs-roformer": ("bs_roformer", "BS-RoFormer")}  # import, PyPI
+SHIPPED = Path(__file__).parents[1] / "small" / "bundle"
+
+
+def require_separator(name: str) -> None:
+    """Raise ConfigError unless a separator of this name is known and the package it needs is installed."""
+    if name not in SEPARATORS:
+        raise ConfigError(f"unknown separator {name!r}; choose one of {', '.join(SEPARATORS)}")
+    if name in PACKAGES and find_spec(PACKAGES[name][0]) is None:
+        raise _unusable(name, "is not installed")
+
+
+def _unusable(name: str, reason: str) -> ConfigError:
+    package = PACKAGES[name][1]
+    return ConfigError(
+        f"the separator {name} needs the package {package}, which {reason}: "
+        f"pip install {package}, or choose --separator mask-head"
+    )
+
+
+def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu") -> Separator:
+    """Return a separator by name; raises ConfigError when its package or its checkpoint is missing.
+
+    checkpoint: mask-head: a separator folder or a bundle that has one, None = SHIPPED; demucs: a
+    .safetensors file, a folder of them with the YAML of a bag, or a name on the hub, None = "htdemucs";
+    bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id.
+    """
+    require_separator(name)
+    if name == "mask-head":
+        return MaskHeadSeparator(checkpoint, device)
+    try:
+        if name == "demucs":
+            from duotok.recipes.separation.demucs_adapter import DemucsSeparator
+
+            return DemucsSeparator(checkpoint, device)
+        from duotok.recipes.separation.roformer_adapter import RoFormerSeparator
+
+        return RoFormerSeparator(checkpoint, device)
+    except ImportError as error:
+        raise _unusable(name, f"cannot be imported ({error})") from error
+
+
+class MaskHeadSeparator:
+    """Separates with a separator folder, or a bundle that has one (None: the one that is shipped)."""
+
+    name = "mask-head"
+
+    def __init__(self, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+        folder = Path(checkpoint or SHIPPED)
+        if (folder / "bundle.json").is_file():
+            folder = folder / "separator"
+            if not folder.is_dir():
+                raise ConfigError(
+                    f"the model {folder.parent} has no separator; give the vocal alone, a model with a "
+                    f"separator, or another --separator"
+                )
+        self._separator = MaskSeparator.from_pretrained(folder).to(device)
+
+    def separate(self, wave: Tensor) -> dict[str, Tensor]:
+        """Return four stems [2, samples] that sum to wave [2, samples] at 48 kHz, of any length."""
+        return self._separator.separate(wave)
