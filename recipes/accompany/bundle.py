@@ -81,7 +81,7 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
 
     A bundle may come from anywhere: the files it names lie inside of it, and the fingerprints fit each other.
     """
-    from duotok.tokenizer.common.checkpoint import read_json_mapping
+    from duotok.tokenizer.common.files import read_json_mapping
 
     path = folder / _DESCRIPTION
     if not path.is_file():
@@ -208,7 +208,7 @@ def _check_files(folder: Path, description: Mapping[str, Any]) -> None:
 
     What lies beside the components, as a model card, is nobody's to check: nothing is read from it.
     """
-    from duotok.tokenizer.common.checkpoint import read_json_mapping
+    from duotok.tokenizer.common.files import read_json_mapping
 
     listed = description["files"]
     for name, digest in sorted(listed.items()):
