@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.finetuning.held_out import LossMeter
 from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource

@@ -16,7 +16,7 @@ from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
 from duotok.recipes.finetuning.result import write_model, write_report
 from duotok.recipes.finetuning.settings import FinetuneSettings
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
-from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.json_files import read_json, write_json
 
 
@@ -46,6 +46,8 @@ def train_model(
     }
     counts = {group: len({part.song for part in parts}) for group, parts in groups.items()}
     lm = bundle.lm.to(device)
+    if not isinstance(lm, DualTrackLM):
+        raise ConfigError(f"{source} composes by a {lm.KIND!r}; fine-tuning is for dual-track models")
     method = settings.described()
     told = {
         "from_model": bundle.name,

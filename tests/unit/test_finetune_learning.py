@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
-from duotok.lm.dual_track.scoring import score_batch
+from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.recipes.finetuning import learning
 from duotok.recipes.finetuning.held_out import LossMeter, choose_held_out
 from duotok.recipes.finetuning.learning import Curve, learn, open_windows
