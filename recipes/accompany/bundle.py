@@ -18,7 +18,7 @@ from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.lm.contract import LanguageModel
     from duotok.renderer.song import Renderer
     from duotok.tokenizer.common.component import Component
     from duotok.tokenizer.model import DuoTokenizer
@@ -36,7 +36,7 @@ class Bundle:
     """The loaded parts of a model (CPU, eval) and what its bundle.json says about them."""
 
     tokenizer: "DuoTokenizer"
-    lm: "DualTrackLM"
+    lm: "LanguageModel[Any]"
     renderer: "Renderer"
     folder: Path
     name: str
@@ -168,7 +168,7 @@ _RECORDED = {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/
 
 def _open_functions() -> "dict[str, Callable[[Path], Any]]":
     """Return what opens each component's folder, whatever of its family lies there."""
-    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.lm.open import open_lm
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.vae_open import open_vae
     from duotok.tokenizer.model import DuoTokenizer
@@ -176,7 +176,7 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
 
     return {
         "tokenizer": DuoTokenizer.from_pretrained,
-        "lm": DualTrackLM.from_pretrained,
+        "lm": open_lm,
         "renderer/vae": open_vae,
         "renderer/accompaniment": DiffusionDecoder.from_pretrained,
         "renderer/vocal": DiffusionDecoder.from_pretrained,

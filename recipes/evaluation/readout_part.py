@@ -22,10 +22,8 @@ from duotok.recipes.evaluation.sheet_readout import measure_sheets
 from duotok.recipes.tokenizer.labelled_chroma import is_labelled, key_of, triad_of
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer, ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.chords import estimate_chords
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.key import read_key
+from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.harmony import estimate_chords, read_key
 from duotok.tokenizer.spectra import level_gain
 
 _LONGEST_SECONDS = 60.0

@@ -90,6 +90,8 @@ def train_model(
     }
     counts = {group: len({part.song for part in parts}) for group, parts in groups.items()}
     lm = bundle.lm.to(device)
+    if not isinstance(lm, DualTrackLM):
+        raise ConfigError(f"{source} composes by a {lm.KIND!r}; fine-tuning is for dual-track models")
     method = settings.described()
     told = {
         "from_model": bundle.name,

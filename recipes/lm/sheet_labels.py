@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.bars import places_between
 from duotok.lm.sheet.columns import unknown_sheet, write_sheet
+from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.recipes.tokenizer.labelled_chroma import chords_of_blocks

@@ -44,7 +44,7 @@ def build(config: Config) -> Task:
     """Make the objective and its batches."""
     import torch
 
-    from duotok.lm.dual_track.objective import LMObjective
+    from duotok.lm.dual_track.scoring import LMObjective
     from duotok.recipes.lm.data import WindowSource
     from duotok.recipes.lm.sheets import SheetSource
     from duotok.recipes.lm.token_shards import TokenShards

@@ -21,8 +21,7 @@ from duotok.tokenizer.common.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duotok.lm.dual_track.codes import TrackCodes
-    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.lm.dual_track.model import DualTrackLM, TrackCodes
     from duotok.lm.sheet.reader import SheetReader
     from duotok.recipes.lm.token_shards import TokenShards
     from duotok.tokenizer.model import DuoTokenizer

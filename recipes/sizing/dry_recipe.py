@@ -14,7 +14,7 @@ from torch import nn
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm.data import WindowSource
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.recipes.sizing.stand_ins import write_noise_corpus, write_vocabulary

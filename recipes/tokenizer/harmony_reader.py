@@ -24,7 +24,7 @@ from duotok.recipes.training.command import recipe_main
 from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS
-from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
+from duotok.tokenizer.music.harmony import HarmonyReader, HarmonyReaderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

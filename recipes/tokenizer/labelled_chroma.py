@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.corpus.harmony import parse_chord, parse_root
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer, ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.blocks import average_blocks
-from duotok.tokenizer.music.chord_names import NO_CHORD
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.harmony_reader import BLOCK_RATE_HZ, surroundings
+from duotok.tokenizer.music.chroma import (
+    BLOCK_RATE_HZ,
+    CHROMA_RATE_HZ,
+    at_chroma_rate,
+    average_blocks,
+    estimate_activity,
+)
+from duotok.tokenizer.music.harmony import surroundings
+from duotok.tokenizer.music.labels import NO_CHORD, parse_chord, parse_root
 
 UNKNOWN_CHORD = -1  # neither major nor minor nor silence: sus, dim, aug
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
-from duotok.lm.dual_track.scoring import score_batch
+from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.recipes.finetuning import learning
 from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (

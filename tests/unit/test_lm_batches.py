@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm import data as data_module
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.lm.sheet.columns import (
     CHORD,
     CHORD_TRUST,

@@ -19,10 +19,10 @@ from duotok.recipes.tokenizer.labelled_chroma import (
     triad_of,
 )
 from duotok.tokenizer.common.errors import ConfigError
-from duotok.tokenizer.music.chord_names import NO_CHORD
-from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
+from duotok.tokenizer.music.harmony import HarmonyReader, HarmonyReaderConfig
+from duotok.tokenizer.music.labels import NO_CHORD
 
-TINY = Path(learn.__file__).parent / "learn" / "tiny.yaml"
+TINY = Path(learn.__file__).parent / "harmony_reader" / "tiny.yaml"
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes import plan
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard

@@ -1,24 +1,29 @@
-"""Bar lines from what each frame says of its place in the bar: the most likely chain of whole bars.
+"""Bars and chords of a song from what each frame says of them: the most likely chains.
 
 A bar is one state: the score of every bar of every length is a difference of running sums, and a chain of
 bars is found by dynamic programming over where they end. Lengths of neighbours differ little, as a singer's
 tempo does (F. Krebs et al., An Efficient State-Space Model for Joint Tempo and Meter Tracking, 2015).
+Chords change where bands change them, at the beats of a bar.
 """
 
 import numpy as np
 
+from ...tokenizer.music.harmony import find_path
 from .columns import PLACES, UNKNOWN
 
-SHORTEST_SECONDS, LONGEST_SECONDS = 1.1, 4.6
+BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
 TEMPO_SPREAD = 0.01  # deviation of the logarithm of a bar's length from the one before
-EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
+BAR_EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
+CHORD_EVIDENCE = 0.2
+# Cost of a change in nats: at a bar line, in the middle of a bar, at another quarter of it, anywhere else.
+BAR_COST, HALF_COST, QUARTER_COST, OTHER_COST = 3.0, 4.0, 6.0, 20.0
 
 
 def track_bars(
     log_probabilities: np.ndarray,
     rate_hz: float,
     *,
-    bar_seconds: tuple[float, float] = (SHORTEST_SECONDS, LONGEST_SECONDS),
+    bar_seconds: tuple[float, float] = BAR_SECONDS,
 ) -> np.ndarray:
     """Return bar lines [bars + 1] in frames, the first at 0 or before, the last at the end or behind it.
 
@@ -30,7 +35,7 @@ def track_bars(
     longest = int(lengths[-1])
     # Before the first frame and behind the last nothing is said: the outer bars may reach out.
     around = np.zeros((longest, PLACES))
-    evidence = np.concatenate([around, EVIDENCE * (log_probabilities + np.log(PLACES)), around])
+    evidence = np.concatenate([around, BAR_EVIDENCE * (log_probabilities + np.log(PLACES)), around])
     total = len(evidence)
     scores = _score_bars(evidence, lengths)  # [starts, lengths]
     change = np.log(lengths[:, None] / lengths[None, :]) / TEMPO_SPREAD
@@ -84,3 +89,20 @@ def _score_bars(evidence: np.ndarray, lengths: np.ndarray) -> np.ndarray:
             for place in range(PLACES)
         )
     return scores
+
+
+def track_chords(log_probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the chord of each frame [frames].
+
+    log_probabilities: [frames, CHORDS]. places: [frames], the frame's place in the bar or UNKNOWN.
+    """
+    return find_path(CHORD_EVIDENCE * log_probabilities, change_costs(places))
+
+
+def change_costs(places: np.ndarray) -> np.ndarray:
+    """What a change of chord costs at each frame [frames]: little where a new quarter of the bar begins."""
+    previous = np.concatenate([places[:1], places[:-1]])
+    by_quarter = np.array([BAR_COST, QUARTER_COST, HALF_COST, QUARTER_COST])
+    quarters, before = places * 4 // PLACES, previous * 4 // PLACES
+    begins = (places != UNKNOWN) & ((quarters != before) | (previous == UNKNOWN))
+    return np.where(begins, by_quarter[quarters.clip(0, 3)], OTHER_COST)
