@@ -10,7 +10,7 @@ from torch import Tensor
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN, write_sheet
-from duotok.recipes.tokenizer.labelled_chroma import chords_of_blocks
+from duotok.recipes.corpus.chord_classes import chords_of_blocks
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.music.chord_names import CHORD_NAMES
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
+from duotok.recipes.corpus.chord_classes import is_labelled, key_of, triad_of
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Excerpt, read_test_items
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sheet_readout import measure_sheets
-from duotok.recipes.tokenizer.labelled_chroma import is_labelled, key_of, triad_of
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer, ReadOut
 from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity

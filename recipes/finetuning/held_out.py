@@ -9,7 +9,7 @@ import torch
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.finetuning.settings import FEWEST_TO_HOLD_OUT
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 
 WINDOW_SECONDS = 30.0  # of shorter songs the whole
 MOST_WINDOWS = 16

@@ -15,7 +15,7 @@ from duotok.recipes.finetuning.held_out import LossMeter
 from duotok.recipes.finetuning.settings import SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.json_files import read_json, write_json

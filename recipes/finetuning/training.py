@@ -15,7 +15,7 @@ from duotok.recipes.finetuning.listening import Listened
 from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
 from duotok.recipes.finetuning.result import write_model, write_report
 from duotok.recipes.finetuning.settings import FinetuneSettings
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.json_files import read_json, write_json
 

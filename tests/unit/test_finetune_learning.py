@@ -16,7 +16,7 @@ from duotok.recipes.finetuning.held_out import LossMeter, choose_held_out
 from duotok.recipes.finetuning.learning import Curve, learn, open_windows
 from duotok.recipes.finetuning.low_rank import add_adapters, merge_adapters
 from duotok.recipes.finetuning.settings import FinetuneSettings
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import ConfigError
 
 CODES = 16
