@@ -173,7 +173,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.sheet_reader: SheetReader | None = None
         if config.sheet_reader is not None:
             self.sheet = LeadSheetEmbedding(config.hidden_dim)
-            # It is trained by itself, see recipes/lm/sheet_reader.
+            # It is trained by itself, see recipes/lm/train_sheet_reader.
             self.sheet_reader = SheetReader(config.sheet_reader).eval().requires_grad_(False)
 
     @classmethod

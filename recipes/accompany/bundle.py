@@ -19,7 +19,7 @@ from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:
     from duotok.lm.contract import LanguageModel
-    from duotok.renderer.song import Renderer
+    from duotok.renderer.renderer import Renderer
     from duotok.tokenizer.common.component import Component
     from duotok.tokenizer.model import DuoTokenizer
 
@@ -55,7 +55,7 @@ def load_bundle(folder: str | Path | None = None) -> Bundle:
     Raises CheckpointError, in one line, when a file is missing, damaged or not listed, the format is another
     one, or the parts are not those of one training run.
     """
-    from duotok.renderer.song import Renderer
+    from duotok.renderer.renderer import Renderer
 
     folder = default_bundle() if folder is None else Path(folder)
     description = read_bundle_description(folder)
@@ -170,7 +170,7 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
     """Return what opens each component's folder, whatever of its family lies there."""
     from duotok.lm.open import open_lm
     from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae_open import open_vae
+    from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.model import DuoTokenizer
     from duotok.tokenizer.separator import MaskSeparator
 

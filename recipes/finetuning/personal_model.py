@@ -21,7 +21,7 @@ from duotok.recipes.finetuning.learning import (
     open_windows,
 )
 from duotok.recipes.finetuning.song_tokens import Listened
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_json, write_json
 

@@ -21,7 +21,7 @@ from duotok.recipes.finetuning.learning import (
     merge_adapters,
     open_windows,
 )
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import ConfigError
 
 CODES = 16

@@ -9,7 +9,7 @@ from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective, mismatch_source, score_batch
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 
 NOTES = 8

@@ -8,6 +8,8 @@ minor triads and no chord.
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from ..common.errors import DataError
 
 CHORDS = 25  # 0-11 major, 12-23 minor
@@ -102,6 +104,31 @@ def nearest_triad(label: str) -> tuple[int, float]:
 
     best = max(range(NO_CHORD), key=lambda number: (shared(number), number % 12 == chord.root, number < 12))
     return best, shared(best) / 3
+
+
+def triad_of(label: str) -> int:
+    """Chord class of a Harte label by the MIREX majmin rule: 0-11 major, 12-23 minor, 24 none, -1 neither."""
+    chord = parse_chord(label)
+    if chord is None:
+        return NO_CHORD
+    root, intervals, _ = chord
+    triads: dict[tuple[int, ...], int] = {(0, 4, 7): root, (0, 3, 7): 12 + root}
+    return triads.get(intervals[:3], UNKNOWN_CHORD)
+
+
+def key_of(label: str) -> int:
+    """Key class of a label such as "Eb:min": 0-11 major, 12-23 minor."""
+    root, _, mode = label.partition(":")
+    return parse_root(root) + 12 * (mode == "min")
+
+
+def chords_of_blocks(chords: list[tuple[float, float, str]], count: int, rate_hz: float) -> np.ndarray:
+    """Chord class [count] of each block of 1 / rate_hz seconds, by what sounds in its middle."""
+    middles = (np.arange(count) + 0.5) / rate_hz
+    classes = np.full(count, UNKNOWN_CHORD)
+    for start, end, label in chords:
+        classes[(middles >= start) & (middles < end)] = triad_of(label)
+    return classes
 
 
 def name_note(pitch_class: int, fifths: int = 0) -> str:
