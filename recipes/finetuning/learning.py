@@ -17,7 +17,8 @@ from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.json_files import read_json, write_json
 
 # As the language model was first trained (recipes/lm/small.yaml), so that nothing it can do is unlearned.
@@ -146,8 +147,8 @@ def train_config(settings: FinetuneSettings) -> TrainConfig:
 
 def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
     """Take up the weights of the run's checkpoint, if there is one; return its steps and seconds."""
-    parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    state = TrainingState(parameters, torch.optim.AdamW(parameters.values()), use_ema=False)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    state = TrainingState(objective, torch.optim.AdamW(trained), use_ema=False)
     state.load(run / "checkpoint")
     return state.step, state.elapsed_seconds
 

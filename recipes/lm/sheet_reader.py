@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from duotok.lm.sheet.reader import SheetReaderConfig
 from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, SheetWindows
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import DataError
 
 _VALIDATION_ITEMS = 40

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.lm.data import DataConfig
 from duotok.recipes.lm.sheets import SheetConfig
 from duotok.recipes.lm.validation import ValidationConfig
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from duotok.recipes.lm.token_shards import TokenShards
 
 
@@ -49,7 +52,6 @@ def build(config: Config) -> Task:
     from duotok.recipes.lm.sheets import SheetSource
     from duotok.recipes.lm.token_shards import TokenShards
     from duotok.recipes.lm.validation import make_validation
-    from duotok.recipes.sizing.flops import batch_flops, batch_tokens
 
     shards = TokenShards(config.data.tokens)
     torch.manual_seed(config.train.seed)
@@ -65,9 +67,33 @@ def build(config: Config) -> Task:
         make_batch=source.make_batch,
         export=lm.save_pretrained,
         validate=make_validation(lm, shards, config.data, config.validation),
-        count_units=batch_tokens,
+        # The codes of both tracks; a window counts once, without its prompt.
+        count_units=lambda batch: batch["target_vocal"].numel() + batch["target_accompaniment"].numel(),
         count_flops=lambda batch: batch_flops(lm.config, batch, config.prompt_weight),
     )
+
+
+def batch_flops(config: DualTrackLMConfig, batch: "dict[str, Tensor]", prompt_weight: float = 0.0) -> float:
+    """Return the floating-point operations of a forward and backward pass on arguments of an LMObjective.
+
+    Each weight of a matrix takes 6 a step: twice 2 backward. Attention is counted over all pairs of steps,
+    and what gradient checkpointing computes twice counts once, as PaLM's utilization has it (arXiv 2204.02311,
+    appendix B). Look-ups, norms and softmax are left out.
+    """
+    examples, frames = batch["target_vocal"].shape
+    steps, width = batch["segment"].shape[1], config.hidden_dim
+    keys = config.key_value_heads * width // config.heads
+    layer = 2 * width * (width + keys + steps) + 3 * width * config.feed_forward_dim
+    trunk = config.layers * layer + 2 * config.embedding_dim * width
+    anchors = 2 * config.code_dim * config.embedding_dim
+    heads = 0.0
+    for track in TRACKS:
+        size = getattr(config, f"{track}_codes")
+        in_prompt = steps > frames and prompt_weight > 0 and bool(batch[f"weight_{track}"].any())
+        # 4 a step where the other side, the tokenizer's code vectors, has no gradient.
+        head = 6 * width * (config.code_dim + size) + 4 * config.code_dim * size
+        heads += head * (2 if in_prompt else 1)
+    return float(examples * (steps * (6 * trunk + 4 * anchors) + frames * heads))
 
 
 def build_model(config: Config, shards: "TokenShards") -> DualTrackLM:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
 from duotok.renderer.diffusion_objective import CodeFeatures, DiffusionLossConfig, DiffusionObjective
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError

@@ -21,7 +21,7 @@ from duotok.recipes.renderer.vae_linear import fit_linear
 from duotok.recipes.renderer.vae_objective import VAELossConfig, VAEObjective
 from duotok.recipes.renderer.vae_start import fit_from_start
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 

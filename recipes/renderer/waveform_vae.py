@@ -17,7 +17,7 @@ from duotok.recipes.renderer.excerpts import ExcerptConfig, draw_excerpt
 from duotok.recipes.renderer.waveform_losses import WaveformLossConfig
 from duotok.recipes.renderer.waveform_objective import AdversaryConfig, WaveformObjective
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.vae_oobleck import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duotok.recipes.research.matched_codecs import CodecConfig
-from duotok.recipes.training.loop import TrainConfig
+from duotok.recipes.training.task import TrainConfig
 from duotok.renderer.diffusion import DiffusionDecoderConfig
 from duotok.renderer.diffusion_objective import DiffusionLossConfig
 from duotok.tokenizer.common.config import config_from_dict

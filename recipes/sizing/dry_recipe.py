@@ -20,7 +20,7 @@ from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
 from duotok.recipes.sizing.stand_ins import write_noise_corpus, write_vocabulary
 from duotok.recipes.tokenizer import stage1
 from duotok.recipes.tokenizer.cuts import CutSampler
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
 from duotok.renderer.diffusion_objective import DiffusionObjective
 from duotok.tokenizer.common.checkpoint import read_description

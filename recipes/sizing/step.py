@@ -32,9 +32,9 @@ def take_step(
 
     import torch
 
-    from duotok.recipes.evaluation.speed import peak_memory_gb
     from duotok.recipes.sizing.dry_recipe import Scale
     from duotok.recipes.training.loop import run_training
+    from duotok.tokenizer.common.command import peak_memory_gb
 
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)

@@ -21,7 +21,7 @@ from duotok.recipes.tokenizer.labelled_chroma import (
     read_songs,
 )
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS
 from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig

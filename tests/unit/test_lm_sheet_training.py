@@ -29,7 +29,8 @@ from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, She
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.token_shards import TokenShards
 from duotok.recipes.lm.tokenize import main as tokenize
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from duotok.recipes.renderer import waveform_vae as recipe
 from duotok.recipes.renderer.waveform_objective import WaveformObjective
 from duotok.recipes.training.batches import BatchKey, draw
-from duotok.recipes.training.loop import Task, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task
 from duotok.renderer.vae_oobleck import OobleckVAE
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from duotok.recipes.training.loop import Task, TrainConfig, learning_rate_factor, run_training
+from duotok.recipes.training.loop import learning_rate_factor, run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
 
 

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from duotok.recipes.lm import data, token_shards, train
-from duotok.recipes.training import checkpoint as training_state
-from duotok.recipes.training import deepspeed_config as training_deepspeed_config
-from duotok.recipes.training import deepspeed_engine as training_deepspeed
-from duotok.recipes.training import failures as training_failures
+from duotok.recipes.training import checkpoint, deepspeed_engine, failures
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -43,7 +40,7 @@ def test_settings_are_the_recipe_s(name):
 
 
 def test_failures_are_told_in_these_words():
-    modules = (training_deepspeed, training_deepspeed_config, training_failures, training_state, data)
+    modules = (checkpoint, deepspeed_engine, failures, data)
     source = "".join(Path(str(each.__file__)).read_text() for each in (*modules, token_shards, train))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings over several lines
     lines = re.findall(r"^\| ([^|]+) \|", PAGE[PAGE.index("## What failures say") :], flags=re.MULTILINE)
