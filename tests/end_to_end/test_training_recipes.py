@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,27 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(name, 
     assert losses[0] == losses[1] and len(set(losses[0].values())) == 5
 
 
-def test_missing_manifest_is_one_line(capsys, runs, tmp_path):
-    assert stage1.main(command(1, tmp_path / "nowhere", tmp_path)) == 1
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("data.manifest=nowhere/train.jsonl", "nowhere"),
+        ("data.manifest=pipe:touch {out}/ran; cat x.tar", "pipe:touch"),
+        ('data.manifest="{{pipe:touch {out}/ran #,x}}.tar"', "is not read; give paths of tars"),
+        ("train.steps=[1", "--set 'train.steps=[1' is not valid YAML"),
+        ("mixture={{mix: heavy}}", "mixture.mix must be of type float"),
+        ("mixture={{mix: 0}}", "the mixture must give shares above 0"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tiny_corpus, tmp_path, setting, told):
+    arguments = [*command(1, tiny_corpus, tmp_path), "--set", setting.format(out=tmp_path)]
+    assert stage1.main(arguments) == 1
     message = capsys.readouterr().err.strip()
-    assert "nowhere" in message and "\n" not in message
+    assert told in message and "\n" not in message and message.startswith("error: ")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_extra_is_one_line(capsys, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "duotok.recipes.training.loop")
+    assert stage1.main(command(1, tiny_corpus, tmp_path)) == 1
+    assert "accelerate is missing; in the checkout: pip install '.[train]'" in capsys.readouterr().err

@@ -138,7 +138,8 @@ def test_processes_that_train_for_minutes_stay_together(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command += [str(tmp_path / "program.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    run = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, **run, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "weights0").read_bytes() == (tmp_path / "weights1").read_bytes()
     rates = [row["learning_rate"] for row in read_log(tmp_path / "run")]
