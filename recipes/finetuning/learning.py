@@ -244,8 +244,8 @@ def train_config(settings: FinetuneSettings) -> TrainConfig:
 
 def load_progress(objective: LMObjective, run: Path) -> tuple[int, float]:
     """Take up the weights of the run's checkpoint, if there is one; return its steps and seconds."""
-    parameters = _trained(objective)
-    state = TrainingState(parameters, torch.optim.AdamW(parameters.values()), use_ema=False)
+    optimizer = torch.optim.AdamW(_trained(objective).values())
+    state = TrainingState(objective, optimizer, use_ema=False)
     state.load(run / "checkpoint")
     return state.step, state.elapsed_seconds
 
