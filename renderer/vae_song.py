@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..tokenizer.common.errors import ConfigError
+from ..tokenizer.common.long_waves import let_go, new_wave
 
 if TYPE_CHECKING:
     from .vae import SpectralVAE
@@ -35,7 +36,7 @@ def decode_in_chunks(
         raise ConfigError(f"{frames} latent frames give 1 to {frames * hop} samples, not {samples}")
     if chunk_frames <= OVERLAP_FRAMES + TAIL_FRAMES:
         raise ConfigError(f"chunk_frames must be above {OVERLAP_FRAMES + TAIL_FRAMES}, got {chunk_frames}")
-    wave = torch.zeros(2, frames * hop)
+    wave = new_wave(2, frames * hop)
     done = 0  # frames whose sound is final
     while done < frames:
         start = max(0, done - OVERLAP_FRAMES)
@@ -52,6 +53,7 @@ def decode_in_chunks(
             wave[:, joint - fade : joint].lerp_(chunk[:, within - fade : within], rise)
             chunk = chunk[:, within:]
         wave[:, done * hop : final * hop] = chunk
+        let_go(wave)
         if progress is not None:
             progress(final - done)
         done = final

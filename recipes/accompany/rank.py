@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity, mel_power
 from duotok.tokenizer.music.blocks import average_blocks
 from duotok.tokenizer.music.chord_names import CHORDS, NO_CHORD
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
@@ -97,7 +97,7 @@ def read_track(told: ReadOut, track: str, reader: HarmonyReader | None = None) -
     chroma = average_blocks(told.chroma[0].cpu().double().numpy(), CHROMA_RATE_HZ)
     blocks = torch.from_numpy(chroma).float()
     sounding = torch.from_numpy(average_blocks(active, CHROMA_RATE_HZ) >= 0.5)
-    power = (10.0 ** (2.0 * told.mel[0].cpu().double())).sum(dim=-1).numpy()
+    power = mel_power(told.mel[0]).numpy()
     silent = torch.zeros(CHORDS)
     silent[NO_CHORD] = 1.0
     return TrackReading(

@@ -1,6 +1,7 @@
 """Whether a track sounds, from the mel that its codes stand for."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..model import CHROMA_PER_FRAME, MEL_PER_FRAME
@@ -14,9 +15,15 @@ _SHORTEST_GAP_SECONDS = 0.3
 
 def estimate_activity(mel: Tensor) -> np.ndarray:
     """Whether each frame of 40 ms sounds [frames], by mel [4 * frames, bands] read out of a track's codes."""
-    power = (10.0 ** (2.0 * mel.detach().cpu().double())).sum(dim=-1)
+    power = mel_power(mel)
     frames = power.unflatten(0, (-1, MEL_PER_FRAME)).mean(dim=-1).numpy()
     return 10 * np.log10(np.maximum(frames, 1e-12)) > _READ_OUT_THRESHOLD_DB
+
+
+def mel_power(mel: Tensor) -> Tensor:
+    """Summed mel power [frames] float64 of log10-mel magnitudes [frames, bands]."""
+    parts = [(10.0 ** (2.0 * part.cpu().double())).sum(dim=-1) for part in mel.detach().split(30_000)]
+    return torch.cat(parts)
 
 
 def at_chroma_rate(active: np.ndarray) -> np.ndarray:

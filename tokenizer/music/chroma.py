@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.chunks import join_chunks
+from ..common.long_waves import let_go
 from ..spectra import Chroma
 
 CHROMA_RATE_HZ = 50.0
@@ -15,17 +17,18 @@ _HALO_FRAMES = 5  # 4,800 samples: more than half of the 8,192-sample window
 @torch.no_grad()
 def measure_chroma(wave: Tensor) -> np.ndarray:
     """Chroma [frames, 12] at 50 Hz, C first, in 0..1, of wave [channels, samples] (the tokenizer's)."""
-    mono = wave.float().mean(dim=0).cpu()
-    mono = torch.nn.functional.pad(mono, (0, -len(mono) % _HOP_SAMPLES))
     front_end = Chroma(hop_samples=_HOP_SAMPLES)
-    frames = len(mono) // _HOP_SAMPLES
-    pieces = []
-    for start in range(0, frames, _CHUNK_FRAMES):
-        low, stop = max(0, start - _HALO_FRAMES), min(frames, start + _CHUNK_FRAMES)
-        high = min(frames, stop + _HALO_FRAMES)
-        piece = front_end(mono[None, low * _HOP_SAMPLES : high * _HOP_SAMPLES])[0]
-        pieces.append(piece[start - low : stop - low])
-    return torch.cat(pieces).numpy().astype(np.float64) if pieces else np.zeros((0, 12))
+
+    def compute(low: int, high: int) -> Tensor:
+        mono = wave[:, low * _HOP_SAMPLES : high * _HOP_SAMPLES].float().mean(dim=0, keepdim=True).cpu()
+        let_go(wave)
+        return front_end(torch.nn.functional.pad(mono, (0, -mono.shape[-1] % _HOP_SAMPLES)))
+
+    frames = -(-wave.shape[-1] // _HOP_SAMPLES)
+    if frames == 0:
+        return np.zeros((0, 12))
+    chroma = join_chunks(frames, compute, size=_CHUNK_FRAMES, halo=_HALO_FRAMES)
+    return chroma[0].numpy().astype(np.float64)
 
 
 def correlate_chroma(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
+from ..common.chunks import join_chunks
+from ..common.long_waves import let_go
 
 PITCH_RATE_HZ = 50.0
 _DECIMATION = 4  # 12 kHz is plenty for a fundamental below 1 kHz
@@ -24,11 +26,15 @@ def sung_pitch(wave: Tensor) -> np.ndarray:
 
     wave: [channels, samples] at 48 kHz, one voice.
     """
-    mono = wave.float().mean(dim=0, keepdim=True).cpu()[None]
     kernel = torch.hann_window(4 * _DECIMATION + 1, periodic=False)
-    low = torch.nn.functional.conv1d(
-        mono, (kernel / kernel.sum())[None, None], stride=_DECIMATION, padding=2 * _DECIMATION
-    )[0, 0]
+    kernel = (kernel / kernel.sum())[None, None]
+
+    def decimate(low: int, high: int) -> Tensor:
+        mono = wave[:, low * _DECIMATION : high * _DECIMATION].float().mean(dim=0, keepdim=True).cpu()
+        let_go(wave)
+        return torch.nn.functional.conv1d(mono, kernel, stride=_DECIMATION, padding=2 * _DECIMATION)
+
+    low = join_chunks(-(-wave.shape[-1] // _DECIMATION), decimate, size=30 * _RATE_HZ, halo=2)[0]
     longest = int(_RATE_HZ / _LOWEST_HZ)
     span = _WINDOW_SAMPLES + longest + 1
     frames = -(-wave.shape[-1] // (_HOP_SAMPLES * _DECIMATION))
