@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -116,7 +116,8 @@ def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> N
     """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    kind = "RF64" if 4 * wave.numel() > _LARGEST_WAV_BYTES else "WAV"  # WAV counts its bytes in 32 bits
+    size = wave.numel() * (2 if subtype == "PCM_16" else 4)
+    kind = "WAV" if size <= _LARGEST_WAV_BYTES else "RF64"  # WAV counts its bytes in 32 bits
     try:
         with (
             open(temporary, "wb") as raw,
@@ -134,7 +135,8 @@ def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> N
                 file.write(block.cpu().numpy().T)
         os.replace(temporary, path)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise AudioError(
             f"cannot write {shown_name(path)}: check that the folder is writable and not full"
         ) from error
