@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.accompany.mix import measure_loudness, mix_down
 from duotok.recipes.accompany.vocal import load_vocal
 from duotok.tokenizer.common import long_waves
@@ -93,3 +94,17 @@ def test_chunks_joined_are_one_pass(frames, size, halo, grain):
     assert [frame for chunk in chunks for frame in range(chunk.start, chunk.stop)] == list(range(frames))
     assert all(chunk.low % grain == 0 and chunk.low <= max(0, chunk.start - halo) for chunk in chunks)
     assert all(chunk.high == min(frames, chunk.stop + halo) for chunk in chunks)
+
+
+@torch.no_grad()
+def test_the_sheet_reader_in_chunks_is_the_reader_of_one_pass(monkeypatch):
+    torch.manual_seed(2)
+    reader = SheetReader(SheetReaderConfig(vocal_codes=11, code_dim=4, dim=8, dilations=(1, 2, 4))).eval()
+    reader.vectors.normal_()
+    codes = torch.randint(12, (2, 301))
+    whole, sheet = reader(codes), reader.read(codes)
+    monkeypatch.setattr("duotok.lm.sheet.reader.CHUNK_FRAMES", 60)
+    chunked = reader._listen(codes)
+    for name in ("place", "chord"):
+        torch.testing.assert_close(chunked[name], whole[name])
+    assert (reader.read(codes) == sheet).float().mean() > 0.99
