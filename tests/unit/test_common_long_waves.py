@@ -11,10 +11,10 @@ from duotok.tokenizer.common.audio import read_audio, write_audio
 from duotok.tokenizer.common.chunks import join_chunks, plan_chunks
 from duotok.tokenizer.common.errors import AudioError
 from duotok.tokenizer.common.long_waves import amplify, blocks, let_go, map_blocks, new_wave, peak
-from duotok.tokenizer.level import level_gain
 from duotok.tokenizer.music.chroma import measure_chroma
 from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.tempo import onset_envelope
+from duotok.tokenizer.spectra import level_gain
 
 
 @pytest.fixture
