@@ -1,4 +1,4 @@
-"""What a separator is, and what the adapters share: long waves in pieces, other rates, stems that sum up."""
+"""What a separator is, and what the adapters share: long waves in pieces, stems that sum up."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol

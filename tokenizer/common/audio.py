@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import AudioError
+from .files import WriteError, whole_file
 from .input_files import open_input, shown_name
 from .long_waves import blocks, let_go, new_wave
 
@@ -114,12 +115,11 @@ def change_speed(wave: Tensor, speed: float) -> Tensor:
 
 def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> None:
     """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     size = wave.numel() * (2 if subtype == "PCM_16" else 4)
     kind = "WAV" if size <= _LARGEST_WAV_BYTES else "RF64"  # WAV counts its bytes in 32 bits
     try:
         with (
+            whole_file(path) as temporary,
             open(temporary, "wb") as raw,
             soundfile.SoundFile(
                 _handle(raw, temporary),
@@ -133,10 +133,7 @@ def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> N
         ):
             for _, (block,) in blocks(wave.detach()):
                 file.write(block.cpu().numpy().T)
-        os.replace(temporary, path)
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
+    except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
         raise AudioError(
             f"cannot write {shown_name(path)}: check that the folder is writable and not full"
         ) from error
