@@ -35,16 +35,8 @@ def accuracy_at(ranks: Tensor, k: int) -> float:
 
 
 def nats_to_bits(nats: float) -> float:
-    """Convert nats to bits."""
+    """Convert nats to bits: of a mean cross-entropy, bits per token; lower is better (P eq. 9)."""
     return nats / math.log(2)
-
-
-def bits_per_token(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the targets in bits per token; lower is better (P eq. 9).
-
-    logits: [batch, frames, codes] before softmax; targets: [batch, frames] int64.
-    """
-    return loss_nats(logits, targets).mean() / math.log(2)
 
 
 def mean_index_bits(codebook_sizes: Sequence[int]) -> float:
@@ -66,13 +58,6 @@ def entropy_normalized_bits(bits: float, entropy_bits: float) -> float:
     if entropy_bits <= 0:
         raise DataError("the evaluation set uses a single code: enBPT is not defined")
     return bits / entropy_bits
-
-
-def entropy_normalized_ratio(cnbpt: float, normalized: float) -> float:
-    """Return enBPT from cnBPT and the codes' normalized entropy (P eq. 17)."""
-    if normalized <= 0:
-        raise DataError("the evaluation set uses a single code: enBPT is not defined")
-    return cnbpt / normalized
 
 
 def token_rate_hz(frame_rate_hz: float, codes_per_frame: int) -> float:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -125,8 +126,8 @@ class BandDiscriminator(nn.Module):
                 normalized=True,
                 return_complex=True,
             )
-        parts = torch.view_as_real(spectrum.transpose(1, 2)).unflatten(0, (-1, _CHANNELS))
-        return parts.movedim(-1, 2).flatten(1, 2)
+        parts = torch.view_as_real(spectrum)
+        return rearrange(parts, "(b c) bins frames part -> b (c part) frames bins", c=_CHANNELS)
 
 
 def _band_stack(width: int) -> nn.ModuleList:

@@ -11,7 +11,7 @@ import torch
 
 from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import Item, write_manifest
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     # Imported here: most tests need no models, and these take seconds to import.
     from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
     from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
-    from duotok.recipes.tokenizer.text import train_text_model
+    from duotok.recipes.tokenizer.train_text_model import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
-    from duotok.renderer.vae import SpectralVAE, SpectralVAEConfig
+    from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
     from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
     from duotok.tokenizer.text import SentencePieceVocabulary
 

@@ -80,7 +80,7 @@ def read_vocabulary(source: str) -> TextVocabulary:
     except OSError as error:
         raise ConfigError(
             f"cannot read the text model {source}: {error.strerror or error}; "
-            f"make it by python -m duotok.recipes.tokenizer.text"
+            f"make it by python -m duotok.recipes.tokenizer.train_text_model"
         ) from error
 
 

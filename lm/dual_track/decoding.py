@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from .model import DualTrackLM
+from transformers import Qwen2Model
 
 # (number of the layer, queries, keys, values), each [rows, steps, heads or groups, head_dim] -> queries' mix
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -65,24 +64,32 @@ class CachedDecoder:
 
     @torch.no_grad()
     def __init__(
-        self, lm: DualTrackLM, *, branches: int, candidates: int, prompt_steps: int, target_steps: int
+        self,
+        backbone: Qwen2Model,
+        *,
+        shared_positions: bool,
+        branches: int,
+        candidates: int,
+        prompt_steps: int,
+        target_steps: int,
     ) -> None:
         """prompt_steps: the length of every prompt; target_steps: the most a target may have."""
-        config = lm.config
+        config = backbone.config
+        heads, groups = int(config.num_attention_heads or 0), int(config.num_key_value_heads or 0)
         self.branches, self.candidates = branches, candidates
         self.prompt_steps, self.target_steps, self.length = prompt_steps, target_steps, 0
-        self.head_dim = config.hidden_dim // config.heads
-        self._groups, self._per_group = config.key_value_heads, config.heads // config.key_value_heads
-        self._layers = [_Layer(layer, self.head_dim) for layer in lm.backbone.layers]
-        self._norm = lm.backbone.norm
-        weight = lm.project.weight
+        self.head_dim = int(config.hidden_size or 0) // heads
+        self._groups, self._per_group = groups, heads // groups
+        self._layers = [_Layer(layer, self.head_dim) for layer in backbone.layers]
+        self._norm = backbone.norm
+        weight = self._norm.weight
         self._epsilon = torch.tensor(self._norm.variance_epsilon, device=weight.device)
         batch, steps = branches * self._groups, (prompt_steps, target_steps)
         self._caches = [_Cache(weight, batch, candidates, steps, self.head_dim) for _ in self._layers]
-        self._target_start = 0 if config.shared_positions else prompt_steps
+        self._target_start = 0 if shared_positions else prompt_steps
         positions = max(prompt_steps, self._target_start + target_steps)
         self._places = torch.arange(positions, device=weight.device)
-        cos, sin = lm.backbone.rotary_emb(weight, self._places[None])
+        cos, sin = backbone.rotary_emb(weight, self._places[None])
         half = self.head_dim // 2
         # rotate_half(x) * sin equals x rolled by half a head times the signed sine.
         self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)

@@ -1,22 +1,110 @@
 """The dual-track language model: a Qwen2 backbone over frames of two codes (P 5.2, B.1)."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2Model
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from ...tokenizer.common.component import Component
-from ...tokenizer.common.errors import ConfigError
+from ...tokenizer.common.errors import ConfigError, DataError
 from ...tokenizer.model import DuoTokenizer
-from ..sheet.columns import LeadSheetEmbedding
+from ..contract import Candidates, LanguageModel, SamplingConfig
+from ..sheet.columns import LeadSheetEmbedding, check_sheet, commit
 from ..sheet.reader import SheetReader, SheetReaderConfig
-from .attention import AttentionChoice, choose_attention
-from .codes import TrackCodes
-from .layout import SEGMENTS, TRACKS, Layout, lay_out
+from .layout import MODES, PROMPT, SEGMENTS, TARGET_SEGMENT, TRACKS, Layout, lay_out, mode_into
+from .sampling import StepParts, draw_uniform, sample_song
+
+AMPERE = (8, 0)  # lowest compute capability of flash-attention 2
+WIDEST_FLASH_HEAD = 256
+
+
+class AttentionChoice(NamedTuple):
+    """A kernel by transformers' name, and why this one."""
+
+    name: str
+    reason: str
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionChoice:
+    """Choose flash-attention 2 where it is installed and can run, SDPA otherwise.
+
+    It runs on CUDA devices from Ampere on, in float16 and bfloat16, with heads of up to 256 numbers. dtype:
+    what the kernel is given, under autocast the type cast to.
+    """
+    missing = None
+    if device.type != "cuda":
+        missing = f"flash-attention 2 needs CUDA, this is {device.type}"
+    elif not is_flash_attn_2_available():
+        missing = "flash-attn is not installed"
+    elif torch.cuda.get_device_capability(device) < AMPERE:
+        missing = f"flash-attention 2 needs Ampere or newer, this is {torch.cuda.get_device_name(device)}"
+    elif dtype not in (torch.float16, torch.bfloat16):
+        missing = f"flash-attention 2 needs half precision, this is {str(dtype).removeprefix('torch.')}"
+    elif head_dim > WIDEST_FLASH_HEAD:
+        missing = f"flash-attention 2 takes heads of up to {WIDEST_FLASH_HEAD} numbers, these have {head_dim}"
+    if missing is not None:
+        return AttentionChoice("sdpa", missing)
+    return AttentionChoice("flash_attention_2", f"flash-attn is installed, inputs are {dtype} on {device}")
+
+
+class TrackCodes(nn.Module):
+    """Embedding table and prediction head of one track.
+
+    Both start from the tokenizer's code vectors, so that codes that sound alike begin alike: embedding =
+    linear(vector) + residual, logits = linear(hidden) . vector + residual, the residuals starting at zero.
+    The code after the last one is PAD: "nothing here", learned, never predicted.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, codes: int, code_dim: int, embedding_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.codes = codes
+        self.register_buffer("vectors", torch.zeros(codes, code_dim))
+        self.anchor_in = nn.Linear(code_dim, embedding_dim, bias=False)
+        self.residual_in = nn.Embedding(codes + 1, embedding_dim)
+        self.anchor_out = nn.Linear(hidden_dim, code_dim, bias=False)
+        self.residual_out = nn.Linear(hidden_dim, codes)
+        nn.init.normal_(self.anchor_in.weight, std=code_dim**-0.5)
+        nn.init.zeros_(self.residual_in.weight)
+        nn.init.normal_(self.residual_in.weight[codes:])
+        near_uniform = 0.3 * (hidden_dim * code_dim) ** -0.5
+        nn.init.normal_(self.anchor_out.weight, std=near_uniform)
+        nn.init.zeros_(self.residual_out.weight)
+        nn.init.zeros_(self.residual_out.bias)
+        self.anchor_on(torch.randn(codes, code_dim))
+
+    @property
+    def pad(self) -> int:
+        """Index of PAD."""
+        return self.codes
+
+    @torch.no_grad()
+    def anchor_on(self, vectors: Tensor) -> None:
+        """Take the tokenizer's code vectors [codes, code_dim], brought to zero mean and unit deviation."""
+        if vectors.shape != self.vectors.shape:
+            raise ConfigError(
+                f"the code vectors are {tuple(vectors.shape)}, the language model expects "
+                f"{tuple(self.vectors.shape)}; build it for this tokenizer"
+            )
+        centred = vectors.float() - vectors.float().mean(dim=0)
+        self.vectors.copy_(centred / centred.std().clamp_min(1e-6))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return embeddings [..., embedding_dim] of codes [...] in 0..codes, PAD included."""
+        padded = functional.pad(self.vectors, (0, 0, 0, 1))  # PAD has no vector of its own
+        return self.anchor_in(functional.embedding(codes, padded)) + self.residual_in(codes)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., codes] of hidden states [..., hidden_dim]."""
+        return self.anchor_out(hidden) @ self.vectors.T.to(hidden.dtype) + self.residual_out(hidden)
+
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +147,7 @@ class DualTrackLMConfig:
             raise ConfigError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
 
 
-class DualTrackLM(Component[DualTrackLMConfig]):
+class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     """Predicts the next code of each track from frames of both (P B.1.2 to B.1.4)."""
 
     KIND = "lm"
@@ -85,7 +173,7 @@ class DualTrackLM(Component[DualTrackLMConfig]):
         self.sheet_reader: SheetReader | None = None
         if config.sheet_reader is not None:
             self.sheet = LeadSheetEmbedding(config.hidden_dim)
-            # It is trained by itself, see recipes/lm/sheet_reader.
+            # It is trained by itself, see recipes/lm/train_sheet_reader.
             self.sheet_reader = SheetReader(config.sheet_reader).eval().requires_grad_(False)
 
     @classmethod
@@ -145,12 +233,9 @@ class DualTrackLM(Component[DualTrackLMConfig]):
             self.sheet_reader.eval()
         return self
 
-    def read_sheet(self, vocal: Tensor, **limits: Any) -> Tensor | None:
-        """Return the sheet [batch, frames, COLUMNS] of vocal codes [batch, frames]; see `SheetReader.read`.
-
-        None where this model knows no sheets.
-        """
-        return None if self.sheet_reader is None else self.sheet_reader.read(vocal, **limits)
+    def read_sheet(self, codes: Tensor, *, bar_seconds: tuple[float, float] | None = None) -> Tensor | None:
+        """Return the sheet of vocal codes, see `LanguageModel.read_sheet` and `SheetReader.read`."""
+        return None if self.sheet_reader is None else self.sheet_reader.read(codes, bar_seconds=bar_seconds)
 
     def add_sheet_reader(self, reader: SheetReader) -> None:
         """Show lead sheets from now on, as this reader reads them; what they say has still to be learned.
@@ -196,6 +281,85 @@ class DualTrackLM(Component[DualTrackLMConfig]):
             else:
                 hidden = layer(hidden, None, position_embeddings=rotary)
         return self.backbone.norm(hidden)
+
+    @torch.no_grad()
+    def compose(
+        self,
+        source_codes: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+        prefix: Tensor | None = None,
+        sheet: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+        track: str = "accompaniment",
+    ) -> Candidates:
+        """Return one candidate of `track` per seed, all computed in one batch; see `LanguageModel.compose`.
+
+        Codes are [frames] of the other track. However sure the reader of the lead sheet was, the band commits
+        to it.
+        """
+        mode = mode_into(track)
+        source, sampling = TRACKS[1 - TRACKS.index(track)], sampling or SamplingConfig()
+        source_codes = self._check_codes(source_codes, source).to(self.device)
+        given = torch.zeros(0).long() if prefix is None else self._check_codes(prefix, track)
+        if not seeds or not len(source_codes):
+            raise DataError("give at least one seed and one frame of source codes")
+        frames = len(source_codes)
+        done = given[:frames].expand(len(seeds), -1).to(self.device)
+        if done.shape[1] == frames:
+            return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
+        if sheet is not None:
+            sheet = commit(check_sheet(sheet, frames)).to(self.device)
+        elif source == "vocal" and self.sheet_reader is not None:
+            sheet = commit(self.sheet_reader.read(source_codes[None])[0])
+        uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
+        codes, nats = sample_song(
+            self._fuse(mode), source_codes, done, uniform, sampling, sheet=sheet, progress=progress
+        )
+        nats = nats.cpu()
+        return Candidates(
+            codes=codes.cpu(),
+            likelihood_nats=nats[0],
+            likelihood_alone_nats=nats[1] if len(nats) > 1 else None,
+        )
+
+    def _check_codes(self, codes: Tensor, track: str) -> Tensor:
+        if codes.ndim != 1:
+            raise DataError(f"{track} codes must be [frames], got shape {tuple(codes.shape)}")
+        size = self.codes_of(track).codes
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= size):
+            raise DataError(
+                f"{track} codes must be in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}; "
+                f"encode them with the tokenizer of this model"
+            )
+        return codes.long()
+
+    def _fuse(self, mode: str) -> StepParts:
+        """The weights that sampling in a mode needs, fused."""
+        source, (target,) = MODES[mode]
+        assert source is not None
+        sources, targets = self._input_table(source), self._input_table(target)
+        segments = self.segments.weight + self.project.bias
+        head = self.codes_of(target)
+        return StepParts(
+            backbone=self.backbone,
+            shared_positions=self.config.shared_positions,
+            aligned_source=self.config.aligned_source,
+            sources=sources,
+            targets=targets + segments[TARGET_SEGMENT[mode]],
+            prompt=targets[head.pad] + segments[PROMPT],
+            head=head.vectors @ head.anchor_out.weight + head.residual_out.weight,
+            head_bias=head.residual_out.bias,
+            sheet=self.sheet,
+        )
+
+    def _input_table(self, track: str) -> Tensor:
+        """What each code of a track and its PAD adds to a step's input [codes + 1, hidden_dim] (eq. 24)."""
+        codes, width = self.codes_of(track), self.config.embedding_dim
+        first = TRACKS.index(track) * width
+        everything = torch.arange(codes.codes + 1, device=self.device)
+        return functional.linear(codes.embed(everything), self.project.weight[:, first : first + width])
 
     def _choose_attention(self, hidden: Tensor) -> None:
         """Use the kernel that fits the inputs, and say once which it is."""

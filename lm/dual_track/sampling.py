@@ -1,134 +1,214 @@
-"""Sample one track of a whole song from the other, window by window, with classifier-free guidance.
+"""Sampling a song's codes: classifier-free guidance, window stitching, and how one code is chosen.
 
-Windows of 30 s are stitched by the mechanism that continues a prefix: the last codes of what is done become
-the prefix of the next window. All candidates of a song, each with and without the source for guidance, are
-computed side by side.
+Window stitching: windows of 30 s follow each other by the mechanism that continues a prefix: the last codes
+of what is done become the prefix of the next window. All candidates of a song, each with and without the
+source for classifier-free guidance, are computed side by side, all of it on the device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen2Model
 
-from ...tokenizer.common.errors import DataError
-from ..sheet.columns import check_sheet, commit
-from .choice import SamplingConfig, draw_uniform
-from .layout import MODES, mode_into
-from .model import DualTrackLM
-from .window import WindowSampler
+from ..contract import SamplingConfig
+from ..sheet.columns import LeadSheetEmbedding, unknown_sheet
+from .decoding import CachedDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """Sampled codes and how likely the model found them, a by-product of sampling.
+class StepParts:
+    """A model's weights as sampling one track from the other needs them, fused to tables once."""
 
-    Log-probabilities are means over the sampled codes (given ones do not count), in nats per code, before
-    temperature, top-k and top-p; None where nothing was sampled or, without guidance, not computed.
+    backbone: Qwen2Model
+    shared_positions: bool
+    aligned_source: bool
+    sources: Tensor  # [codes + 1, hidden_dim] what a code of the source adds to a step's input, PAD last
+    targets: Tensor  # [codes + 1, hidden_dim] the same of the target, with what is in every target step
+    prompt: Tensor  # [hidden_dim] what is in every prompt step beside the source's code
+    head: Tensor  # [codes, hidden_dim] of the target's logits
+    head_bias: Tensor  # [codes]
+    sheet: LeadSheetEmbedding | None
+
+
+def pick_codes(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Return one code [rows] per row of logits [rows, codes], by the inverse of the distribution function.
+
+    uniform: a number in [0, 1) per row [rows]. Nothing here waits for the device.
+    """
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
+    values, codes = (logits.float() / config.temperature).topk(kept, dim=-1)  # in falling order
+    probabilities = values.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # A code stays while the codes before it do not reach top_p together; the first always stays.
+    allowed = before < config.top_p
+    total = (probabilities * allowed).sum(dim=-1, keepdim=True)
+    # The last code that begins at or below the drawn share: the first begins at 0, so there is one.
+    reached = (before <= uniform[:, None] * total) & allowed
+    return codes.gather(1, reached.sum(dim=-1, keepdim=True) - 1)[:, 0]
+
+
+def draw_uniform(seed: int, frames: int) -> Tensor:
+    """Return the numbers in [0, 1) that a candidate is drawn by, one per frame of the song: [frames]."""
+    return torch.rand(frames, generator=torch.Generator().manual_seed(seed))
+
+
+class WindowSampler:
+    """Samples windows of one length; keeps the buffers and the fused tables between them.
+
+    Branches: with the source and, for guidance, without it. Every buffer is made once and written in place,
+    which is what lets a CUDA graph repeat the step.
     """
 
-    codes: Tensor  # [candidates, frames] int64
-    likelihood_nats: Tensor | None  # [candidates] with the source
-    likelihood_alone_nats: Tensor | None  # [candidates] without it, needs guidance other than 1
+    def __init__(self, parts: StepParts, candidates: int, config: SamplingConfig, frames: int) -> None:
+        """frames: the length of every window; must be called without gradients."""
+        self.parts, self.config, self.candidates, self.frames = parts, config, candidates, frames
+        self.branches = 2 if config.guidance != 1.0 else 1
+        self._decoder = CachedDecoder(
+            parts.backbone,
+            shared_positions=parts.shared_positions,
+            branches=self.branches,
+            candidates=candidates,
+            prompt_steps=frames,
+            target_steps=frames,
+        )
+        self._source_pad, self._target_pad = len(parts.sources) - 1, len(parts.targets) - 1
+        device, hidden_dim = parts.head.device, parts.head.shape[1]
 
-    @property
-    def information_nats(self) -> Tensor | None:
-        """Pointwise mutual information with the source [candidates], in nats per code."""
-        if self.likelihood_nats is None or self.likelihood_alone_nats is None:
-            return None
-        return self.likelihood_nats - self.likelihood_alone_nats
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        self._place = integers(1)  # the frame that is predicted
+        # What stands beside the target's code in each of its steps: the source's code and the sheet.
+        self._beside = torch.zeros(self.branches, frames, hidden_dim, device=device)
+        self._codes = integers(frames, candidates)
+        self._uniform = torch.zeros(frames, candidates, device=device)
+        self._nats = torch.zeros(self.branches, candidates, device=device)
+        self._has_prompts = False
+        can_repeat = device.type == "cuda" and frames > 1
+        self._repeat = _capture(self._take_step, self._place) if can_repeat else None
+
+    def sample(
+        self,
+        source: Tensor,
+        given: Tensor,
+        uniform: Tensor,
+        progress: Callable[[int], None] | None,
+        sheet: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Continue `given` [candidates, k] to the length of source [frames], k < frames.
+
+        uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, COLUMNS]: the lead sheet.
+        Returns codes [candidates, frames] and the log-probabilities of the new ones, summed, in nats
+        [branches, candidates].
+        """
+        known = given.shape[1]
+        self._uniform.copy_(uniform.T)
+        self._codes[:known] = given.T
+        self._nats.zero_()
+        rows = torch.full((self.branches, self.frames), self._source_pad, device=source.device)
+        rows[0] = source
+        heard, notes = self.parts.sources[rows], self._read_notes(sheet)
+        aligned = heard if self.parts.aligned_source else self.parts.sources[self._source_pad]
+        self._beside.copy_(aligned + notes)
+        # What a window computed serves the next one only where no source is heard: that prompt is the same.
+        # The keys of the source and of the codes carried over come from the last window's prompt and stand
+        # at other positions, so these are read anew.
+        count = 1 if self._has_prompts else self.branches
+        self._decoder.hear((heard + notes)[:count] + self.parts.prompt)
+        self._has_prompts = True
+        first = given.new_full((self.candidates, 1), self._target_pad)
+        past = torch.cat([first, given], dim=1)  # inputs of the steps that predict frames 0..k
+        inputs = self._beside[:, None, : known + 1] + self.parts.targets[past]
+        self._place.fill_(known)
+        self._choose(self._decoder.advance(inputs.flatten(0, 1))[:, -1])
+        _tell(progress, known + 1)
+        for frame in range(known + 1, self.frames):
+            if self._repeat is not None:
+                self._repeat()
+            else:
+                self._take_step(frame + 1)
+            _tell(progress, frame + 1)
+        return self._codes.T.clone(), self._nats.clone()
+
+    def _read_notes(self, sheet: Tensor | None) -> Tensor:
+        """What a sheet [frames, COLUMNS] adds [branches, frames, hidden_dim]; nothing without the source."""
+        sheets = unknown_sheet(self.branches, self.frames, device=self._beside.device)
+        if sheet is not None:
+            sheets[0] = sheet
+        return torch.zeros_like(self._beside) if self.parts.sheet is None else self.parts.sheet(sheets)
+
+    def _take_step(self, reach: int | None = None) -> None:
+        """Choose the next frame's codes; reach as in `CachedDecoder.step`."""
+        past = self._codes.index_select(0, self._place)[0]
+        self._place.add_(1)
+        inputs = self._beside.index_select(1, self._place) + self.parts.targets[past]
+        self._choose(self._decoder.step(inputs.view(-1, 1, inputs.shape[-1]), self._place, reach)[:, 0])
+
+    def _choose(self, hidden: Tensor) -> None:
+        """Choose and note the codes of the frame whose states are hidden [rows, hidden_dim]."""
+        logits = functional.linear(hidden, self.parts.head, self.parts.head_bias)
+        logits = logits.view(self.branches, self.candidates, -1)
+        guided = logits[0]
+        if self.branches > 1:
+            guided = torch.lerp(logits[1], logits[0], self.config.guidance)
+        chosen = pick_codes(guided, self._uniform.index_select(0, self._place)[0], self.config)
+        picked = logits.gather(2, chosen.expand(self.branches, -1)[..., None])[..., 0]
+        self._nats.add_(picked - logits.logsumexp(dim=-1))
+        self._codes.index_copy_(0, self._place, chosen[None])
 
 
-def generate_track(
-    lm: DualTrackLM,
-    vocal_codes: Tensor,
-    *,
-    prefix_codes: Tensor | None = None,
-    guidance: float = SamplingConfig.guidance,
-    temperature: float = SamplingConfig.temperature,
-    top_k: int = SamplingConfig.top_k,
-    top_p: float = SamplingConfig.top_p,
-    seed: int,
-    window_frames: int = SamplingConfig.window_frames,
-    overlap_frames: int = SamplingConfig.overlap_frames,
-    progress: Callable[[int], None] | None = None,
-    track: str = "accompaniment",
-) -> Tensor:
-    """Return codes [frames] of the accompaniment (or `track`) for the codes [frames] of the other track.
-
-    vocal_codes: codes of the source, one frame or more. prefix_codes [k]: given codes, the output starts with
-    them. progress is called with the number of frames finished so far. The same seed gives the same codes.
-    """
-    config = SamplingConfig(
-        guidance=guidance,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        window_frames=window_frames,
-        overlap_frames=overlap_frames,
-    )
-    return generate_candidates(
-        lm,
-        vocal_codes,
-        seeds=[seed],
-        config=config,
-        prefix_codes=prefix_codes,
-        progress=progress,
-        track=track,
-    ).codes[0]
+def _capture(step: Callable[[], None], place: Tensor) -> Callable[[], None]:
+    """Record a step as a CUDA graph: some hundred small kernels become one launch."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(place.device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries set themselves up at first use, which must not be recorded
+                place.zero_()
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay
 
 
-@torch.no_grad()
-def generate_candidates(
-    lm: DualTrackLM,
-    source_codes: Tensor,
-    *,
-    seeds: Sequence[int],
-    config: SamplingConfig | None = None,
-    prefix_codes: Tensor | None = None,
+def _tell(progress: Callable[[int], None] | None, frames: int) -> None:
+    if progress is not None:
+        progress(frames)
+
+
+def sample_song(
+    parts: StepParts,
+    source: Tensor,
+    done: Tensor,
+    uniform: Tensor,
+    config: SamplingConfig,
     sheet: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
-    track: str = "accompaniment",
-) -> Candidates:
-    """Return one candidate of `track` per seed, all computed in one batch.
+) -> tuple[Tensor, Tensor]:
+    """Continue `done` [candidates, k] to the length of source [frames], k < frames, by window stitching.
 
-    sheet [frames, COLUMNS]: the lead sheet; None: as the model reads it out of the whole vocal, if it can.
-    However sure the reader was, the band commits to it. A seed gives the same candidate whatever the others
-    are.
+    uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [frames, COLUMNS].
+    Returns codes [candidates, frames] and, of the new ones, mean log-probabilities in nats with the source
+    and, under guidance, without it [branches, candidates].
     """
-    config = config or SamplingConfig()
-    mode = mode_into(track)
-    source = MODES[mode][0]
-    assert source is not None
-    source_codes = _check_codes(lm, source_codes, source).to(lm.device)
-    prefix = _check_codes(lm, prefix_codes, track) if prefix_codes is not None else torch.zeros(0).long()
-    if not seeds or not len(source_codes):
-        raise DataError("give at least one seed and one frame of source codes")
-    frames = len(source_codes)
-    done = prefix[:frames].expand(len(seeds), -1).to(lm.device)
-    sampled = frames - done.shape[1]
-    if not sampled:
-        return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
-    if sheet is not None:
-        sheet = commit(check_sheet(sheet, frames)).to(lm.device)
-    elif source == "vocal" and lm.sheet_reader is not None:
-        sheet = commit(lm.sheet_reader.read(source_codes[None])[0])
-    uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(lm.device)
-    sampler = WindowSampler(lm, mode, len(seeds), config, min(frames, config.window_frames))
-    nats = torch.zeros(sampler.branches, len(seeds), device=lm.device)
+    frames, given = len(source), done.shape[1]
+    sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
+    nats = torch.zeros(sampler.branches, len(done), device=source.device)
     while done.shape[1] < frames:
         start = next_window_start(done.shape[1], frames, config)
         window = slice(start, start + config.window_frames)
         report = None if progress is None else _offset(progress, start)
         notes = None if sheet is None else sheet[window]
-        codes, likely = sampler.sample(
-            source_codes[window], done[:, start:], uniform[:, window], report, notes
-        )
+        codes, likely = sampler.sample(source[window], done[:, start:], uniform[:, window], report, notes)
         done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
-    means = (nats / sampled).cpu()
-    return Candidates(
-        codes=done.cpu(), likelihood_nats=means[0], likelihood_alone_nats=means[1] if len(means) > 1 else None
-    )
+    return done, nats / (frames - given)
 
 
 def next_window_start(done_frames: int, frames: int, config: SamplingConfig) -> int:
@@ -139,18 +219,6 @@ def next_window_start(done_frames: int, frames: int, config: SamplingConfig) -> 
     if done_frames + max(1, config.overlap_frames) <= config.window_frames:
         return 0  # a beginning, or a given prefix that leaves room in the first window
     return max(0, min(done_frames - config.overlap_frames, frames - config.window_frames))
-
-
-def _check_codes(lm: DualTrackLM, codes: Tensor, track: str) -> Tensor:
-    if codes.ndim != 1:
-        raise DataError(f"{track} codes must be [frames], got shape {tuple(codes.shape)}")
-    size = lm.codes_of(track).codes
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= size):
-        raise DataError(
-            f"{track} codes must be in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}; "
-            f"encode them with the tokenizer of this model"
-        )
-    return codes.long()
 
 
 def _offset(progress: Callable[[int], None], start: int) -> Callable[[int], None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tokenizer.common.errors import DataError
-from ...tokenizer.music.chord_names import CHORDS
+from ...tokenizer.music.labels import CHORDS
 
 PLACES = 16  # parts of a bar
 UNKNOWN = -1

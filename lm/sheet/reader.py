@@ -1,8 +1,9 @@
 """Reads the lead sheet out of a vocal's codes: bars and chords that the singer has in mind.
 
 A network of gated convolutions hears some forty seconds to each side and says of every frame how likely each
-place in the bar and each chord is; `bars.track_bars` and `chord_path.track_chords` make a plausible whole of
-it. Two frames share one step: a sixteenth part of a bar lasts longer than a frame.
+place in the bar and each chord is; `track_bars` and `track_chords` make a plausible whole of it. Beside each
+stands the sheet trust: how far it can be relied on. Two frames share one step: a sixteenth part of a bar
+lasts longer than a frame.
 """
 
 from dataclasses import dataclass, replace
@@ -16,11 +17,9 @@ from ...tokenizer.common.chunks import join_chunks
 from ...tokenizer.common.component import Component
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
-from ...tokenizer.music.chord_names import CHORDS
-from .bars import LONGEST_SECONDS, SHORTEST_SECONDS, places_between, track_bars
-from .chords import track_chords
-from .columns import PLACES, unknown_sheet
-from .trust import measure_trust
+from ...tokenizer.music.labels import CHORDS
+from .columns import PLACES, UNKNOWN, WRITTEN, unknown_sheet
+from .tracking import BAR_SECONDS, places_between, track_bars, track_chords
 
 _FRAMES_PER_STEP = 2
 CHUNK_FRAMES = 6_000  # 4 minutes; whole steps
@@ -98,13 +97,12 @@ class SheetReader(Component[SheetReaderConfig]):
         return {"place": place.log_softmax(dim=-1), "chord": chord.log_softmax(dim=-1)}
 
     @torch.no_grad()
-    def read(
-        self, codes: Tensor, *, bar_seconds: tuple[float, float] = (SHORTEST_SECONDS, LONGEST_SECONDS)
-    ) -> Tensor:
+    def read(self, codes: Tensor, *, bar_seconds: tuple[float, float] | None = None) -> Tensor:
         """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD.
 
         bar_seconds: the shortest and the longest bar that may be found.
         """
+        bar_seconds = bar_seconds or BAR_SECONDS
         told = {name: value.cpu().numpy() for name, value in self._listen(codes).items()}
         place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
         chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
@@ -150,3 +148,21 @@ class _Block(nn.Module):
         value, gate = self.gated(torch.cat(taps, dim=-1)).chunk(2, dim=-1)
         mixed = functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)
         return features + self.out(mixed)
+
+
+def measure_trust(log_probabilities: np.ndarray, chosen: np.ndarray, reach_frames: int) -> np.ndarray:
+    """Return sheet trust, levels [frames] in 0..WRITTEN - 1 of choices [frames]; UNKNOWN where they are.
+
+    log_probabilities: [frames, choices]. The level is the share of the choice's information that the reader
+    had, log(choices x chance) / log(choices), as a mean over reach_frames around: 0 where it guessed or was
+    of another opinion.
+    """
+    frames, choices = log_probabilities.shape
+    is_known = chosen != UNKNOWN
+    told = 1 + log_probabilities[np.arange(frames), chosen] / np.log(choices)
+    sums = np.stack([np.concatenate([[0.0], (row * is_known).cumsum()]) for row in (told, np.ones(frames))])
+    first = (np.arange(frames) - reach_frames // 2).clip(0)
+    last = (np.arange(frames) + reach_frames // 2 + 1).clip(max=frames)
+    total, count = sums[:, last] - sums[:, first]
+    levels = np.floor(total / np.maximum(count, 1) * WRITTEN).astype(np.int64).clip(0, WRITTEN - 1)
+    return np.where(is_known, levels, UNKNOWN)

@@ -14,8 +14,8 @@ import torch
 
 from duotok.recipes.ablation.measure import measure_variant
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
-from duotok.recipes.lm.tokenize import tokenize
-from duotok.recipes.tokenizer.text import write_text_model
+from duotok.recipes.lm.tokenize import make_tokens
+from duotok.recipes.tokenizer.train_text_model import write_text_model
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -168,7 +168,7 @@ class Chain:
                 items_per_shard=64,
                 device=self.budget.device,
             )
-            write_json(mark, {"items": tokenize(arguments)})
+            write_json(mark, {"items": make_tokens(**vars(arguments))})
         return folder
 
     def _copy_manifest(self, manifest: Path) -> Path:

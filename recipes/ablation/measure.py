@@ -13,7 +13,7 @@ from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation.tokenizer_part import frame_correlation
-from duotok.recipes.lm.token_shards import TokenShards
+from duotok.recipes.lm.tokens import TokenShards
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 

@@ -18,8 +18,8 @@ from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from duotok.lm.dual_track.model import DualTrackLM
-    from duotok.renderer.song import Renderer
+    from duotok.lm.contract import LanguageModel
+    from duotok.renderer.renderer import Renderer
     from duotok.tokenizer.common.component import Component
     from duotok.tokenizer.model import DuoTokenizer
 
@@ -36,7 +36,7 @@ class Bundle:
     """The loaded parts of a model (CPU, eval) and what its bundle.json says about them."""
 
     tokenizer: "DuoTokenizer"
-    lm: "DualTrackLM"
+    lm: "LanguageModel[Any]"
     renderer: "Renderer"
     folder: Path
     name: str
@@ -55,7 +55,7 @@ def load_bundle(folder: str | Path | None = None) -> Bundle:
     Raises CheckpointError, in one line, when a file is missing, damaged or not listed, the format is another
     one, or the parts are not those of one training run.
     """
-    from duotok.renderer.song import Renderer
+    from duotok.renderer.renderer import Renderer
 
     folder = default_bundle() if folder is None else Path(folder)
     description = read_bundle_description(folder)
@@ -81,7 +81,7 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
 
     A bundle may come from anywhere: the files it names lie inside of it, and the fingerprints fit each other.
     """
-    from duotok.tokenizer.common.checkpoint import read_json_mapping
+    from duotok.tokenizer.common.files import read_json_mapping
 
     path = folder / _DESCRIPTION
     if not path.is_file():
@@ -168,15 +168,15 @@ _RECORDED = {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/
 
 def _open_functions() -> "dict[str, Callable[[Path], Any]]":
     """Return what opens each component's folder, whatever of its family lies there."""
-    from duotok.lm.dual_track.model import DualTrackLM
+    from duotok.lm.open import open_lm
     from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae_open import open_vae
+    from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.model import DuoTokenizer
     from duotok.tokenizer.separator import MaskSeparator
 
     return {
         "tokenizer": DuoTokenizer.from_pretrained,
-        "lm": DualTrackLM.from_pretrained,
+        "lm": open_lm,
         "renderer/vae": open_vae,
         "renderer/accompaniment": DiffusionDecoder.from_pretrained,
         "renderer/vocal": DiffusionDecoder.from_pretrained,
@@ -208,7 +208,7 @@ def _check_files(folder: Path, description: Mapping[str, Any]) -> None:
 
     What lies beside the components, as a model card, is nobody's to check: nothing is read from it.
     """
-    from duotok.tokenizer.common.checkpoint import read_json_mapping
+    from duotok.tokenizer.common.files import read_json_mapping
 
     listed = description["files"]
     for name, digest in sorted(listed.items()):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REPORT = "report.json"
-STEMS = ("drums", "bass", "other")
+_STEMS = ("drums", "bass", "other")
 _WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
 _HEADER_BYTES, _REPORT_BYTES = 100, 20_000
 
@@ -253,7 +253,7 @@ def expected_files(
     suffixes = [""] if renderings == 1 else [f"-{number}" for number in range(1, renderings + 1)]
     files = {f"{kind}{suffix}.wav": plain for kind in ("accompaniment", "mix") for suffix in ["", *suffixes]}
     if stems:
-        files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in STEMS for suffix in suffixes}
+        files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in _STEMS for suffix in suffixes}
     if separated:
         files["separated-vocal.wav"] = plain
     return files

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from duotok.lm.dual_track.choice import SamplingConfig
-from duotok.lm.dual_track.sampling import Candidates, generate_candidates
+from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report, write_result
@@ -32,7 +31,7 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.vocal import Vocal, check_vocal
-from duotok.recipes.accompany.wishes import describe_sheet, make_sheet
+from duotok.recipes.accompany.wishes import keep_rests, make_sheet
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import write_audio
@@ -235,7 +234,9 @@ class Accompanist:
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, request.wishes())
+            wishes = request.wishes()
+            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes)
+            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         compositions: list[Composition] = []
         with clock.stage("compose"):
@@ -245,12 +246,11 @@ class Accompanist:
                 def tell(done: int, start: int = start, count: int = len(together)) -> None:
                     clock.tell("compose", (start + count * done / len(vocal_codes)) / len(seeds))
 
-                candidates = generate_candidates(
-                    self.bundle.lm,
+                candidates = self.bundle.lm.compose(
                     vocal_codes,
                     seeds=together,
-                    config=_sampling_config(settings),
-                    prefix_codes=given,
+                    sampling=_sampling_config(settings),
+                    prefix=given,
                     sheet=sheet,
                     progress=tell,
                 )
@@ -325,11 +325,13 @@ class Accompanist:
         if wave.shape != vocal.wave.shape or not math.isfinite(peak(wave)):
             raise ConfigError("the model made no usable sound; choose milder settings or another --device")
         with clock.stage("mix"):
+            wave = keep_rests(wave, sketches.sheet, tokenizer.frame_rate_hz)
             mixdown = mix_down(vocal.wave, wave, accompaniment_db=settings.accompaniment_db)
             music = describe_music(
                 vocal=vocal.wave,
                 mixdown=mixdown,
                 read_outs={"vocal": sketches.told, "accompaniment": composition.told},
+                sheet=sketches.sheet,
             )
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
@@ -337,7 +339,6 @@ class Accompanist:
         report = {
             "vocal": vocal.name,
             **music,
-            "lead_sheet": describe_sheet(sketches.sheet, tokenizer.frame_rate_hz),
             "ranking": composition.fit.describe(),
             "seed": composition.seed,
             "settings": asdict(settings),

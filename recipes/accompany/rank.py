@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity, mel_power
-from duotok.tokenizer.music.blocks import average_blocks
-from duotok.tokenizer.music.chord_names import CHORDS, NO_CHORD
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.coherence import measure_coherence
-from duotok.tokenizer.music.harmony_reader import BLOCK_RATE_HZ, HarmonyReader, default_reader
+from duotok.tokenizer.music.chroma import (
+    BLOCK_RATE_HZ,
+    CHROMA_RATE_HZ,
+    at_chroma_rate,
+    average_blocks,
+    estimate_activity,
+    mel_power,
+)
+from duotok.tokenizer.music.harmony import HarmonyReader, default_reader
+from duotok.tokenizer.music.labels import CHORDS, NO_CHORD
+from duotok.tokenizer.music.pitch import measure_coherence
 
 # What each part of Fit adds to the score. Chosen on PopBand's validation songs, 8 candidates of 20 s each,
 # so that the best of 4 gains in-key share, harmony (both by the notes that are truly sung) and the right key
@@ -115,7 +120,7 @@ def measure_fit(
     likelihood_nats: float | None = None,
     information_nats: float | None = None,
 ) -> Fit:
-    """How one accompaniment fits; likelihoods as `duotok.lm.dual_track.sampling.Candidates` has them."""
+    """How one accompaniment fits; likelihoods as `duotok.lm.contract.Candidates` has them."""
     blocks = min(len(vocal.chroma), len(accompaniment.chroma))
     sung, band = vocal.sounding[:blocks], accompaniment.sounding[:blocks]
     classes = vocal.chroma[:blocks].argmax(dim=1)

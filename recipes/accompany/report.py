@@ -8,14 +8,20 @@ import numpy as np
 from torch import Tensor
 
 from duotok.recipes.accompany.mix import Mixdown
+from duotok.recipes.accompany.wishes import describe_sheet, find_beats, find_rests
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.activity import active_segments, at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.chords import estimate_chords
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, correlate_chroma, measure_chroma
-from duotok.tokenizer.music.coherence import Coherence, measure_coherence
-from duotok.tokenizer.music.key import Key, read_key
-from duotok.tokenizer.music.pitch import sung_pitch
+from duotok.tokenizer.music.chroma import (
+    ACTIVITY_RATE_HZ,
+    CHROMA_RATE_HZ,
+    active_segments,
+    at_chroma_rate,
+    correlate_chroma,
+    estimate_activity,
+    measure_chroma,
+)
+from duotok.tokenizer.music.harmony import Key, estimate_chords, read_key
+from duotok.tokenizer.music.pitch import Coherence, measure_coherence, sung_pitch
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 
 
@@ -24,25 +30,38 @@ def describe_music(
     vocal: Tensor,
     mixdown: Mixdown,
     read_outs: Mapping[str, ReadOut],
+    sheet: Tensor | None = None,
 ) -> dict[str, Any]:
     """The musical part of report.json.
 
     vocal: [2, samples]; read_outs: what the codes of "vocal" and "accompaniment" say, each a batch of one.
+    sheet [frames, COLUMNS]: what the band played from. Tempo and beats are those of its bars; where there are
+    none, what the accompaniment sounds like. Chords are spelled as in the key of the accompaniment.
     """
-    envelope = onset_envelope(mixdown.accompaniment)
-    tempo_bpm = estimate_tempo(envelope)
-    beats = track_beats(envelope, tempo_bpm) if tempo_bpm is not None else np.zeros(0)
     heard = measure_chroma(mixdown.accompaniment)
     coherence = measure_coherence(heard, sung_pitch(vocal))
     chromas = {track: told.chroma[0].cpu().double().numpy() for track, told in read_outs.items()}
     activity = {track: estimate_activity(told.mel[0]) for track, told in read_outs.items()}
+    if sheet is not None:
+        activity["accompaniment"] &= ~find_rests(sheet)
     sounding = {track: at_chroma_rate(active) for track, active in activity.items()}
     accompaniment_chroma = chromas["accompaniment"]
     keys = {
         track: read_key(chroma, CHROMA_RATE_HZ, track, sounding=sounding[track])
         for track, chroma in chromas.items()
     }
-    chords = estimate_chords(accompaniment_chroma, CHROMA_RATE_HZ, sounding=sounding["accompaniment"])
+    key = keys["accompaniment"] or keys["vocal"]
+    fifths = 0 if key is None else key.fifths
+    chords = estimate_chords(
+        accompaniment_chroma, CHROMA_RATE_HZ, sounding=sounding["accompaniment"], fifths=fifths
+    )
+    lead_sheet = describe_sheet(sheet, ACTIVITY_RATE_HZ, fifths)
+    beats = find_beats(sheet) / ACTIVITY_RATE_HZ
+    tempo_bpm = lead_sheet["tempo_bpm"] if lead_sheet is not None else None
+    if tempo_bpm is None:
+        envelope = onset_envelope(mixdown.accompaniment)
+        tempo_bpm = estimate_tempo(envelope)
+        beats = track_beats(envelope, tempo_bpm) if tempo_bpm is not None else beats
     return {
         "seconds": round(vocal.shape[-1] / SAMPLE_RATE_HZ, 6),
         "samples": vocal.shape[-1],
@@ -62,6 +81,7 @@ def describe_music(
             "accompaniment_lufs": _rounded(mixdown.accompaniment_lufs, 2),
             "mix_gain_db": _rounded(mixdown.mix_gain_db, 2),
         },
+        "lead_sheet": lead_sheet,
     }
 
 

@@ -19,16 +19,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.manifest import (
-    SPLITS,
-    STEMS,
-    Item,
-    item_from_line,
-    item_to_line,
-)
+from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to_line
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
 from duotok.tokenizer.common.files import whole_file
+from duotok.tokenizer.heads import STEMS
 
 FILES = (*STEMS, "mix")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from duotok.recipes.corpus.excerpt import Excerpt
-from duotok.recipes.corpus.harmony import parse_chord
 from duotok.recipes.corpus.styles import DRUM_KEYS, Style
+from duotok.tokenizer.music.labels import parse_chord
 
 BAR_STEPS = 16
 STROKES = {"X": 112, "x": 84, "o": 42}

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duotok.recipes.corpus.harmony import drop_bass, transpose_label
 from duotok.recipes.corpus.pop909 import Note, Song, Span
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.music.labels import transpose_label
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 30.0, 60.0
 SUNG_SHARE = 0.4  # least part of an excerpt with a sung note
@@ -126,7 +126,7 @@ def label_chords(excerpt: Excerpt) -> list[tuple[float, float, str]]:
     """The chord labels of a manifest: no inversions, equal neighbours joined, times to 0.1 ms."""
     labels: list[tuple[float, float, str]] = []
     for span in excerpt.chords:
-        label = drop_bass(span.label)
+        label = span.label.partition("/")[0]  # without its inversion
         if labels and labels[-1][2] == label:
             labels[-1] = (labels[-1][0], round(span.end, 4), label)
         else:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from duotok.recipes.corpus.manifest import STEMS, Item, read_manifest
+from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.heads import STEMS
 
 MEL_BANDS, FFT_SIZE, HOP_SAMPLES = 128, 2_048, 480
 LOWEST_DB = -80.0

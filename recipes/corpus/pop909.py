@@ -10,8 +10,8 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from duotok.recipes.corpus.harmony import name_root, parse_root
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.music.labels import name_note, parse_root
 
 SPLIT_SONGS = {"train": range(1, 819), "validation": range(819, 864), "test": range(864, 910)}
 SONG_FILES = ("beat_midi.txt", "chord_midi.txt", "key_audio.txt")
@@ -158,7 +158,7 @@ def _read_spans(content: bytes) -> list[Span]:
             start, end, label = line.split()
             if label != "N":
                 root, _, quality = label.partition(":")
-                label = f"{name_root(parse_root(root))}:{quality or 'maj'}"
+                label = f"{name_note(parse_root(root))}:{quality or 'maj'}"
             spans.append(Span(start=float(start), end=float(end), label=label))
     return spans
 

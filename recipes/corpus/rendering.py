@@ -7,7 +7,7 @@ import numpy as np
 
 from duotok.recipes.corpus.band import Band
 from duotok.recipes.corpus.excerpt import Excerpt, cut_excerpt, label_chords
-from duotok.recipes.corpus.manifest import SPLITS, STEMS, Item
+from duotok.recipes.corpus.manifest import SPLITS, Item
 from duotok.recipes.corpus.mixing import Mix, mix_stems
 from duotok.recipes.corpus.pop909 import Note, Songs
 from duotok.recipes.corpus.singing import draw_manner, sing
@@ -18,6 +18,7 @@ from duotok.recipes.corpus.voicebank import VoiceBank, bank_path, build_bank, lo
 from duotok.recipes.corpus.voices import VOICES, Voice, voices_of_split
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.files import whole_folder
+from duotok.tokenizer.heads import STEMS
 
 MOST_STRETCH = np.log(1.15)  # tempo within 15 %
 MOST_SEMITONES = 6

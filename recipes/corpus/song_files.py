@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from duotok.recipes.corpus.manifest import STEMS
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.heads import STEMS
 
 AUDIO_ENDINGS = (
     ".wav",

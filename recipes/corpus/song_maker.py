@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import torch
 
-from duotok.recipes.corpus.manifest import STEMS, Item
+from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.corpus.recognition import WhisperRecognizer
 from duotok.recipes.corpus.segments import Segment, SegmentConfig, plan_segments, unheard
 from duotok.recipes.corpus.song_files import SongFile
@@ -21,6 +21,7 @@ from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import whole_folder
+from duotok.tokenizer.heads import STEMS
 
 PEAK_LIMIT = 0.98
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from duotok.recipes.corpus.harmony import transpose_label
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.music.labels import transpose_label
 
 
 def transpose_item(item: Item, semitones: int) -> Item:

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.sampling import next_window_start
 from duotok.tokenizer.music.tempo import ENVELOPE_RATE_HZ
 
@@ -12,7 +12,7 @@ LOST_BEATS = 0.25  # mean error of a phase that is drawn by chance
 
 
 def find_joints(frames: int, config: SamplingConfig) -> list[int]:
-    """Frames of a song at which `generate_candidates` begins to sample another window."""
+    """Frames of a song at which `DualTrackLM.compose` begins to sample another window."""
     joints: list[int] = []
     done = 0
     while done < frames:

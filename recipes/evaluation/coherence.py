@@ -15,7 +15,7 @@ from torch import Tensor
 
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.music.key import estimate_key
+from duotok.tokenizer.music.harmony import estimate_key
 
 FRAME_RATE_HZ = 20.0
 _HOP_SAMPLES = round(SAMPLE_RATE_HZ / FRAME_RATE_HZ)

@@ -28,9 +28,8 @@ from duotok.recipes.evaluation.readout_part import compare_keys
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.research.decoding_plot import draw_guidance
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.key import read_key
+from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.harmony import read_key
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0)
 _ITEMS, _SECONDS = 24, 20.0

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import LanguageModel, SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.sampling import generate_candidates
 from duotok.recipes.evaluation.plain_decoding import generate_plainly
 from duotok.recipes.evaluation.speed import CORES
 
@@ -16,20 +16,23 @@ CANDIDATES = 4
 _ROUNDS = 2
 
 
-def time_decoding(lm: DualTrackLM, vocal_codes: Tensor, rate_hz: float, guidance: float) -> dict[str, float]:
+def time_decoding(
+    lm: LanguageModel[Any], vocal_codes: Tensor, rate_hz: float, guidance: float
+) -> dict[str, float]:
     """Seconds of computing per second of audio for 1 and 4 candidates, and by a plain loop; one run.
 
     vocal_codes: [frames], at most one window. Each is timed in turn and the fastest round counts, on two CPU
     cores at most. plain_loop_equal_codes: share of codes that the plain loop, by the same random numbers,
     chooses as well.
     """
+    assert isinstance(lm, DualTrackLM), "the plain loop plays no other models"
     config = SamplingConfig(guidance=guidance)
     vocal_codes = vocal_codes[: config.window_frames]
     seconds = len(vocal_codes) / rate_hz
     found: dict[str, Tensor] = {}
 
     def sample(count: int) -> Tensor:
-        return generate_candidates(lm, vocal_codes, seeds=list(range(count)), config=config).codes
+        return lm.compose(vocal_codes, seeds=list(range(count)), sampling=config).codes
 
     runs: dict[str, Callable[[], Tensor]] = {
         "lm_seconds_per_second": lambda: sample(1),

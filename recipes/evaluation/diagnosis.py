@@ -14,9 +14,8 @@ from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.evaluation.coherence import pair_with_others
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-from duotok.recipes.lm.token_encoding import encode_waves, read_waves
-from duotok.recipes.lm.token_shards import TokenShards, append_shard
-from duotok.recipes.lm.tokenize import open_index
+from duotok.recipes.lm.tokenize import encode_waves, open_index, read_waves
+from duotok.recipes.lm.tokens import TokenShards, append_shard
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError, DuoTokError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 

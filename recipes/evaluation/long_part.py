@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.evaluation.beat_phase import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.excerpts import read_test_items
@@ -16,9 +16,8 @@ from duotok.recipes.evaluation.readout_part import compare_keys
 from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import CHROMA_PER_FRAME, MEL_PER_FRAME, DuoTokenizer, ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.key import read_key
+from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.harmony import read_key
 from duotok.tokenizer.music.tempo import onset_envelope
 
 _ITEMS, _SECONDS = 6, 180.0

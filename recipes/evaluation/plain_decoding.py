@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from duotok.lm.dual_track.choice import SamplingConfig, draw_uniform, pick_codes
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.layout import Layout
 from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.sampling import draw_uniform, pick_codes
 from duotok.lm.sheet.columns import commit
 from duotok.tokenizer.common.errors import ConfigError
 
 
 @torch.no_grad()
 def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: SamplingConfig) -> Tensor:
-    """Return accompaniment codes [frames] for vocal codes [frames]: those of generate_track, only later."""
+    """Return accompaniment codes [frames] for vocal codes [frames]: those of `compose`, only later."""
     frames = len(vocal_codes)
     if frames > config.window_frames:
         raise ConfigError(f"one window has {config.window_frames} frames, got {frames}")

@@ -19,13 +19,12 @@ from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Excerpt, read_test_items
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.sheet_readout import measure_sheets
-from duotok.recipes.tokenizer.labelled_chroma import is_labelled, key_of, triad_of
+from duotok.recipes.tokenizer.train_harmony_reader import is_labelled
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer, ReadOut
-from duotok.tokenizer.music.activity import at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.chords import estimate_chords
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ
-from duotok.tokenizer.music.key import read_key
+from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
+from duotok.tokenizer.music.harmony import estimate_chords, read_key
+from duotok.tokenizer.music.labels import key_of, triad_of
 from duotok.tokenizer.spectra import level_gain
 
 _LONGEST_SECONDS = 60.0

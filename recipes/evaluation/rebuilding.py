@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from duotok.recipes.accompany.request import GenerationSettings
-from duotok.renderer.song import Renderer
-from duotok.renderer.vae_contract import Autoencoder
+from duotok.renderer.autoencoder import Autoencoder
+from duotok.renderer.renderer import Renderer
 from duotok.tokenizer.model import DuoTokenizer
 
 

@@ -19,8 +19,7 @@ from duotok.recipes.evaluation.vae_quality import (
     measure_vae,
 )
 from duotok.recipes.evaluation.whole_song import measure_whole_song
-from duotok.renderer.song import Renderer
-from duotok.renderer.vae_open import open_vae
+from duotok.renderer.renderer import Renderer, open_vae
 from duotok.tokenizer.model import DuoTokenizer
 
 _ITEMS, _SECONDS = 12, 8.0

@@ -7,12 +7,11 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.lm.sheet.bars import places_between
 from duotok.lm.sheet.columns import CHORD, UNKNOWN, write_sheet
 from duotok.lm.sheet.reader import SheetReader
+from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.evaluation.excerpts import Excerpt
-from duotok.recipes.lm.sheet_agreement import agree, measure_agreement
-from duotok.recipes.lm.sheet_labels import label_frames
+from duotok.recipes.lm.sheets import agree, label_frames, measure_agreement
 from duotok.tokenizer.model import DuoTokenizer
 
 _GUESSED_BAR_SECONDS = 2.4  # four beats at 100 per minute

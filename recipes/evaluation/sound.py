@@ -5,8 +5,8 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.accompany.mix import measure_loudness
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.loudness import measure_loudness
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to

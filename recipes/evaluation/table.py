@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from duotok.recipes.corpus.manifest import STEMS
 from duotok.recipes.evaluation.lm_rows import DECODING_ROWS, DECODING_SPEED_ROWS, LM_ROWS
 from duotok.recipes.evaluation.table_row import Row
 from duotok.recipes.evaluation.table_row import difference as _difference
@@ -17,6 +16,7 @@ from duotok.recipes.evaluation.table_row import plain as _plain
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_text
+from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.model import TRACKS
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"

@@ -13,7 +13,7 @@ from duotok.recipes.corpus.song_files import SongFile, find_songs
 from duotok.recipes.evaluation.audio_metrics import compare_spectra
 from duotok.recipes.evaluation.rebuilding import rebuild_by_vae
 from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
-from duotok.renderer.vae_contract import Autoencoder
+from duotok.renderer.autoencoder import Autoencoder
 from duotok.tokenizer.common.audio import audio_seconds, read_audio
 from duotok.tokenizer.common.errors import DataError
 

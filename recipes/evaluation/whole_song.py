@@ -10,7 +10,7 @@ from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.speed import CORES
-from duotok.renderer.song import Renderer, plan_windows
+from duotok.renderer.renderer import Renderer, plan_windows
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 

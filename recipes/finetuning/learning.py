@@ -14,12 +14,11 @@ from torch import nn
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.objective import LMObjective
-from duotok.lm.dual_track.scoring import score_batch
+from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import ConfigError

@@ -21,7 +21,7 @@ from duotok.recipes.finetuning.learning import (
     open_windows,
 )
 from duotok.recipes.finetuning.song_tokens import Listened
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_json, write_json
 
@@ -90,6 +90,8 @@ def train_model(
     }
     counts = {group: len({part.song for part in parts}) for group, parts in groups.items()}
     lm = bundle.lm.to(device)
+    if not isinstance(lm, DualTrackLM):
+        raise ConfigError(f"{source} composes by a {lm.KIND!r}; fine-tuning is for dual-track models")
     method = settings.described()
     told = {
         "from_model": bundle.name,

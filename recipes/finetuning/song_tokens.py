@@ -30,8 +30,8 @@ from duotok.recipes.corpus.voice_activity import (
     open_detector,
 )
 from duotok.recipes.finetuning.finetune_settings import SHORTEST_SECONDS
-from duotok.recipes.lm.token_shards import TokenSong, append_shard
 from duotok.recipes.lm.tokenize import open_index
+from duotok.recipes.lm.tokens import TokenSong, append_shard
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError, DuoTokError

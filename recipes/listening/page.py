@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.accompany.mix import PEAK_LIMIT, measure_loudness
+from duotok.recipes.accompany.mix import PEAK_LIMIT
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
 from duotok.tokenizer.common.files import read_json, whole_file, write_json
+from duotok.tokenizer.common.loudness import measure_loudness
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TARGET_LUFS = -23.0  # EBU R 128; lower where a clip's peaks leave no room

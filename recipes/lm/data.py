@@ -11,7 +11,7 @@ from duotok.lm.dual_track.layout import MODES, TRACKS
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.sheet.columns import unknown_sheet
 from duotok.recipes.lm.sheets import SheetSource
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong, split_songs
+from duotok.recipes.lm.tokens import TokenShards, TokenSong, split_songs
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 

@@ -1,24 +1,64 @@
-"""Lead sheets for the language model's training: the corpus' own, what the reader makes of it, or none."""
+"""Lead sheets beside tokens: those written in the corpus, what a reader makes of a vocal, how both agree."""
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.columns import TRUST, UNKNOWN, unknown_sheet
+from duotok.lm.sheet.columns import CHORD, PLACE, PLACES, TRUST, UNKNOWN, unknown_sheet, write_sheet
 from duotok.lm.sheet.reader import SheetReader
-from duotok.recipes.lm.sheet_labels import SheetLabels
-from duotok.recipes.lm.token_shards import TokenShards, TokenSong
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.lm.sheet.tracking import places_between
+from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.recipes.lm.tokens import TokenShards, TokenSong
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.music.labels import chords_of_blocks
+
+_NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
+
+
+class SheetLabels:
+    """The written sheets of the items of a manifest; of an item that is not in it nothing is known."""
+
+    def __init__(self, manifest: str | Path, shards: TokenShards) -> None:
+        """Raises DataError for a manifest with no item of the shards."""
+        wanted = {song.id for song in shards.index.songs}
+        self._items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
+        if not self._items:
+            raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
+        self._rate_hz = shards.index.frame_rate_hz
+        self._known: dict[str, Tensor] = {}
+
+    def cut(self, name: str, start: int, frames: int) -> Tensor:
+        """Return the sheet [frames, COLUMNS] of an item from frame `start` on."""
+        if name not in self._items:
+            return unknown_sheet(frames)
+        if name not in self._known:
+            self._known[name] = label_frames(self._items[name], self._rate_hz)
+        found = self._known[name][start : start + frames]
+        return torch.cat([found, unknown_sheet(frames - len(found))])
+
+
+def label_frames(item: Item, rate_hz: float) -> Tensor:
+    """Return the sheet [frames, COLUMNS] of a whole item.
+
+    A frame is UNKNOWN before the first bar line and after the last, and where the chord is neither major nor
+    minor.
+    """
+    frames = round(item.seconds * rate_hz)
+    places = places_between(np.asarray(item.downbeats_seconds, dtype=float) * rate_hz, frames)
+    chords = chords_of_blocks(item.chords, frames, rate_hz)
+    return write_sheet(places, chords)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetConfig:
     """Which sheets a band learns to play from; used where the model has a sheet reader."""
 
-    reader: str | None = None  # folder of duotok.recipes.lm.sheet_reader, added to the model
+    reader: str | None = None  # folder of duotok.recipes.lm.train_sheet_reader, added to the model
     manifest: str | None = None  # of the same items, with their scores; None: only the reader tells
     # Share of the examples that are shown the corpus' own sheet: it teaches to trust what is written, the
     # reader's teaches how far each level of trust may be wrong.
@@ -71,3 +111,26 @@ class SheetSource:
         is_hit = torch.from_numpy(rng.random(len(codes)) < rng.uniform(0, self._config.damage))
         strange = torch.from_numpy(rng.integers(self._reader.config.vocal_codes, size=len(codes)))
         return torch.where(is_hit, strange, codes)
+
+
+def measure_agreement(reader: SheetReader, songs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """What `agree` says of what is read out of (vocal codes [frames], written sheet [frames, COLUMNS])."""
+    return agree((reader.read(codes[None].long())[0], written) for codes, written in songs)
+
+
+def agree(sheets: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Shares of frames, means over songs of (sheet, written sheet), each [frames, COLUMNS].
+
+    bar: within one sixteenth part of the right place in the bar (0.19 by chance); chord: the right chord.
+    Frames of which the written sheet does not know it do not count.
+    """
+    shares: dict[str, list[float]] = {"bar": [], "chord": []}
+    for found, written in sheets:
+        apart = (found[:, PLACE] - written[:, PLACE] + _NEAR) % PLACES
+        for name, agrees, known in (
+            ("bar", apart <= 2 * _NEAR, written[:, PLACE] != UNKNOWN),
+            ("chord", found[:, CHORD] == written[:, CHORD], written[:, CHORD] != UNKNOWN),
+        ):
+            if known.any():
+                shares[name].append(float(agrees[known].float().mean()))
+    return {f"{name}_agreement": sum(each) / len(each) for name, each in shares.items() if each}

@@ -5,7 +5,7 @@ A shard is one safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz a
 the VAE that made them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +14,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
 
+from duotok.recipes.corpus.manifest import Item
+from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.common.files import write_tensors
+from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 
 Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
 
@@ -37,6 +42,51 @@ class Cut(NamedTuple):
     codes: Tensor  # [context frames] int64
     offset: int  # where the latents begin in the codes, in code frames
     latents: Tensor  # [latent_dim, 2 * frames] float32
+
+
+def encode_item(item: Item, track: str, tokenizer: DuoTokenizer, vae: Autoencoder) -> Pair:
+    """Return the codes and the latents of one item's track, two latent frames per code exactly."""
+    device = next(tokenizer.parameters()).device
+    wave = pad_to_frames(item.read(track).to(device))
+    return tokenizer.encode(wave[None], track)[0].cpu(), vae.encode_song(wave).T.cpu()
+
+
+def pad_to_frames(wave: Tensor) -> Tensor:
+    """Pad wave [2, samples] with silence to whole codes, two latent frames each."""
+    return functional.pad(wave, (0, -wave.shape[1] % HOP_SAMPLES))
+
+
+def require_latent_rate(vae: Autoencoder, folder: str | Path, code_rate_hz: float) -> None:
+    """Raise CheckpointError unless the VAE of that folder has as many latents per code as the decoder."""
+    needed_hz = LATENTS_PER_FEATURE * code_rate_hz
+    if vae.latent_rate_hz != needed_hz:
+        raise CheckpointError(
+            f"the VAE {folder} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
+            f"{LATENTS_PER_FEATURE} per code, {needed_hz:g} Hz; give a VAE of that rate"
+        )
+
+
+@torch.inference_mode()
+def add_items(
+    folder: str | Path,
+    items: Sequence[Item],
+    encode: Callable[[Item], Pair],
+    origin: ShardOrigin,
+    items_per_shard: int = 32,
+) -> None:
+    """Encode the items that no shard of the folder holds yet, whose origin must be the same."""
+    shards = LatentShards(folder)
+    shards.require(origin)
+    missing = [item for item in items if item.id not in shards.frames]
+    number = 1 + max((int(path.stem.split("-")[1]) for path in shards.paths), default=-1)
+    with tqdm(total=len(missing), unit="item", desc=str(folder), disable=None) as progress:
+        for first in range(0, len(missing), items_per_shard):
+            pairs = {}
+            for item in missing[first : first + items_per_shard]:
+                pairs[item.id] = encode(item)
+                progress.update()
+            write_shard(shards.folder, number, pairs, origin)
+            number += 1
 
 
 def write_shard(folder: Path, number: int, pairs: Mapping[str, Pair], origin: ShardOrigin) -> Path:

@@ -53,7 +53,7 @@ def measure_layout(lm_folder: Path, held_out: Path, seconds: float) -> dict[str,
     from duotok.lm.dual_track.model import DualTrackLM
     from duotok.recipes.evaluation.coherence import pair_with_others
     from duotok.recipes.evaluation.lm_part import measure_codes
-    from duotok.recipes.lm.token_shards import TokenShards
+    from duotok.recipes.lm.tokens import TokenShards
     from duotok.tokenizer.model import TRACKS
 
     lm, shards = DualTrackLM.from_pretrained(lm_folder), TokenShards(held_out)

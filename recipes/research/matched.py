@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.renderer.diffusion import Config as DecoderConfig
-from duotok.recipes.renderer.diffusion import DataConfig, make_task
+from duotok.recipes.renderer.train_diffusion import Config as DecoderConfig
+from duotok.recipes.renderer.train_diffusion import DataConfig, make_task
+from duotok.recipes.research.code_vectors import CodeVectors
 from duotok.recipes.research.matched_codecs import FRAME_RATE_HZ, CodecConfig, FrozenCodec, open_codec
 from duotok.recipes.research.matched_settings import Config
 from duotok.recipes.training.loop import run_training
-from duotok.renderer.code_vectors import CodeVectors
-from duotok.renderer.vae_open import open_vae
+from duotok.renderer.renderer import open_vae
 from duotok.tokenizer.common.command import guard, show_progress_messages
 from duotok.tokenizer.common.config import config_to_dict, load_config
-from duotok.tokenizer.common.errors import CheckpointError, DataError
+from duotok.tokenizer.common.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,12 +83,14 @@ def run_codec(
 
 def prepare_codec(config: Config, codec_config: CodecConfig, folder: Path) -> tuple[FrozenCodec, Any]:
     """Open (or fit) a codec and encode the training items that no shard holds yet."""
-    import torch
-    from tqdm import tqdm
-
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
-    from duotok.recipes.renderer.latents import encode_latents, pad_to_frames, require_latent_rate
+    from duotok.recipes.renderer.latent_shards import (
+        LatentShards,
+        ShardOrigin,
+        add_items,
+        pad_to_frames,
+        require_latent_rate,
+    )
     from duotok.recipes.research.matched_codecs import make_mel_codec
 
     items = read_manifest(config.data.train)[: config.data.train_items or None]
@@ -106,23 +108,15 @@ def prepare_codec(config: Config, codec_config: CodecConfig, folder: Path) -> tu
         tokenizer_fingerprint=str(codec.source.fingerprint),
         vae_fingerprint=str(vae.fingerprint),
     )
+
+    def encode(item: "Item") -> "tuple[Tensor, Tensor]":
+        wave = pad_to_frames(item.read(config.track))
+        return codec.encode(wave), vae.encode_song(wave).T
+
+    add_items(folder / "latents", items, encode, origin)
     shards = LatentShards(folder / "latents")
-    shards.require(origin)
-    missing = [item for item in items if item.id not in shards.frames]
-    number = len(shards.paths)
-    with torch.inference_mode():
-        for first in tqdm(range(0, len(missing), 32), desc=f"{folder.name}: encode", disable=None):
-            pairs: dict[str, tuple[Tensor, Tensor]] = {}
-            for item in missing[first : first + 32]:
-                wave = pad_to_frames(item.read(config.track))
-                pairs[item.id] = codec.encode(wave), encode_latents(vae, wave)
-            write_shard(shards.folder, number, pairs, origin)
-            number += 1
-    shards = LatentShards(shards.folder)
     if shards.origin is None:
         raise DataError(f"the manifest {config.data.train} is empty; make a corpus first")
-    if shards.origin != origin:
-        raise CheckpointError(f"{shards.folder} was made by {shards.origin}, not by {origin}; delete it")
     return codec, shards
 
 

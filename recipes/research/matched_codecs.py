@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.renderer.code_vectors import CodeVectors
-from duotok.renderer.diffusion_objective import CodeFeatures
+from duotok.recipes.renderer.train_diffusion import CodeFeatures
+from duotok.recipes.research.code_vectors import CodeVectors
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer

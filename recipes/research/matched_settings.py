@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from duotok.recipes.renderer.train_diffusion import DiffusionLossConfig
 from duotok.recipes.research.matched_codecs import CodecConfig
 from duotok.recipes.training.loop import TrainConfig
 from duotok.renderer.diffusion import DiffusionDecoderConfig
-from duotok.renderer.diffusion_objective import DiffusionLossConfig
 from duotok.tokenizer.common.config import config_from_dict
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS

@@ -11,12 +11,11 @@ from torch import nn
 from duotok.recipes.accompany.pipeline import choose_device
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_split
 from duotok.recipes.evaluation.sound_quality import LIVELINESS, MEASURES, measure_quality
-from duotok.recipes.renderer.latents import pad_to_frames
+from duotok.recipes.renderer.latent_shards import pad_to_frames
 from duotok.recipes.research.matched_codecs import FrozenCodec
 from duotok.recipes.research.matched_settings import Config
 from duotok.renderer.diffusion import DiffusionDecoder
-from duotok.renderer.song import Renderer
-from duotok.renderer.vae_open import open_vae
+from duotok.renderer.renderer import Renderer, open_vae
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from duotok.recipes.corpus.manifest import Item
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.music.chord_names import PITCH_CLASSES
+from duotok.tokenizer.music.labels import PITCH_CLASSES, parse_root
 
 CLIP_SECONDS = 10.0
 TEMPO_CLASSES = 4
@@ -21,7 +21,6 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "accompaniment": ("accompaniment",),
     "both": ("vocal", "accompaniment"),
 }
-_FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#", "Cb": "B", "Fb": "E"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +111,9 @@ def label_items(
 
 
 def normalize_key(key: str) -> str:
-    """The key with a sharp in place of a flat: "Eb:min" -> "D#:min"."""
+    """The key with one name for each tonic: "D#:min" -> "Eb:min"."""
     tonic, _, mode = key.partition(":")
-    return f"{_FLATS.get(tonic, tonic)}:{mode}"
+    return f"{PITCH_CLASSES[parse_root(tonic)]}:{mode}"
 
 
 def split_songs(songs: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.sound_quality import measure_quality
+from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.diffusion import DiffusionDecoder
-from duotok.renderer.diffusion_solver import AUTO, SolverConfig, make_solver
-from duotok.renderer.song import Renderer
-from duotok.renderer.vae_contract import Autoencoder
+from duotok.renderer.diffusion_path import AUTO, SolverConfig, make_solver
+from duotok.renderer.renderer import Renderer
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer

@@ -28,7 +28,7 @@ def compare_steps(arguments: argparse.Namespace) -> None:
     from duotok.recipes.research.step_report import add_losses, draw_steps, render_table
     from duotok.recipes.research.step_trials import hear, plan_trials, run_trial
     from duotok.renderer.diffusion import DiffusionDecoder
-    from duotok.renderer.vae_open import open_vae
+    from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.common.files import read_json, write_json, write_text
     from duotok.tokenizer.model import DuoTokenizer
 

@@ -14,15 +14,15 @@ from torch import nn
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm.data import WindowSource
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
+from duotok.recipes.renderer.train_diffusion import DiffusionObjective
 from duotok.recipes.sizing.stand_ins import write_noise_corpus, write_vocabulary
 from duotok.recipes.tokenizer import stage1
 from duotok.recipes.tokenizer.cuts import CutSampler
 from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
-from duotok.renderer.diffusion_objective import DiffusionObjective
 from duotok.tokenizer.common.checkpoint import read_description
 from duotok.tokenizer.common.config import config_from_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError
@@ -201,7 +201,7 @@ RECIPES: dict[str, type[DryRecipe]] = {
     "duotok.recipes.tokenizer.stage2": StageRecipe,
     "duotok.recipes.tokenizer.stage3": StageRecipe,
     "duotok.recipes.lm.train": LMRecipe,
-    "duotok.recipes.renderer.diffusion": DiffusionRecipe,
+    "duotok.recipes.renderer.train_diffusion": DiffusionRecipe,
 }
 
 

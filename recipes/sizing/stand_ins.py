@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from duotok.recipes.corpus.manifest import STEMS, Item, write_manifest
+from duotok.recipes.corpus.manifest import Item, write_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
+from duotok.tokenizer.heads import STEMS
 
 NOTE_SECONDS = 0.5
 SYLLABLE = "la"

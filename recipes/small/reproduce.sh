@@ -30,7 +30,7 @@ make_corpus test "${TEST_HOURS:-0.6}"
 
 from=(--set "data.manifest=$data/train.jsonl")
 train tokenizer.stage1 tokenizer/stage1/small.yaml stage1 "${STAGE1_MINUTES:-4}" "${from[@]}"
-[ -f "$runs/text.model" ] || python -m duotok.recipes.tokenizer.text --manifest "$data/train.jsonl" --out "$runs/text.model"
+[ -f "$runs/text.model" ] || python -m duotok.recipes.tokenizer.train_text_model --manifest "$data/train.jsonl" --out "$runs/text.model"
 train tokenizer.stage2 tokenizer/stage2/small.yaml stage2-lyrics "${LYRICS_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage1/final" --set "text=$runs/text.model"
 # Lyrics were learned at the cost of pitch: the balance is turned back.
@@ -38,7 +38,7 @@ train tokenizer.stage2 tokenizer/stage2/small.yaml stage2 "${STAGE2_MINUTES:-45}
     --set "start_from=$runs/stage2-lyrics/final" --set "text=$runs/text.model" --set train.learning_rate=8e-4 \
     --set weights.mel=0.5 --set weights.chroma=12.0 --set weights.text=0.5 --set weights.masks=0.3 \
     --set mixture.mix=1 --set mixture.accompaniment=4 --set data.speed_semitones=2
-train tokenizer.separator tokenizer/separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
+train tokenizer.train_separator tokenizer/train_separator/small.yaml separator "${SEPARATOR_MINUTES:-60}" "${from[@]}" \
     --set "start_from=$runs/stage2-lyrics/final"
 train tokenizer.stage3 tokenizer/stage3/small.yaml stage3-all "${STAGE3_MINUTES:-40}" "${from[@]}" \
     --set "start_from=$runs/stage2/final"
@@ -48,11 +48,11 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3-all/final" --mani
 [ -d "$runs/stage3/final" ] || python -m duotok.recipes.tokenizer.prune --tokenizer "$runs/stage3-all/final" \
     --tokens "$runs/tokens-all/train" --out "$runs/stage3/final"
 
-train renderer.vae renderer/vae/small.yaml vae "${VAE_MINUTES:-20}" "${from[@]}"
+train renderer.train_spectral_vae renderer/train_spectral_vae/small.yaml vae "${VAE_MINUTES:-20}" "${from[@]}"
 
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$data/train.jsonl" \
     --out "$runs/tokens/train" --workers "$(nproc)"
-train music.learn tokenizer/harmony_reader/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
+train tokenizer.train_harmony_reader tokenizer/train_harmony_reader/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
 # The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too.
 transposed=$data/train-transposed.jsonl
@@ -60,7 +60,7 @@ read -ra semitones <<<"${SHEET_SEMITONES:-0 4}"
 python -m duotok.recipes.corpus.transpose --manifest "$data/train.jsonl" --semitones "${semitones[@]}" --out "$transposed"
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$transposed" \
     --out "$runs/tokens-transposed/train" --workers "$(nproc)"
-train lm.sheet_reader lm/sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" --set "data.manifest=$transposed" \
+train lm.train_sheet_reader lm/train_sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" --set "data.manifest=$transposed" \
     --set "data.tokens=$runs/tokens-transposed/train" --set "tokenizer=$runs/stage3/final"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
@@ -68,14 +68,14 @@ train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tok
 
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
-train renderer.diffusion renderer/diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
+train renderer.train_diffusion renderer/train_diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
 
 vocal= # its decoder is for `python -m duotok.recipes.accompany.render --track vocal`; generate does without
 if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
         --manifest "$data/train.jsonl" --track vocal --out "$runs/latents/vocal"
-    train renderer.diffusion renderer/diffusion/vocal/small.yaml vocal "${VOCAL_MINUTES:-34}" \
+    train renderer.train_diffusion renderer/train_diffusion/vocal/small.yaml vocal "${VOCAL_MINUTES:-34}" \
         --set "data.latents=$runs/latents/vocal" --set "tokenizer=$runs/stage3/final"
     vocal=$runs/vocal/final
 fi

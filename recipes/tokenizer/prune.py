@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +30,10 @@ def count_codes(tokens: str | Path, fingerprint: str) -> "dict[str, Tensor]":
     import torch
 
     from duotok.lm.metrics import code_counts
-    from duotok.recipes.lm.token_shards import TokenShards
+    from duotok.recipes.lm.tokens import TokenShards, check_tokens
 
     shards = TokenShards(tokens)
-    if shards.index.tokenizer_fingerprint != fingerprint:
-        raise DataError(f"the tokens in {tokens} were made by another tokenizer; make them again")
+    check_tokens(shards, fingerprint)
     counts = {t: torch.zeros(size, dtype=torch.int64) for t, size in shards.index.codebook_sizes.items()}
     for song in shards.index.songs:
         for track, codes in shards.codes(song).items():

@@ -1,6 +1,7 @@
 """Stage 2: mel, chroma, lyrics and stem masks through a bottleneck with replacement noise (P 3.2).
 
-Run: python -m duotok.recipes.tokenizer.text --manifest data/popband/train.jsonl --out runs/small/text.model
+Run: python -m duotok.recipes.tokenizer.train_text_model --manifest data/popband/train.jsonl \\
+         --out runs/small/text.model
      python -m duotok.recipes.tokenizer.stage2 recipes/tokenizer/stage2/small.yaml --out runs/small/stage2
 """
 
@@ -8,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
-from duotok.recipes.tokenizer.supervision import collate_cuts
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
 from duotok.recipes.training.command import recipe_main
 from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
-from duotok.recipes.tokenizer.supervision import collate_cuts
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
 from duotok.recipes.training.command import recipe_main
 from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.accompany import generate
 from duotok.recipes.accompany.bundle import assemble_bundle, load_bundle, read_bundle_description
 from duotok.recipes.finetuning import finetune
-from duotok.recipes.finetuning.learning import LMObjective
 
 
 @pytest.fixture(scope="module")

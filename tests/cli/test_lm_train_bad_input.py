@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from duotok.recipes.lm import train
-from duotok.recipes.lm.token_shards import TokenIndex, append_shard, shard_path
+from duotok.recipes.lm.tokens import TokenIndex, append_shard, shard_path
 from duotok.tokenizer.model import DuoTokenizer
 
 TINY = str(Path(train.__file__).parent / "tiny.yaml")

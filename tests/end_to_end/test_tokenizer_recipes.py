@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from duotok.recipes.tokenizer import separator, stage1, stage2, stage3, text
+from duotok.recipes.tokenizer import stage1, stage2, stage3
+from duotok.recipes.tokenizer import train_separator as separator
+from duotok.recipes.tokenizer import train_text_model as text
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.model import DuoTokenizer
@@ -64,7 +66,7 @@ def test_heads_of_the_stages(runs):
 
 
 def test_the_separator_learns_on_the_frozen_stage_2(runs, tiny_corpus, tmp_path):
-    arguments = [str(RECIPES / "separator" / "tiny.yaml"), "--out", str(tmp_path)]
+    arguments = [str(RECIPES / "train_separator" / "tiny.yaml"), "--out", str(tmp_path)]
     arguments += ["--set", f"data.manifest={tiny_corpus / 'train.jsonl'}"]
     assert separator.main([*arguments, "--set", f"start_from={runs / 'stage2' / 'final'}"]) == 0
     losses = [json.loads(line)["total"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]

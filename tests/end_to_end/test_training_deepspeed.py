@@ -25,7 +25,7 @@ import torch
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import train
-from duotok.recipes.lm.token_shards import TokenIndex, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, append_shard
 from duotok.recipes.training.log import read_log
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.model import DuoTokenizer

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.sampling import generate_track
 from duotok.lm.dual_track.scoring import score_batch
 
 GOLDEN = Path(__file__).with_name("lm_golden.json")
@@ -34,9 +34,8 @@ def compute() -> dict[str, list]:
         scores = score_batch(lm, vocal[None], accompaniment[None], mode)
         for track, losses in scores.loss_nats.items():
             result[f"{mode}.{track}"] = [round(value, 5) for value in losses[0].tolist()]
-    result["greedy"] = generate_track(
-        lm, vocal.repeat(3), seed=0, temperature=0, window_frames=10, overlap_frames=3
-    ).tolist()
+    sampling = SamplingConfig(temperature=0, window_frames=10, overlap_frames=3)
+    result["greedy"] = lm.compose(vocal.repeat(3), seeds=[0], sampling=sampling).codes[0].tolist()
     return result
 
 

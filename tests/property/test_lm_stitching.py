@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.sampling import generate_track, next_window_start
+from duotok.lm.dual_track.sampling import next_window_start
 
 torch.manual_seed(0)
 LM = DualTrackLM(
@@ -35,9 +35,8 @@ LM = DualTrackLM(
 def test_length_and_prefix(frames: int, window: int, overlap: int, prefix: int, seed: int) -> None:
     overlap = min(overlap, window - 1)
     vocal, given_codes = torch.arange(frames) % 5, torch.arange(prefix) % 7
-    codes = generate_track(
-        LM, vocal, prefix_codes=given_codes, seed=seed, window_frames=window, overlap_frames=overlap
-    )
+    sampling = SamplingConfig(window_frames=window, overlap_frames=overlap)
+    codes = LM.compose(vocal, seeds=[seed], sampling=sampling, prefix=given_codes).codes[0]
     assert codes.shape == (frames,)
     assert codes.dtype == torch.int64
     kept = min(frames, prefix)

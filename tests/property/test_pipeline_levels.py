@@ -7,8 +7,8 @@ from hypothesis.extra import numpy as hnp
 
 from duotok.recipes.accompany.mix import PEAK_LIMIT, mix_down
 from duotok.tokenizer.common.loudness import measure_loudness
-from duotok.tokenizer.music.chord_names import CHORD_NAMES
-from duotok.tokenizer.music.chords import estimate_chords
+from duotok.tokenizer.music.harmony import estimate_chords
+from duotok.tokenizer.music.labels import CHORD_NAMES
 
 
 def noise(samples: int, level: float, seed: int) -> torch.Tensor:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
-from duotok.renderer.song import OVERLAP_FRAMES, WINDOW_FRAMES, Renderer, plan_windows
+from duotok.renderer.renderer import OVERLAP_FRAMES, WINDOW_FRAMES, Renderer, plan_windows
+from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 
@@ -49,16 +50,13 @@ def make_decoder() -> DiffusionDecoder:
     return decoder
 
 
-class SilentAutoencoder:
-    """Stands where the autoencoder stands; rendering latents needs no sound."""
-
-    def __init__(self, *, latent_dim: int = 64, latent_rate_hz: float = 50.0) -> None:
-        self.fingerprint, self.latent_dim, self.latent_rate_hz = "vae", latent_dim, latent_rate_hz
+def make_vae(**settings) -> SpectralVAE:
+    return SpectralVAE(SpectralVAEConfig(low_bins=64, group=64, decoder_blocks=0, **settings))
 
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(SilentAutoencoder(), {"accompaniment": make_decoder()})
+    return Renderer(make_vae(), {"accompaniment": make_decoder()})
 
 
 @settings(max_examples=10, deadline=None)
@@ -108,10 +106,12 @@ def test_each_window_continues_the_one_before(renderer, monkeypatch):
 def test_parts_of_different_bundles_are_refused():
     decoder = make_decoder()
     decoder.vae_fingerprint, decoder.tokenizer_fingerprint = "another", "tokenizer"
+    vae = make_vae()
+    vae.fingerprint = "vae"
     with pytest.raises(CheckpointError, match="VAE another"):
-        Renderer(SilentAutoencoder(), {"accompaniment": decoder})
+        Renderer(vae, {"accompaniment": decoder})
     decoder.vae_fingerprint = "vae"
-    renderer = Renderer(SilentAutoencoder(), {"accompaniment": decoder})
+    renderer = Renderer(vae, {"accompaniment": decoder})
     renderer.require_tokenizer("tokenizer")
     with pytest.raises(CheckpointError, match="tokenizer tokenizer"):
         renderer.require_tokenizer("another")
@@ -119,12 +119,12 @@ def test_parts_of_different_bundles_are_refused():
         renderer.render_latents(torch.zeros(3, 4), steps=1, guidance=1.0, seed=0, track="vocal")
 
 
-@pytest.mark.parametrize("autoencoder", [{"latent_dim": 32}, {"latent_rate_hz": 44_100 / 1024}])
+@pytest.mark.parametrize("autoencoder", [{"mid_latents": 20}, {"hop_samples": 1024}])
 def test_an_autoencoder_of_another_size_or_rate_is_refused(autoencoder):
     with pytest.raises(
-        CheckpointError, match=r"makes 64 latents at 50 Hz, the VAE has (32|64) at (50|43.0664) Hz"
+        CheckpointError, match=r"makes 64 latents at 50 Hz, the VAE has (32|64) at (50|46.875) Hz"
     ):
-        Renderer(SilentAutoencoder(**autoencoder), {"accompaniment": make_decoder()})
+        Renderer(make_vae(**autoencoder), {"accompaniment": make_decoder()})
 
 
 @pytest.mark.parametrize("latents", [torch.zeros(32, 10), torch.zeros(1, 64, 10), torch.zeros(64)])

@@ -22,7 +22,12 @@ RECIPES = sorted(
     for path in (ROOT / "recipes").rglob("*.yaml")
     if "duotok.recipes" in path.read_text(encoding="utf-8") or path.stem in ("tiny", "small", "base")
 )
-TRAINED = (*(f"tokenizer/stage{stage}" for stage in (1, 2, 3)), "lm", "renderer/vae", "renderer/diffusion")
+TRAINED = (
+    *(f"tokenizer/stage{stage}" for stage in (1, 2, 3)),
+    "lm",
+    "renderer/train_spectral_vae",
+    "renderer/train_diffusion",
+)
 SIZES = ("tiny", "small", "base")
 
 all_recipes = pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
@@ -90,10 +95,10 @@ def test_an_unknown_setting_is_refused(path):
 @pytest.mark.parametrize("size", SIZES)
 def test_decoder_takes_the_features_of_the_tokenizer_of_its_size(size):
     configs = {}
-    for recipe in ("tokenizer/stage1", "renderer/diffusion"):
+    for recipe in ("tokenizer/stage1", "renderer/train_diffusion"):
         path = ROOT / "recipes" / recipe / f"{size}.yaml"
         configs[recipe] = load_config(module_of(path).Config, path).model
-    assert configs["renderer/diffusion"].feature_dim == configs["tokenizer/stage1"].dim
+    assert configs["renderer/train_diffusion"].feature_dim == configs["tokenizer/stage1"].dim
 
 
 def test_the_base_tokenizer_is_the_papers():
@@ -101,3 +106,13 @@ def test_the_base_tokenizer_is_the_papers():
     model = load_config(module_of(path).Config, path).model
     assert 2 * model.blocks == 24
     assert (model.vocal_codes, model.accompaniment_codes) == (32_768, 32_768)
+
+
+def test_the_reproduction_starts_what_there_is():
+    script = (ROOT / "recipes" / "small" / "reproduce.sh").read_text(encoding="utf-8")
+    trained = re.findall(r"^\s*train ([\w.]+) ([\w/]+\.yaml)", script, flags=re.MULTILINE)
+    assert len(trained) > 8
+    for module, recipe in trained:
+        assert module_of(ROOT / "recipes" / recipe).__name__ == f"duotok.recipes.{module}"
+    for module in re.findall(r"-m (duotok\.recipes\.[\w.]+)", script):
+        assert callable(importlib.import_module(module).main)

@@ -5,9 +5,9 @@ import pytest
 
 from duotok.recipes.corpus.band import Band
 from duotok.recipes.corpus.excerpt import Excerpt, cut_excerpt, label_chords
-from duotok.recipes.corpus.harmony import parse_chord
 from duotok.recipes.corpus.pop909 import Note, Song, Span
 from duotok.recipes.corpus.styles import DRUM_KEYS, STYLES, Style
+from duotok.tokenizer.music.labels import parse_chord
 
 
 def make_song(beats: int = 240, beat_seconds: float = 0.5) -> Song:

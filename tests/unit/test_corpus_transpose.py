@@ -12,10 +12,10 @@ from duotok.recipes.corpus import transpose
 from duotok.recipes.corpus.audio_shards import pack_items, read_shards
 from duotok.recipes.corpus.manifest import Item, item_from_line, item_to_line, read_manifest, write_manifest
 from duotok.recipes.corpus.transpose import transpose_item
-from duotok.recipes.lm.sheet_labels import label_frames
-from duotok.recipes.tokenizer.labelled_chroma import triad_of
+from duotok.recipes.lm.sheets import label_frames
 from duotok.tokenizer.common.audio import write_audio
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.music.labels import triad_of
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.sampling import generate_track
 from duotok.recipes.evaluation import decoding_part, decoding_speed
 from duotok.recipes.evaluation.coherence import Coherence
 from duotok.recipes.evaluation.plain_decoding import generate_plainly
@@ -59,7 +58,7 @@ def test_the_plain_loop_samples_the_same_codes(tiny_bundle, guidance):
     lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
     vocal = torch.randint(0, 64, (20,), generator=torch.Generator().manual_seed(1))
     config = SamplingConfig(guidance=guidance)
-    ours = generate_track(lm, vocal, seed=3, guidance=guidance)
+    ours = lm.compose(vocal, seeds=[3], sampling=config).codes[0]
     assert torch.equal(generate_plainly(lm, vocal, 3, config), ours)
     with pytest.raises(ConfigError, match="one window"):
         generate_plainly(lm, vocal, 3, SamplingConfig(window_frames=10, overlap_frames=2))

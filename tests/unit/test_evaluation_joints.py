@@ -9,7 +9,7 @@ from duotok.recipes.evaluation.excerpts import Excerpt
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.settings import Settings
 from duotok.recipes.evaluation.whole_song import measure_whole_song
-from duotok.renderer.song import Renderer, plan_windows
+from duotok.renderer.renderer import Renderer, plan_windows
 from duotok.tokenizer.model import DuoTokenizer
 
 PLACE = 96_123

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.sampling import generate_candidates
-from duotok.lm.dual_track.window import WindowSampler
+from duotok.lm.dual_track.sampling import WindowSampler
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation import beat_phase, long_part, long_song
 from duotok.recipes.evaluation.excerpts import read_test_items
@@ -35,7 +34,7 @@ def test_joints_are_where_the_sampler_begins_a_window(tiny_bundle, monkeypatch):
     monkeypatch.setattr(WindowSampler, "sample", record)
     lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
     config = SamplingConfig(window_frames=12, overlap_frames=4)
-    generate_candidates(lm, torch.arange(41), seeds=[0], config=config)
+    lm.compose(torch.arange(41), seeds=[0], sampling=config)
     assert begun == [0, *beat_phase.find_joints(41, config)] and len(begun) > 3
 
 

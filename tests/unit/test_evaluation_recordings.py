@@ -18,7 +18,7 @@ from duotok.recipes.evaluation.vae_quality import (  # noqa: E402
     measure_vae,
     read_pieces,
 )
-from duotok.renderer.vae import SpectralVAE  # noqa: E402
+from duotok.renderer.spectral_vae import SpectralVAE
 from duotok.tokenizer.common.errors import AudioError, DataError  # noqa: E402
 
 RATE = 48_000

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
-from duotok.lm.dual_track.scoring import score_batch
+from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.recipes.finetuning import learning
 from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (
@@ -22,7 +21,7 @@ from duotok.recipes.finetuning.learning import (
     merge_adapters,
     open_windows,
 )
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.errors import ConfigError
 
 CODES = 16

@@ -17,7 +17,7 @@ from duotok.recipes.finetuning.song_tokens import (
     listen_to_songs,
     sung_gate,
 )
-from duotok.recipes.lm.token_shards import TokenShards
+from duotok.recipes.lm.tokens import TokenShards
 from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.accompany.mix import measure_loudness
 from duotok.recipes.listening import listen
 from duotok.recipes.listening import page as page_module
 from duotok.recipes.listening.page import SCALE, PageSettings, key_path, read_key, write_page
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.loudness import measure_loudness
 
 
 def read_sounds(text: str) -> dict[str, tuple[np.ndarray, int]]:

@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm import data as data_module
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
-from duotok.recipes.lm.token_shards import (
-    TokenIndex,
-    TokenShards,
-    TokenSong,
-    append_shard,
-    split_songs,
-)
-from duotok.recipes.lm.validation import ValidationConfig, make_validation
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
+from duotok.recipes.lm.train import ValidationConfig, make_validation
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 SIZES = {"vocal": 11, "accompaniment": 13}
@@ -99,7 +93,7 @@ def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypat
     held_out = {int(s.song.split()[1]) for s in split_songs(shards.index.songs, 0.25)[1]}
     assert trained == set(range(40)) - held_out and len(held_out) > 3
     shown = []
-    from duotok.recipes.lm import validation
+    from duotok.recipes.lm import train as validation
 
     def score(lm, vocal, *rest, **options):
         shown.append(vocal)

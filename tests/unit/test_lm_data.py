@@ -14,12 +14,7 @@ from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.lm import tokenize, train
-from duotok.recipes.lm.token_shards import (
-    TokenShards,
-    append_shard,
-    read_index,
-    shard_path,
-)
+from duotok.recipes.lm.tokens import TokenShards, append_shard, read_index, shard_path
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.recipes.lm.token_shards import TokenIndex, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, append_shard
 from duotok.recipes.research import layouts
 from duotok.tokenizer.model import DuoTokenizer
 

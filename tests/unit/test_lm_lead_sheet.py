@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.dual_track.choice import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.sampling import generate_candidates
 from duotok.lm.dual_track.scoring import score_batch
-from duotok.lm.sheet.bars import places_between, track_bars
-from duotok.lm.sheet.chords import track_chords
 from duotok.lm.sheet.columns import (
     CHORD,
     CHORD_TRUST,
@@ -25,10 +22,10 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
-from duotok.lm.sheet.trust import measure_trust
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust
+from duotok.lm.sheet.tracking import places_between, track_bars, track_chords
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.music.chord_names import CHORDS
+from duotok.tokenizer.music.labels import CHORDS
 
 RATE_HZ = 25.0
 MODE = "vocal_to_accompaniment"
@@ -207,7 +204,7 @@ def test_cached_decoding_sees_the_sheet_as_the_whole_pass_does(lm: DualTrackLM, 
     sheet = write_sheet(np.arange(30) % PLACES, np.arange(30) // 10)
     sheet[:, CHORD_TRUST] = torch.arange(30) // 4
     config = SamplingConfig(guidance=2.0, temperature=0.0)
-    made = generate_candidates(lm, vocal, seeds=[0, 1], config=config, sheet=sheet).codes[0]
+    made = lm.compose(vocal, seeds=[0, 1], sampling=config, sheet=sheet).codes[0]
     both = []
     for drop in (False, True):
         layout = lm.lay_out(
@@ -227,24 +224,24 @@ def test_generating_reads_the_sheet_of_the_whole_song(lm: DualTrackLM) -> None:
     config = SamplingConfig(window_frames=25, overlap_frames=5)
     sheet = lm.read_sheet(vocal[None])
     assert sheet is not None
-    told = generate_candidates(lm, vocal, seeds=[3], config=config, sheet=sheet[0]).codes
-    assert torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config).codes, told)
+    told = lm.compose(vocal, seeds=[3], sampling=config, sheet=sheet[0]).codes
+    assert torch.equal(lm.compose(vocal, seeds=[3], sampling=config).codes, told)
     sure = sheet[0].clone()
     sure[:, [PLACE_TRUST, CHORD_TRUST]] = WRITTEN  # it commits, however sure the reader was
     assert not torch.equal(sure, sheet[0])
-    assert torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config, sheet=sure).codes, told)
+    assert torch.equal(lm.compose(vocal, seeds=[3], sampling=config, sheet=sure).codes, told)
     other = sheet[0].clone()
     other[:, PLACE] = (other[:, PLACE] + 5) % PLACES
-    assert not torch.equal(generate_candidates(lm, vocal, seeds=[3], config=config, sheet=other).codes, told)
+    assert not torch.equal(lm.compose(vocal, seeds=[3], sampling=config, sheet=other).codes, told)
 
 
 def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
     with pytest.raises(DataError, match="cut it alike"):
-        generate_candidates(lm, torch.zeros(10).long(), seeds=[0], sheet=unknown_sheet(9))
+        lm.compose(torch.zeros(10).long(), seeds=[0], sheet=unknown_sheet(9))
     bad = unknown_sheet(10)
     bad[3, CHORD] = CHORDS
     with pytest.raises(DataError, match=r"chords of a lead sheet must be in -1\.\.24"):
-        generate_candidates(lm, torch.zeros(10).long(), seeds=[0], sheet=bad)
+        lm.compose(torch.zeros(10).long(), seeds=[0], sheet=bad)
     bad = unknown_sheet(10)
     bad[3, PLACE_TRUST] = WRITTEN + 1
     with pytest.raises(DataError, match=r"trust in the places of a lead sheet must be in -1\.\.8"):

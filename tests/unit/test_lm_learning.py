@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
-from duotok.lm.dual_track.sampling import generate_track
-from duotok.lm.dual_track.scoring import mismatch_source, score_batch
+from duotok.lm.dual_track.scoring import LMObjective, mismatch_source, score_batch
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 
 NOTES = 8
@@ -79,7 +78,8 @@ def test_another_song_s_vocal_costs(trained: DualTrackLM) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_sampling_follows_the_vocal(trained: DualTrackLM, guidance: float) -> None:
     vocal = torch.cat(list(make_test_songs()["vocal"]))[:200]
-    codes = generate_track(trained, vocal, seed=0, guidance=guidance, window_frames=25, overlap_frames=5)
+    sampling = SamplingConfig(guidance=guidance, window_frames=25, overlap_frames=5)
+    codes = trained.compose(vocal, seeds=[0], sampling=sampling).codes[0]
     follows = (codes // 2 == vocal).float().mean().item()
     assert follows > 0.6  # 1/8 is chance
     assert len(codes) == 200

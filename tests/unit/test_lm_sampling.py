@@ -1,13 +1,16 @@
 """Sampling: the cache against the full model, seeds, prefixes, guidance, errors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from duotok.lm.dual_track.choice import SamplingConfig, draw_uniform, pick_codes
+from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.decoding import CachedDecoder
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.sampling import generate_candidates, generate_track
+from duotok.lm.dual_track.sampling import draw_uniform, pick_codes
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
@@ -21,8 +24,28 @@ def make_lm(**changes: object) -> DualTrackLM:
     return lm
 
 
+def generate_track(
+    lm: DualTrackLM,
+    codes: Tensor,
+    *,
+    seed: int,
+    prefix: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+    track: str = "accompaniment",
+    **settings: Any,
+) -> Tensor:
+    """Codes [frames] of one candidate."""
+    config = SamplingConfig(**settings)
+    found = lm.compose(codes, seeds=[seed], sampling=config, prefix=prefix, progress=progress, track=track)
+    return found.codes[0]
+
+
 def make_vocal(frames: int) -> Tensor:
     return torch.randint(0, 12, (frames,), generator=torch.Generator().manual_seed(frames))
+
+
+def make_decoder(lm: DualTrackLM, **sizes: int) -> CachedDecoder:
+    return CachedDecoder(lm.backbone, shared_positions=lm.config.shared_positions, **sizes)
 
 
 def full_logits(lm: DualTrackLM, vocal: Tensor, accompaniment: Tensor, guidance: float) -> Tensor:
@@ -45,7 +68,7 @@ def test_the_cache_gives_the_states_of_one_pass(key_value_heads: int) -> None:
     with torch.no_grad():
         expected = lm.hidden_states(layout)
         inputs = lm.embed(layout.vocal, layout.accompaniment, layout.segment)
-    decoder = CachedDecoder(lm, branches=1, candidates=1, prompt_steps=9, target_steps=9)
+    decoder = make_decoder(lm, branches=1, candidates=1, prompt_steps=9, target_steps=9)
     for _ in range(2):  # a second song in the same buffers
         parts = [decoder.hear(inputs[:, :9]), decoder.advance(inputs[:, 9:12])]
         parts += [decoder.advance(inputs[:, 9 + i : 10 + i]) for i in range(3, 9)]
@@ -56,8 +79,8 @@ def test_the_cache_gives_the_states_of_one_pass(key_value_heads: int) -> None:
 def test_rows_that_share_a_prompt_stay_apart(key_value_heads: int) -> None:
     lm = make_lm(key_value_heads=key_value_heads)
     prompts, targets = torch.randn(2, 7, 16), torch.randn(2, 3, 5, 16)  # 2 branches of 3 candidates
-    together = CachedDecoder(lm, branches=2, candidates=3, prompt_steps=7, target_steps=5)
-    alone = CachedDecoder(lm, branches=1, candidates=1, prompt_steps=7, target_steps=5)
+    together = make_decoder(lm, branches=2, candidates=3, prompt_steps=7, target_steps=5)
+    alone = make_decoder(lm, branches=1, candidates=1, prompt_steps=7, target_steps=5)
     together.hear(prompts)
     rows = targets.flatten(0, 1)
     found = [together.advance(rows[:, :2]), *(together.advance(rows[:, i : i + 1]) for i in range(2, 5))]
@@ -73,7 +96,7 @@ def test_rows_that_share_a_prompt_stay_apart(key_value_heads: int) -> None:
 def test_a_step_of_fixed_work_gives_the_same_states() -> None:
     # What a CUDA graph repeats: nothing depends on how far the song is, the future is masked.
     lm = make_lm()
-    decoders = [CachedDecoder(lm, branches=2, candidates=2, prompt_steps=4, target_steps=6) for _ in range(2)]
+    decoders = [make_decoder(lm, branches=2, candidates=2, prompt_steps=4, target_steps=6) for _ in range(2)]
     prompts = torch.randn(2, 4, 16)
     for decoder in decoders:
         decoder.hear(prompts)
@@ -122,7 +145,7 @@ def test_seeds() -> None:
     assert torch.equal(first, generate_track(lm, vocal, seed=1, temperature=1.0))
     assert not torch.equal(first, generate_track(lm, vocal, seed=2, temperature=1.0))
     config = SamplingConfig(temperature=1.0)
-    both = generate_candidates(lm, vocal, seeds=[1, 2], config=config).codes
+    both = lm.compose(vocal, seeds=[1, 2], sampling=config).codes
     assert both.shape == (2, 40)
     assert torch.equal(both[0], first)
 
@@ -130,8 +153,8 @@ def test_seeds() -> None:
 def test_a_candidate_is_the_same_in_any_company() -> None:
     lm, vocal = make_lm(), make_vocal(50)
     config = SamplingConfig(temperature=1.0, guidance=2.0, window_frames=20, overlap_frames=6)
-    many = generate_candidates(lm, vocal, seeds=[4, 5, 6, 7, 8], config=config)
-    few = generate_candidates(lm, vocal, seeds=[7, 4], config=config)
+    many = lm.compose(vocal, seeds=[4, 5, 6, 7, 8], sampling=config)
+    few = lm.compose(vocal, seeds=[7, 4], sampling=config)
     assert torch.equal(few.codes, many.codes[[3, 0]])
     for name in ("likelihood_nats", "likelihood_alone_nats", "information_nats"):
         torch.testing.assert_close(getattr(few, name), getattr(many, name)[[3, 0]], atol=1e-4, rtol=1e-4)
@@ -139,8 +162,8 @@ def test_a_candidate_is_the_same_in_any_company() -> None:
 
 def test_likelihoods_are_those_of_the_full_model() -> None:
     lm, vocal, prefix = make_lm(), make_vocal(14), torch.arange(3)
-    found = generate_candidates(
-        lm, vocal, seeds=[0, 1], config=SamplingConfig(guidance=1.7, temperature=0.8), prefix_codes=prefix
+    found = lm.compose(
+        vocal, seeds=[0, 1], sampling=SamplingConfig(guidance=1.7, temperature=0.8), prefix=prefix
     )
     for guidance, means in ((1.0, found.likelihood_nats), (0.0, found.likelihood_alone_nats)):
         assert means is not None
@@ -148,19 +171,19 @@ def test_likelihoods_are_those_of_the_full_model() -> None:
             logits = full_logits(lm, vocal, codes, guidance)
             expected = logits.log_softmax(dim=-1).gather(1, codes[:, None])[3:].mean()
             torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-4)
-    plain = generate_candidates(lm, vocal, seeds=[0], config=SamplingConfig(guidance=1.0))
+    plain = lm.compose(vocal, seeds=[0], sampling=SamplingConfig(guidance=1.0))
     assert plain.likelihood_nats is not None
     assert plain.likelihood_alone_nats is None and plain.information_nats is None
-    given = generate_candidates(lm, vocal[:2], seeds=[0], prefix_codes=prefix)
+    given = lm.compose(vocal[:2], seeds=[0], prefix=prefix)
     assert given.likelihood_nats is None  # nothing was sampled
 
 
 def test_a_given_prefix_is_kept_and_continued() -> None:
     lm, vocal, prefix = make_lm(), make_vocal(30), torch.arange(13)
-    codes = generate_track(lm, vocal, prefix_codes=prefix, seed=0, temperature=0, guidance=1.5)
+    codes = generate_track(lm, vocal, prefix=prefix, seed=0, temperature=0, guidance=1.5)
     assert torch.equal(codes[:13], prefix)
     assert torch.equal(full_logits(lm, vocal, codes, 1.5).argmax(dim=-1)[13:], codes[13:])
-    assert torch.equal(generate_track(lm, vocal[:5], prefix_codes=prefix, seed=0), prefix[:5])
+    assert torch.equal(generate_track(lm, vocal[:5], prefix=prefix, seed=0), prefix[:5])
 
 
 def test_the_mirror_direction() -> None:
@@ -226,7 +249,7 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(DataError, match="one frame"):
         generate_track(lm, torch.zeros(0).long(), seed=0)
     with pytest.raises(DataError, match="0..19"):
-        generate_track(lm, make_vocal(5), prefix_codes=torch.tensor([20]), seed=0)
+        generate_track(lm, make_vocal(5), prefix=torch.tensor([20]), seed=0)
     for settings in ({"temperature": -1.0}, {"top_p": 0.0}, {"guidance": -1.0}, {"overlap_frames": 750}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             generate_track(lm, make_vocal(5), seed=0, **settings)

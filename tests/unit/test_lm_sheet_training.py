@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.lm.sheet.columns import (
     CHORD,
     CHORD_TRUST,
@@ -21,14 +21,12 @@ from duotok.lm.sheet.columns import (
 )
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
-from duotok.recipes.lm import sheet_reader as recipe
+from duotok.recipes.lm import train_sheet_reader as recipe
 from duotok.recipes.lm.data import DataConfig, WindowSource
-from duotok.recipes.lm.sheet_agreement import measure_agreement
-from duotok.recipes.lm.sheet_labels import SheetLabels, label_frames
-from duotok.recipes.lm.sheet_windows import SheetDataConfig, SheetObjective, SheetWindows
-from duotok.recipes.lm.sheets import SheetConfig, SheetSource
-from duotok.recipes.lm.token_shards import TokenShards
+from duotok.recipes.lm.sheets import SheetConfig, SheetLabels, SheetSource, label_frames, measure_agreement
 from duotok.recipes.lm.tokenize import main as tokenize
+from duotok.recipes.lm.tokens import TokenShards
+from duotok.recipes.lm.train_sheet_reader import SheetDataConfig, SheetObjective, SheetWindows
 from duotok.recipes.training.loop import Task, TrainConfig, run_training
 from duotok.tokenizer.common.errors import ConfigError, DataError
 

@@ -8,21 +8,18 @@ import pytest
 import torch
 
 from duotok.recipes.lm import tokenize
-from duotok.recipes.tokenizer import harmony_reader as learn
-from duotok.recipes.tokenizer.labelled_chroma import (
+from duotok.recipes.tokenizer import train_harmony_reader as learn
+from duotok.recipes.tokenizer.train_harmony_reader import (
     BlockSampler,
     ChromaSong,
     LabelledChromaConfig,
-    chords_of_blocks,
-    key_of,
     make_up_chords,
-    triad_of,
 )
 from duotok.tokenizer.common.errors import ConfigError
-from duotok.tokenizer.music.chord_names import NO_CHORD
-from duotok.tokenizer.music.harmony_reader import HarmonyReader, HarmonyReaderConfig
+from duotok.tokenizer.music.harmony import HarmonyReader, HarmonyReaderConfig
+from duotok.tokenizer.music.labels import NO_CHORD, chords_of_blocks, key_of, triad_of
 
-TINY = Path(learn.__file__).parent / "learn" / "tiny.yaml"
+TINY = Path(learn.__file__).parent / "train_harmony_reader" / "tiny.yaml"
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
 
@@ -59,7 +56,7 @@ def test_chords_count_by_their_triad(label, chord):
 
 def test_keys_and_chords_as_classes():
     assert [key_of(label) for label in ("C:maj", "Eb:min", "B:maj")] == [0, 15, 11]
-    chords = chords_of_blocks([(0.0, 0.3, "C:maj"), (0.3, 0.5, "A:min")], 7)
+    chords = chords_of_blocks([(0.0, 0.3, "C:maj"), (0.3, 0.5, "A:min")], 7, 10.0)
     assert chords.tolist() == [0, 0, 0, 21, 21, -1, -1]
 
 

@@ -2,24 +2,32 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.lm.sheet.columns import write_sheet
+from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.accompany.mix import mix_down
 from duotok.recipes.accompany.report import describe_music
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.activity import active_segments, at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.blocks import average_blocks
-from duotok.tokenizer.music.chord_names import CHORD_NAMES
-from duotok.tokenizer.music.chords import estimate_chords
-from duotok.tokenizer.music.chroma import correlate_chroma, measure_chroma
-from duotok.tokenizer.music.coherence import Coherence, measure_coherence
-from duotok.tokenizer.music.harmony_reader import (
+from duotok.tokenizer.music.chroma import (
+    active_segments,
+    at_chroma_rate,
+    average_blocks,
+    correlate_chroma,
+    estimate_activity,
+    measure_chroma,
+)
+from duotok.tokenizer.music.harmony import (
     HarmonyReader,
     HarmonyReaderConfig,
+    Key,
     default_reader,
+    estimate_chords,
+    estimate_key,
+    read_key,
     surroundings,
 )
-from duotok.tokenizer.music.key import Key, estimate_key, read_key
-from duotok.tokenizer.music.pitch import PITCH_RATE_HZ, sung_pitch
+from duotok.tokenizer.music.labels import CHORD_NAMES, NO_CHORD
+from duotok.tokenizer.music.pitch import PITCH_RATE_HZ, Coherence, measure_coherence, sung_pitch
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 from duotok.tokenizer.spectra import Chroma
 
@@ -236,3 +244,21 @@ def test_the_report_tells_what_sounds():
     told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs)
     assert told["chords"] == [[0.0, 2.0, "A:min"]]
     assert told["vocal_key"] is not None and 0 < told["vocal_key_probability"] <= 1
+
+
+def test_tempo_beats_rests_and_spelling_follow_the_lead_sheet():
+    vocal, band = tone(440.0, 6.0), tone(220.0, 6.0)
+    chroma = torch.from_numpy(np.tile(triad(3, "maj"), (300, 1)))[None]
+    read_outs = dict.fromkeys(("vocal", "accompaniment"), ReadOut(torch.full((1, 600, 16), -1.0), chroma))
+    mixdown = mix_down(vocal, band, accompaniment_db=0.0)
+    places, chords = places_between(np.arange(0, 151, 50.0), 150), np.full(150, 3)
+    chords[100:] = NO_CHORD
+    told = describe_music(
+        vocal=vocal, mixdown=mixdown, read_outs=read_outs, sheet=write_sheet(places, chords)
+    )
+    assert told["tempo_bpm"] == told["lead_sheet"]["tempo_bpm"] == 120
+    assert told["beats_seconds"] == [0.5 * beat for beat in range(12)]
+    assert set(told["lead_sheet"]["bar_lines_seconds"]) <= set(told["beats_seconds"])
+    assert told["chords"] == [[0.0, 4.0, "Eb:maj"], [4.0, 6.0, "N"]]
+    assert told["lead_sheet"]["chords"] == told["chords"]
+    assert told["activity"]["accompaniment"]["segments_seconds"] == [[0.0, 4.0]]

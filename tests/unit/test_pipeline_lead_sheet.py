@@ -7,12 +7,21 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sheet.bars import places_between
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, UNKNOWN, WRITTEN, unknown_sheet
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, WRITTEN, unknown_sheet
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
-from duotok.recipes.accompany.wishes import SheetWishes, describe_sheet, make_sheet, read_chart
+from duotok.lm.sheet.tracking import places_between
+from duotok.recipes.accompany.wishes import (
+    SheetWishes,
+    describe_sheet,
+    find_beats,
+    find_rests,
+    keep_rests,
+    make_sheet,
+    read_chart,
+)
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.music.chord_names import NO_CHORD
+from duotok.tokenizer.music.labels import NO_CHORD
 
 RATE_HZ = 25.0
 
@@ -31,34 +40,61 @@ def add_reader(lm: DualTrackLM) -> DualTrackLM:
     return lm
 
 
-def test_a_chart_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "song.lab"
-    path.write_text("0.0 2.4 C:maj\n\n2.4\t4.8\tA:min7\n4.8 6 N\n", encoding="utf-8")
-    assert read_chart(path) == [(0.0, 2.4, "C:maj"), (2.4, 4.8, "A:min7"), (4.8, 6.0, "N")]
+def write_chart(folder: Path, text: str) -> Path:
+    path = folder / "song.lab"
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "chart"),
+    [
+        ("0.0 2.4 C:maj\n\n2.4\t4.8\tA:min7\n4.8 6 N\n", ["C:maj", "A:min7", "N"]),
+        ("\ufeff0 2 Am\r\n2 4 C7\r\n", ["Am", "C7"]),
+        ("# song\n0 2 F#m7b5 # half diminished\n  # end\n2 4 D/F#", ["F#m7b5", "D/F#"]),
+        ("4 6 N.C.\n0 2.0004 X\n2 4 Gsus4\n", ["X", "Gsus4", "N.C."]),  # in order of time
+    ],
+)
+def test_a_chart_is_read(tmp_path: Path, text: str, chart: list[str]) -> None:
+    found = read_chart(write_chart(tmp_path, text))
+    assert [label for _, _, label in found] == chart
+    assert [start for start, _, _ in found] == sorted(start for start, _, _ in found)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no chords"),
+        ("# nothing\n", "has no chords"),
         ("0 2 C:maj\n2 4\n", "line 2: '2 4' is not 'start end chord'"),
-        ("0 2 H:maj\n", "line 1: '0 2 H:maj' is not"),
+        ("0 2 H:maj\n", "line 1: 'H:maj' is no chord"),
+        ("\n0 2 C:blah\n", "line 2: 'C:blah' is no chord: 'blah' is no quality"),
         ("a 2 C:maj\n", "line 1"),
         ("3 2 C:maj\n", "line 1: a chord must begin at 0 or later and end after that"),
         ("0 nan C:maj\n", "line 1: a chord must"),
         ("0 inf C:maj\n", "line 1: a chord must"),
+        ("2 4 Am\n0 3 C\n", "line 1: begins at 2 s, before .*line 2 ends at 3 s"),
     ],
 )
 def test_bad_charts_are_refused_by_the_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "song.lab"
-    path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        read_chart(path)
+        read_chart(write_chart(tmp_path, text))
+
+
+def test_a_chart_from_python_is_checked_as_well() -> None:
+    assert SheetWishes(chart=[(2, 3, "C"), (0, 1, "N")]).chart == [(0, 1, "N"), (2, 3, "C")]
+    with pytest.raises(DataError, match="chord 2 of the chart: begins at 1 s, before chord 1"):
+        SheetWishes(chart=[(0, 2, "C"), (1, 3, "C")])
+    with pytest.raises(DataError, match="chord 1 of the chart: 'C:blah'"):
+        SheetWishes(chart=[(0, 2, "C:blah")])
 
 
 def test_files_that_are_no_charts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the chords"):
         read_chart(tmp_path / "nothing.lab")
+    for path in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(DataError, match="no regular file"):
+            read_chart(path)
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe\xfd")
     with pytest.raises(DataError, match="no text in UTF-8"):
         read_chart(tmp_path / "sound.wav")
@@ -70,20 +106,49 @@ def test_files_that_are_no_charts_are_refused(tmp_path: Path) -> None:
 def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     codes = torch.randint(0, 11, (300,))
     plain = make_sheet(add_reader(lm), codes, RATE_HZ, SheetWishes())
-    assert plain is not None
-    chart = [(1.0, 2.0, "E:min"), (2.0, 3.0, "N"), (3.0, 4.0, "C:sus4"), (11.0, 90.0, "G:maj")]
-    wished = make_sheet(lm, codes, RATE_HZ, SheetWishes(tempo_bpm=100, chart=chart))
+    assert plain is not None and not find_rests(plain).any()
+    chart = [(1.0, 2.0, "Em"), (2.0, 3.0, "N"), (3.0, 4.0, "C:sus4"), (4.0, 5.0, "X"), (11.0, 90.0, "G7")]
+    wishes = SheetWishes(tempo_bpm=100, chart=chart)
+    wished = make_sheet(lm, codes, RATE_HZ, wishes)
     assert wished is not None
-    assert wished[25:50, CHORD].tolist() == [12 + 4] * 25
-    assert wished[50:75, CHORD].tolist() == [NO_CHORD] * 25
-    assert wished[75:100, CHORD].tolist() == [UNKNOWN] * 25  # neither major nor minor: the band may choose
-    assert wished[275:, CHORD].tolist() == [7] * 25
+    same_tempo = make_sheet(lm, codes, RATE_HZ, SheetWishes(tempo_bpm=100))
+    assert same_tempo is not None
+    written = [
+        (25, 50, 12 + 4, WRITTEN),
+        (50, 75, NO_CHORD, WRITTEN),
+        (75, 100, 0, 5),
+        (275, 300, 7, WRITTEN),
+    ]
+    for first, last, chord, trust in written:
+        assert wished[first:last, CHORD].tolist() == [chord] * (last - first)
+        assert wished[first:last, CHORD_TRUST].tolist() == [trust] * (last - first)
+        same_tempo[first:last] = wished[first:last]
+    assert torch.equal(wished, same_tempo)  # what the chart leaves out, or calls "X", is as it was read
+    assert np.flatnonzero(find_rests(wished)).tolist() == [*range(50, 75)]
     told = describe_sheet(wished, RATE_HZ)
     assert told is not None and told["tempo_bpm"] == pytest.approx(100, rel=0.03)
-    assert wished[25:50, CHORD_TRUST].tolist() == [WRITTEN] * 25
-    assert wished[75:100, CHORD_TRUST].tolist() == [UNKNOWN] * 25
     assert 0 <= told["trust"]["bars"] < 1 and 0 < told["trust"]["chords"] <= 1
-    assert ["?"] == [name for start, _, name in told["chords"] if start == 3.0]
+    assert wishes.warnings == (
+        "the band knows major and minor chords only and plays the nearest: C:sus4 as C:maj",
+    )
+    assert SheetWishes(chart=chart[:2]).warnings == ()
+
+
+def test_the_band_rests_where_no_chord_is_written() -> None:
+    sheet = unknown_sheet(100)
+    sheet[:, CHORD] = NO_CHORD
+    sheet[:, CHORD_TRUST] = WRITTEN - 1  # read, not written: it plays
+    wave = torch.ones(2, 4 * SAMPLE_RATE_HZ)
+    assert keep_rests(wave, sheet, RATE_HZ) is wave and keep_rests(wave, None, RATE_HZ) is wave
+    for first, last in ((0, 10), (25, 50), (60, 61), (90, 100)):
+        sheet[first:last, CHORD_TRUST] = WRITTEN
+    rested = keep_rests(wave, sheet, RATE_HZ)
+    at = {second: rested[:, round(second * SAMPLE_RATE_HZ)].tolist() for second in (0, 0.39, 0.41, 1.3, 1.9)}
+    assert at[0] == at[1.3] == at[1.9] == [0, 0] and at[0.41] == [1, 1] and 0 < at[0.39][0] < 1
+    assert (wave == 1).all() and (rested[:, -int(0.2 * SAMPLE_RATE_HZ) :] == 0).all()
+    assert (rested[:, round(2.0 * SAMPLE_RATE_HZ) : round(2.4 * SAMPLE_RATE_HZ)] == 1).all()
+    # Nothing clicks: no sample is far from the one before.
+    assert rested.diff(dim=1).abs().max() < 2 / (0.02 * SAMPLE_RATE_HZ)
 
 
 def test_a_model_without_sheets_takes_no_wishes(lm: DualTrackLM) -> None:
@@ -99,13 +164,16 @@ def test_impossible_tempi_are_refused(tempo: float) -> None:
         SheetWishes(tempo_bpm=tempo)
 
 
-def test_bar_lines_and_tempo_are_told() -> None:
+def test_bar_lines_beats_and_tempo_are_told() -> None:
     sheet = unknown_sheet(210)
     sheet[:, PLACE] = torch.from_numpy(places_between(np.arange(10, 211, 50.0), 210))
-    told = describe_sheet(sheet, RATE_HZ)
+    sheet[:100, CHORD] = 3
+    told = describe_sheet(sheet, RATE_HZ, fifths=-3)
     assert told is not None
     assert told["bar_lines_seconds"] == [2.4, 4.4, 6.4]
     assert told["tempo_bpm"] == 120
-    assert told["chords"] == [[0.0, 8.4, "?"]]
+    assert told["chords"] == [[0.0, 4.0, "Eb:maj"], [4.0, 8.4, "?"]]
+    assert find_beats(sheet).tolist() == [10 + 12.5 * beat for beat in range(16)]  # to the song's ends
     empty = describe_sheet(unknown_sheet(0), RATE_HZ)
     assert empty is not None and empty["tempo_bpm"] is None
+    assert len(find_beats(unknown_sheet(0))) == len(find_beats(None)) == 0

@@ -2,7 +2,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.lm.dual_track.sampling import SamplingConfig
+from duotok.lm.contract import SamplingConfig
 from duotok.recipes.accompany.request import GenerationSettings, Request, parse_defaults, resolve_settings
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
 

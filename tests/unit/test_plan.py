@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes import plan
 from duotok.recipes.lm.data import DataConfig, WindowSource
-from duotok.recipes.lm.token_shards import TokenIndex, TokenShards, append_shard
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.recipes.sizing.dry_recipe import LMRecipe, open_recipe
 from duotok.recipes.sizing.flops import batch_flops, batch_tokens, mean_flops_and_tokens
 from duotok.recipes.sizing.memory import Activations, PartSize, count_parts

@@ -185,6 +185,8 @@ def test_labels_of_a_corpus(tiny_corpus):
     found = label_items(test, codes, labels, borders)
     assert found.ids == ("known", "unknown")
     told = {name: by_name[name].classes[int(rows[0].argmax())] for name, rows in found.truth.items()}
-    assert told == {"style": "a", "key": "D#:min", "tempo": "95-112.5 bpm"}
+    assert told == {"style": "a", "key": "Eb:min", "tempo": "95-112.5 bpm"}
     assert all(np.isnan(rows[1]).all() for rows in found.truth.values())
-    assert normalize_key("Bb:maj") == "A#:maj" and normalize_key("F#:min") == "F#:min"
+    assert (
+        normalize_key("Bb:maj") == normalize_key("A#:maj") == "Bb:maj" and normalize_key("F#:min") == "F#:min"
+    )

@@ -18,7 +18,7 @@ from duotok.recipes.accompany.rank import (
     sung_over_chords,
 )
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.chord_names import CHORDS, NO_CHORD
+from duotok.tokenizer.music.labels import CHORDS, NO_CHORD
 
 BLOCKS = 60
 C_MAJOR, F_MAJOR, G_MAJOR = 0, 5, 7

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig, Known
+from duotok.renderer.diffusion import (
+    DiffusionDecoder,
+    DiffusionDecoderConfig,
+    Known,
+    LocalAttention,
+    ModulatedTransformer,
+)
 from duotok.renderer.diffusion_path import DiffusionPath
-from duotok.renderer.transformer import LocalAttention, ModulatedTransformer
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 

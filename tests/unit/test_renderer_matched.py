@@ -9,6 +9,7 @@ import soxr
 import torch
 
 from duotok.recipes.research import matched
+from duotok.recipes.research.code_vectors import CodeVectors
 from duotok.recipes.research.matched_codecs import (
     CodecConfig,
     fit_mel_centres,
@@ -17,7 +18,6 @@ from duotok.recipes.research.matched_codecs import (
     open_codec,
     wrap_residual_codec,
 )
-from duotok.renderer.code_vectors import CodeVectors
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.spectra import LogMel
 

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
-from duotok.renderer.song import Renderer
+from duotok.renderer.renderer import Renderer
+from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common import precision
 from duotok.tokenizer.common.precision import multiplies_bf16, native_autocast
-
-
-class SilentAutoencoder:
-    """Stands where the autoencoder stands; rendering latents needs no sound."""
-
-    fingerprint, latent_dim, latent_rate_hz = "vae", 64, 50.0
 
 
 def render(monkeypatch, native: bool) -> torch.Tensor:
@@ -27,9 +22,8 @@ def render(monkeypatch, native: bool) -> torch.Tensor:
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     features = torch.randn(100, 16)
-    return Renderer(SilentAutoencoder(), {"accompaniment": decoder}).render_latents(
-        features, steps=4, guidance=1.5, seed=3
-    )
+    vae = SpectralVAE(SpectralVAEConfig(low_bins=64, group=64, decoder_blocks=0))
+    return Renderer(vae, {"accompaniment": decoder}).render_latents(features, steps=4, guidance=1.5, seed=3)
 
 
 def test_bfloat16_draws_nearly_the_same_latents_without_a_warning(monkeypatch):

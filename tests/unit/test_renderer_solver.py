@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from duotok.renderer.diffusion_path import DiffusionPath
-from duotok.renderer.diffusion_solver import AUTO, SOLVERS, SolverConfig, make_solver
+from duotok.renderer.diffusion_path import AUTO, SOLVERS, DiffusionPath, SolverConfig, make_solver
 from duotok.tokenizer.common.errors import ConfigError
 
 ALL = [(objective, name) for objective, names in SOLVERS.items() for name in names]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from duotok.recipes.accompany.bundle import default_bundle
 from duotok.recipes.evaluation.audio_metrics import compare_spectra
-from duotok.renderer.vae import SpectralVAE
+from duotok.renderer.spectral_vae import SpectralVAE
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 
 VOCAL = Path(__file__).parents[2] / "examples" / "vocal.wav"

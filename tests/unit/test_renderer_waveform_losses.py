@@ -7,13 +7,15 @@ import torch
 from scipy.signal import freqz
 from torch import Tensor
 
-from duotok.recipes.renderer.adversarial_losses import (
+from duotok.recipes.renderer.train_waveform_vae import (
+    KWeighting,
+    WaveformLossConfig,
+    WaveformLosses,
     adversarial_loss,
     discriminator_loss,
+    divergence,
     feature_matching_loss,
 )
-from duotok.recipes.renderer.waveform_losses import KWeighting, WaveformLossConfig, WaveformLosses
-from duotok.recipes.renderer.waveform_objective import divergence
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.loudness import K_WEIGHTING, measure_loudness

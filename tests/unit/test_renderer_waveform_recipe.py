@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duotok.recipes.renderer import waveform_vae as recipe
-from duotok.recipes.renderer.waveform_objective import WaveformObjective
+from duotok.recipes.renderer import train_waveform_vae as recipe
+from duotok.recipes.renderer.train_waveform_vae import WaveformObjective
 from duotok.recipes.training.batches import BatchKey, draw
 from duotok.recipes.training.loop import Task, run_training
-from duotok.renderer.vae_oobleck import OobleckVAE
+from duotok.renderer.waveform_vae import OobleckVAE
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
-RECIPES = Path(recipe.__file__).parent / "waveform_vae"
+RECIPES = Path(recipe.__file__).parent / "train_waveform_vae"
 TINY = RECIPES / "tiny.yaml"
 ADVERSARY = {"adversarial", "feature_matching", "discriminator"}
 

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from duotok.recipes.separation.adapters import open_separator
-from duotok.recipes.separation.stems import STEMS, Separator, complete_stems, separate_in_pieces
+from duotok.recipes.separation.stems import Separator, complete_stems, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.heads import STEMS
 
 SETTINGS = {
     "dim": 8,

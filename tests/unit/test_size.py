@@ -144,7 +144,7 @@ def test_the_command_prints_markdown_and_writes_json(tmp_path: Path, capsys: pyt
 
 
 def test_a_recipe_of_another_kind_is_one_clear_line(capsys: pytest.CaptureFixture, tmp_path: Path):
-    assert size.main([str(RECIPES / "renderer" / "vae" / "tiny.yaml")]) == 1
+    assert size.main([str(RECIPES / "renderer" / "train_spectral_vae" / "tiny.yaml")]) == 1
     message = capsys.readouterr().err.strip()
     assert "duotok.recipes.lm.train" in message and "\n" not in message
     assert size.main([str(tmp_path / "nowhere.yaml")]) == 1

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.corpus.manifest import STEMS, Item, read_manifest
+from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.corpus.song_files import SongFile, find_songs
 from duotok.recipes.corpus.song_maker import SongMaker, SongsConfig
 from duotok.recipes.corpus.song_records import (
@@ -26,6 +26,7 @@ from duotok.recipes.corpus.song_stems import make_stems
 from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.heads import STEMS
 
 SECONDS = 24
 SUNG = (8, 16)  # seconds between which somebody sings

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
 from duotok.recipes.lm import tokenize
-from duotok.recipes.lm.token_shards import TokenShards
+from duotok.recipes.lm.tokens import TokenShards
 from duotok.tokenizer.common.audio import write_audio
 
 Run = Callable[..., int]

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.tokenizer.cuts import Cut
-from duotok.recipes.tokenizer.supervision import collate_cuts, draw_runs
-from duotok.recipes.tokenizer.text import train_text_model
+from duotok.recipes.tokenizer.cuts import Cut, collate_cuts, draw_runs
+from duotok.recipes.tokenizer.train_text_model import train_text_model
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.heads import TextHead
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
@@ -153,7 +152,7 @@ def test_bad_text_models_are_told(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(CheckpointError, match="damaged"):
         read_vocabulary(str(tmp_path / "bad.model"))
-    with pytest.raises(ConfigError, match="duotok.recipes.tokenizer.text"):
+    with pytest.raises(ConfigError, match="duotok.recipes.tokenizer.train_text_model"):
         read_vocabulary(str(tmp_path / "none.model"))
     with pytest.raises(ConfigError, match="folder or hub name"):
         read_vocabulary(str(tmp_path / "nowhere"))

@@ -6,9 +6,8 @@ import logging
 import pytest
 import torch
 
-from duotok.lm.dual_track import attention
-from duotok.lm.dual_track.attention import choose_attention
-from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+from duotok.lm.dual_track import model as attention
+from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig, choose_attention
 
 CUDA, HALF = torch.device("cuda", 0), torch.bfloat16
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from duotok.recipes.lm import data, token_shards, train
+from duotok.recipes.lm import data, train
+from duotok.recipes.lm import tokens as token_shards
 from duotok.recipes.training import checkpoint as training_state
 from duotok.recipes.training import deepspeed_config as training_deepspeed_config
 from duotok.recipes.training import deepspeed_engine as training_deepspeed

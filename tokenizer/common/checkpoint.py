@@ -1,7 +1,6 @@
 """A component on disk: config.json and model.safetensors (in shards above 15 MB). Never pickle."""
 
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import config_to_dict
 from .errors import CheckpointError
-from .files import whole_folder, write_json, write_tensors
+from .files import read_json_mapping, whole_folder, write_json, write_tensors
 
 FORMAT = 1
 SHARD_BYTES = 15_000_000
-LARGEST_JSON_BYTES = 64_000_000  # a description is a few kB; the largest text model in one about 7 MB
 
 
 def save_component(
@@ -99,28 +97,6 @@ def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
             f"{folder} has format {description.get('format')!r}, this version reads {FORMAT}; upgrade duotok"
         )
     return description
-
-
-def read_json_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Return the mapping in a JSON file; raises CheckpointError in one line where there is none.
-
-    what: that the file belongs to. A file of other people is not trusted: its size and depth are bounded.
-    """
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}")
-        if (size := path.stat().st_size) > LARGEST_JSON_BYTES:
-            raise CheckpointError(
-                f"{path} has {size / 1e6:.0f} MB, too many to be right; get the {what} again"
-            )
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no valid JSON; get the {what} again") from error
-    if not isinstance(mapping, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no mapping; get the {what} again")
-    return mapping
 
 
 @contextmanager

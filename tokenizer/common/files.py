@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .errors import DataError
+from .errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LARGEST_JSON_BYTES = 64_000_000  # a description is a few kB; the largest text model in one about 7 MB
 
 
 class WriteError(DataError):
@@ -124,3 +126,25 @@ def failure_reason(error: BaseException) -> str:
 def printable(text: object) -> str:
     r"""text with the bytes of file names that are no UTF-8 (surrogate escapes) written as \xe9."""
     return re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
+
+
+def read_json_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Return the mapping in a JSON file; raises CheckpointError in one line where there is none.
+
+    what: that the file belongs to. A file of other people is not trusted: its size and depth are bounded.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}")
+        if (size := path.stat().st_size) > LARGEST_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} has {size / 1e6:.0f} MB, too many to be right; get the {what} again"
+            )
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} is missing or unreadable; give a complete {what}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is no valid JSON; get the {what} again") from error
+    if not isinstance(mapping, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no mapping; get the {what} again")
+    return mapping

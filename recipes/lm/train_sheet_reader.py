@@ -1,0 +1,155 @@
+"""Train the sheet reader: bars and chords from the codes of a vocal, by the written scores of a corpus.
+
+Run: python -m duotok.recipes.lm.train_sheet_reader recipes/lm/train_sheet_reader/small.yaml \\
+         --out runs/small/sheet
+"""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from duotok.lm.sheet.columns import CHORD, PLACE, UNKNOWN
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
+from duotok.recipes.lm.sheets import SheetLabels, measure_agreement
+from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.model import DuoTokenizer
+
+_VALIDATION_ITEMS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetDataConfig:
+    """Which windows are read."""
+
+    tokens: str  # folder of duotok.recipes.lm.tokenize
+    manifest: str  # of the same items, with their scores
+    hold_out: float = 0.0  # share of the songs never trained on, for validation
+    seconds: tuple[tuple[float, float], ...] = ((30.0, 3.0), (10.0, 1.0))  # of windows, and their shares
+    stretch: float = 0.15  # windows are read at tempi up to so much slower or faster
+    hidden: float = 0.5  # share of the windows of which some frames are hidden, up to half of them
+
+    def __post_init__(self) -> None:
+        if not self.seconds or any(length <= 0 or share < 0 for length, share in self.seconds):
+            raise ConfigError("data.seconds must be a list of [seconds, share], seconds above 0")
+        if not 0 <= self.stretch < 1 or not 0 <= self.hidden <= 1 or not 0 <= self.hold_out < 1:
+            raise ConfigError("data.stretch and data.hold_out must be in [0, 1), data.hidden in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the recipe. What the model must know of the tokenizer is taken from it."""
+
+    tokenizer: str  # folder of the tokenizer that made the tokens
+    data: SheetDataConfig
+    start_from: str | None = None  # a trained reader to go on from, instead of a new one
+    model: SheetReaderConfig = field(default_factory=SheetReaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def build(config: Config) -> Task:
+    """Make the objective and its batches."""
+    tokenizer = DuoTokenizer.from_pretrained(config.tokenizer)
+    shards = TokenShards(config.data.tokens)
+    check_tokens(shards, str(tokenizer.fingerprint))
+    torch.manual_seed(config.train.seed)
+    if config.start_from is None:
+        reader = SheetReader.for_tokenizer(tokenizer, config.model)
+    else:
+        reader = SheetReader.from_pretrained(config.start_from)
+        if reader.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise DataError(f"the reader {config.start_from} is for another tokenizer; begin a new one")
+    trained, held_out = split_songs(shards.index.songs, config.data.hold_out)
+    labels = SheetLabels(config.data.manifest, shards)
+    source = SheetWindows(shards, labels, trained, config.data, config.train.batch_size, reader.pad)
+
+    def validate() -> dict[str, float]:
+        songs = ((shards.codes(song)["vocal"], labels.cut(song.id, 0, song.frames)) for song in held_out)
+        return measure_agreement(reader, itertools.islice(songs, _VALIDATION_ITEMS))
+
+    return Task(
+        objective=SheetObjective(reader),
+        make_batch=source.make_batch,
+        export=reader.save_pretrained,
+        validate=validate if held_out else None,
+        count_units=lambda batch: batch["codes"].numel(),
+    )
+
+
+class SheetWindows:
+    """Draws stretched windows of vocals with their written sheets."""
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        labels: SheetLabels,
+        songs: Sequence[TokenSong],
+        config: SheetDataConfig,
+        batch_size: int,
+        pad: int,
+    ) -> None:
+        self._shards, self._labels, self._config, self._pad = shards, labels, config, pad
+        self._songs, self._batch_size = songs, batch_size
+        self._rate_hz = shards.index.frame_rate_hz
+
+    def make_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return {"codes": [batch, frames], "sheet": [batch, frames, COLUMNS]}; longer windows are fewer."""
+        lengths, shares = zip(*self._config.seconds, strict=True)
+        seconds = lengths[int(rng.choice(len(lengths), p=[share / sum(shares) for share in shares]))]
+        frames = max(2, round(seconds * self._rate_hz))
+        size = max(1, round(self._batch_size * max(lengths) / seconds))
+        rows = [self._draw(rng, frames) for _ in range(size)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _draw(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
+        song = self._songs[int(rng.integers(len(self._songs)))]
+        codes = self._shards.codes(song)["vocal"]
+        sheet = self._labels.cut(song.id, 0, len(codes))
+        speed = float(np.exp(rng.uniform(-1, 1) * np.log1p(self._config.stretch)))
+        start = int(rng.integers(max(1, len(codes) - round(frames * speed) + 1)))
+        places = torch.from_numpy((start + (np.arange(frames) + 0.5) * speed).astype(np.int64))
+        inside = places < len(codes)
+        places = places.clamp(max=len(codes) - 1)
+        share = rng.uniform(0, 0.5) if rng.random() < self._config.hidden else 0.0
+        shown = inside & torch.from_numpy(rng.random(frames) >= share)
+        return {
+            "codes": torch.where(shown, codes[places].long(), self._pad),
+            "sheet": torch.where(inside[:, None], sheet[places], UNKNOWN),
+        }
+
+
+class SheetObjective(nn.Module):
+    """Cross-entropy of place and chord of every frame of which they are known."""
+
+    def __init__(self, reader: SheetReader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, codes: Tensor, sheet: Tensor) -> dict[str, Tensor]:
+        """codes [batch, frames], sheet [batch, frames, COLUMNS] -> named losses in nats, and accuracies."""
+        told = self.reader(codes)
+        losses = {}
+        for name, column in (("place", PLACE), ("chord", CHORD)):
+            judged, known = told[name].flatten(0, 1), sheet[..., column].flatten()
+            count = (known != UNKNOWN).sum().clamp_min(1)
+            nats = functional.nll_loss(judged, known, ignore_index=UNKNOWN, reduction="sum")
+            losses[f"{name}_nats"] = nats / count
+            losses[f"{name}_accuracy"] = (judged.detach().argmax(dim=-1) == known).sum() / count
+        return {"total": losses["place_nats"] + losses["chord_nats"], **losses}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe."""
+    return recipe_main(argv, description="Train the sheet reader", config_class=Config, build=build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Stage 4: the latent diffusion decoder of one track (P 3.4, C.4), on shards of the latents recipe.
+
+Run: python -m duotok.recipes.renderer.train_diffusion \\
+         recipes/renderer/train_diffusion/small.yaml --out runs/small/diffusion
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
+from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.renderer.diffusion import (
+    LATENTS_PER_FEATURE,
+    Condition,
+    DiffusionDecoder,
+    DiffusionDecoderConfig,
+    Known,
+)
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
+from duotok.tokenizer.model import DuoTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionLossConfig:
+    """Settings of the loss."""
+
+    drop_features: float = 0.1  # probability of the null features, for classifier-free guidance
+    know_prefix: float = 0.5  # probability that the first frames are given
+    known_seconds: float = 3.0  # longest given prefix; the overlap of a song's windows
+    regression_weight: float = 0.25  # of the regression's negative log-likelihood
+    time_deviation: float = 1.0  # of the logit-normal draw of the diffusion time (arXiv 2403.03206, 3.1)
+
+    def __post_init__(self) -> None:
+        for name in ("drop_features", "know_prefix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"loss.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.known_seconds <= 0 or self.time_deviation <= 0:
+            raise ConfigError("loss.known_seconds and loss.time_deviation must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the shards are and how they are cut."""
+
+    latents: str  # folder of the latents recipe
+    seconds: float = 10.0  # length of a window
+    context_seconds: float = 2.0  # codes before and after, for features as they are inside a song
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0.04 or self.context_seconds < 0:
+            raise ConfigError("data.seconds must be at least 0.04 and data.context_seconds not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the recipe."""
+
+    tokenizer: str  # folder of the frozen tokenizer
+    data: DataConfig
+    # A decoder of the same track and VAE to go on from, instead of a new one; its tokenizer may be another.
+    start_from: str | None = None
+    model: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
+    loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class CodeFeatures(Protocol):
+    """What gives features of codes: the tokenizer, or the code vectors of any other."""
+
+    fingerprint: str | None
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        ...
+
+    def features(self, codes: Tensor, track: str) -> Tensor:
+        """codes [batch, frames25, ...] -> features [batch, frames25, dim]."""
+        ...
+
+
+def build(config: Config) -> Task:
+    """Make the objective and its batches."""
+    tokenizer = DuoTokenizer.from_pretrained(config.tokenizer)
+    shards = LatentShards(config.data.latents)
+    origin = shards.origin
+    if origin is None:
+        raise DataError(f"{config.data.latents} holds no shards; run duotok.recipes.renderer.latents first")
+    if origin.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"the shards in {config.data.latents} were made by the tokenizer {origin.tokenizer_fingerprint}, "
+            f"{config.tokenizer} is {tokenizer.fingerprint}; make the shards again"
+        )
+    return make_task(shards, origin, tokenizer, config)
+
+
+def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures, config: Config) -> Task:
+    """Make the objective and its batches for features of any tokenizer, whose codes the shards hold."""
+    frames, context = round(config.data.seconds * 25), round(config.data.context_seconds * 25)
+    names = [name for name, length in shards.frames.items() if length >= frames + 2 * context]
+    if not names:
+        raise DataError(f"no item in {config.data.latents} is as long as data.seconds and its context")
+    mean, deviation = shards.statistics()
+    _check_widths(config.model, tokenizer.dim, len(mean))
+    torch.manual_seed(config.train.seed)
+    if config.start_from is None:
+        decoder = DiffusionDecoder(config.model)
+        decoder.latent_mean.copy_(mean)
+        decoder.latent_deviation.copy_(deviation)
+    else:
+        decoder = _open_start(config.start_from, config.model, origin)
+    decoder.track = origin.track
+    decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
+    decoder.vae_fingerprint = origin.vae_fingerprint
+    objective = DiffusionObjective(decoder, tokenizer, origin.track, config.loss)
+
+    def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
+        cuts = [shards.draw_cut(rng, names, frames, context) for _ in range(config.train.batch_size)]
+        return {
+            "codes": torch.stack([cut.codes for cut in cuts]),
+            "offset": torch.tensor([cut.offset for cut in cuts]),
+            "latents": torch.stack([cut.latents for cut in cuts]),
+        }
+
+    return Task(objective, make_batch, decoder.save_pretrained)
+
+
+def _open_start(folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin) -> DiffusionDecoder:
+    decoder = DiffusionDecoder.from_pretrained(folder)
+    decoder.require(track=origin.track, vae=origin.vae_fingerprint)
+    if decoder.config != model:
+        raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
+    return decoder.train()
+
+
+def _check_widths(model: DiffusionDecoderConfig, feature_dim: int, latent_dim: int) -> None:
+    given = (model.feature_dim, model.latent_dim)
+    if given != (feature_dim, latent_dim):
+        raise ConfigError(
+            f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
+            f"VAE have {feature_dim} and {latent_dim}; set them in the recipe"
+        )
+
+
+class DiffusionObjective(nn.Module):
+    """Codes and their latents -> loss of the decoder; the tokenizer stays as it is."""
+
+    def __init__(
+        self, decoder: DiffusionDecoder, tokenizer: CodeFeatures, track: str, config: DiffusionLossConfig
+    ) -> None:
+        super().__init__()
+        assert isinstance(tokenizer, nn.Module)
+        self.decoder = decoder
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.track = track
+        self.config = config
+
+    def train(self, mode: bool = True) -> "DiffusionObjective":
+        """Set the decoder's mode; the frozen tokenizer stays in eval mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def forward(self, codes: Tensor, offset: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Return the losses "total", "diffusion" (mean squared error) and "regression" (nats per number).
+
+        codes: [batch, context frames] int64 (with a third dimension where a frame has several codes), more
+        than the window needs; offset: [batch], where the window begins in them; latents: [batch, latent_dim,
+        frames] of the window alone.
+        """
+        frames25 = latents.shape[2] // LATENTS_PER_FEATURE
+        features = self._features(codes)
+        index = offset[:, None] + torch.arange(frames25, device=codes.device)
+        features = features.gather(1, index[:, :, None].expand(-1, -1, features.shape[2]))
+        clean = self.decoder.normalize(latents)
+        batch = len(clean)
+        dropped = torch.rand(batch, device=clean.device) < self.config.drop_features
+        condition = self.decoder.encode_condition(features, dropped)
+        known = self._draw_known(clean)
+        time = torch.sigmoid(torch.randn(batch, device=clean.device) * self.config.time_deviation)
+        noise = torch.randn_like(clean)
+        path = self.decoder.path
+        noisy = path.mix(clean, noise, time[:, None, None])
+        error = self.decoder(noisy, time, condition, known) - path.target(clean, noise, time[:, None, None])
+        unknown = (1 - known.mask).expand_as(error)  # the given frames need no prediction
+        diffusion = (error.square() * unknown).sum() / unknown.sum()
+        losses = {"total": diffusion, "diffusion": diffusion}
+        if self.decoder.config.regression:
+            losses["regression"] = regression_loss(condition, clean)
+            losses["total"] = diffusion + self.config.regression_weight * losses["regression"]
+        return losses
+
+    def _features(self, codes: Tensor) -> Tensor:
+        return cast(CodeFeatures, self.tokenizer).features(codes, self.track)
+
+    def _draw_known(self, clean: Tensor) -> Known:
+        batch, _, frames = clean.shape
+        longest = max(1, min(frames // 2, round(self.config.known_seconds * 50)))
+        count = 1 + (torch.rand(batch, device=clean.device) * longest).long()
+        count *= torch.rand(batch, device=clean.device) < self.config.know_prefix
+        mask = (torch.arange(frames, device=clean.device) < count[:, None]).to(clean.dtype)[:, None, :]
+        return Known(latents=clean * mask, mask=mask)
+
+
+def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood of clean latents in nats per number, without its constant."""
+    deviation = condition.deviation
+    return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe."""
+    return recipe_main(argv, description="Latent diffusion decoder", config_class=Config, build=build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

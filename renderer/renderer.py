@@ -1,0 +1,144 @@
+"""A whole song from codes' features: overlapping windows of latents, then the wave (DESIGN: long songs)."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..tokenizer.common.component import open_component
+from ..tokenizer.common.errors import CheckpointError, ConfigError
+from ..tokenizer.common.precision import native_autocast
+from .autoencoder import Autoencoder
+from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
+from .diffusion_path import AUTO
+from .spectral_vae import SpectralVAE
+from .waveform_vae import OobleckVAE
+
+Progress = Callable[[int], None]
+
+WINDOW_FRAMES = 750  # 30 s at 25 Hz
+OVERLAP_FRAMES = 75  # 3 s
+LATENT_RATE_HZ = 25 * LATENTS_PER_FEATURE
+
+
+def open_vae(folder: str | Path) -> Autoencoder:
+    """Read a folder (CPU, eval) by the kind in its config.json; CheckpointError if it has no known one."""
+    return open_component(folder, (SpectralVAE, OobleckVAE))
+
+
+class Window(NamedTuple):
+    """Feature frames start..stop of a song, of which the first `known` are rendered already."""
+
+    start: int
+    stop: int
+    known: int
+
+
+def plan_windows(frames: int, window: int = WINDOW_FRAMES, overlap: int = OVERLAP_FRAMES) -> list[Window]:
+    """Cover frames with the fewest windows of at most `window` frames, all about equally long.
+
+    Equal windows, because a short last one would have little to look at.
+    """
+    if not 0 <= overlap < window:
+        raise ConfigError(f"the overlap must be in 0..{window - 1} frames, got {overlap}")
+    if frames < 1:
+        raise ConfigError("there is nothing to render: give at least 1 frame")
+    count = max(1, -(-(frames - overlap) // (window - overlap)))
+    fresh = frames - overlap  # frames that begin a window's own part, the first overlap apart
+    stops = [overlap + fresh * (number + 1) // count for number in range(count)]
+    windows = [Window(start=0, stop=stops[0], known=0)]
+    for previous, stop in zip(stops[:-1], stops[1:], strict=True):
+        windows.append(Window(start=max(0, previous - overlap), stop=stop, known=min(overlap, previous)))
+    return windows
+
+
+class Renderer:
+    """Features of one track's codes -> latents -> 48 kHz stereo wave, for songs of any length."""
+
+    def __init__(self, vae: Autoencoder, decoders: Mapping[str, DiffusionDecoder]) -> None:
+        for track, decoder in decoders.items():
+            decoder.require(vae=vae.fingerprint, track=track)
+            if (decoder.config.latent_dim, LATENT_RATE_HZ) != (vae.latent_dim, vae.latent_rate_hz):
+                raise CheckpointError(
+                    f"the {track} decoder makes {decoder.config.latent_dim} latents at {LATENT_RATE_HZ} Hz, "
+                    f"the VAE has {vae.latent_dim} at {vae.latent_rate_hz:g} Hz; use the parts of one bundle"
+                )
+        self.vae = vae
+        self.decoders = dict(decoders)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Renderer":
+        """Read vae/, accompaniment/ and, where there is one, vocal/ of a folder."""
+        folder = Path(folder)
+        tracks = ["accompaniment", *(["vocal"] if (folder / "vocal").is_dir() else [])]
+        decoders = {track: DiffusionDecoder.from_pretrained(folder / track) for track in tracks}
+        return cls(open_vae(folder / "vae"), decoders)
+
+    def to(self, device: str | torch.device) -> "Renderer":
+        """Move all weights."""
+        self.vae.to(device)
+        for decoder in self.decoders.values():
+            decoder.to(device)
+        return self
+
+    def require_tokenizer(self, fingerprint: str | None) -> None:
+        """Raise CheckpointError unless the decoders were trained on the tokenizer of this fingerprint."""
+        for decoder in self.decoders.values():
+            decoder.require(tokenizer=fingerprint)
+
+    @torch.no_grad()
+    def render_latents(
+        self,
+        features: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        seed: int,
+        progress: Progress | None = None,
+        track: str = "accompaniment",
+        solver: str = AUTO,
+        shift: float = 1.0,
+    ) -> Tensor:
+        """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
+
+        Windows of 30 s; each continues the last 3 s of the one before. progress is called after each window
+        with the number of feature frames it added.
+        """
+        decoder = self._decoder(track)
+        generator = torch.Generator().manual_seed(seed)
+        rendered: list[Tensor] = []
+        tail: Tensor | None = None
+        for window in plan_windows(len(features)):
+            known = None if tail is None else tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
+            with native_autocast(features.device):
+                tail = decoder.sample(
+                    features[None, window.start : window.stop],
+                    steps=steps,
+                    guidance=guidance,
+                    generator=generator,
+                    known_latents=known,
+                    solver=solver,
+                    shift=shift,
+                )
+            rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
+            if progress is not None:
+                progress(window.stop - window.start - window.known)
+        return torch.cat(rendered, dim=1)
+
+    def decode(self, latents: Tensor, samples: int, progress: Progress | None = None) -> Tensor:
+        """Return the wave [2, samples] of latents [latent_dim, frames], computed in overlapping chunks."""
+        if latents.ndim != 2 or latents.shape[0] != self.vae.latent_dim:
+            raise ConfigError(
+                f"the VAE needs latents [{self.vae.latent_dim}, frames], got {tuple(latents.shape)}"
+            )
+        return self.vae.decode_song(latents, samples, progress)
+
+    def _decoder(self, track: str) -> DiffusionDecoder:
+        if track not in self.decoders:
+            known = ", ".join(self.decoders)
+            raise ConfigError(
+                f"this model has no {track} decoder, only {known}; give a model with renderer/{track}"
+            )
+        return self.decoders[track]
