@@ -1,13 +1,14 @@
 """Items as webdataset tars, for training that streams from disk or object storage.
 
 One sample per item: ID.vocal.flac, ID.drums.flac, ID.bass.flac, ID.other.flac, ID.mix.flac (or .wav, as the
-corpus has them) and ID.json with the manifest line. Any URL that webdataset opens can be read: files,
-https://, gs://, and "pipe:" commands such as "pipe:aws s3 cp s3://bucket/train-000000.tar -".
+corpus has them) and ID.json with the manifest line. Tars are read from files, http(s):// and gs://;
+webdataset's "pipe:" is refused, for a recipe of somebody else's would run any command by it.
 """
 
 import importlib.util
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from duotok.tokenizer.common.files import whole_file
 from duotok.tokenizer.heads import STEMS
 
 FILES = (*STEMS, "mix")
+SCHEMES = ("file", "http", "https", "gs")  # none of them starts a shell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +103,21 @@ def read_shards(
     """Stream the items of tars: paths or URLs, one or many, "{000000..000041}" for a range.
 
     shuffle: tars in the shuffle buffer, 0 = in order. Inside a DataLoader every worker reads its own tars;
-    by_node: with torch.distributed also every process. Raises DataError for a missing or damaged tar.
+    by_node: with torch.distributed also every process. Raises DataError for a missing or damaged tar, and for
+    a URL of another scheme than SCHEMES.
     """
     check_webdataset()
     from webdataset.compat import WebDataset
     from webdataset.shardlists import expand_urls, single_node_only, split_by_node, split_by_worker
 
     names = [str(urls)] if isinstance(urls, (str, Path)) else [str(url) for url in urls]
+    tars = [each for name in names for each in expand_urls(name)]
+    for tar in tars:
+        scheme = re.match(r"([a-z][a-z0-9+.-]+):", tar, flags=re.IGNORECASE)
+        if scheme is not None and scheme[1].lower() not in SCHEMES:
+            raise DataError(f"{tar:.200} is not read; give paths of tars, or URLs of {', '.join(SCHEMES)}")
     dataset = WebDataset(
-        [each for name in names for each in expand_urls(name)],
+        tars,
         shardshuffle=shuffle or False,
         seed=seed,
         nodesplitter=split_by_node if by_node else single_node_only,

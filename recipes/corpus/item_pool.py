@@ -30,8 +30,8 @@ def is_sung_item(item: Item) -> bool:
 def open_items(
     source: str, *, shortest_seconds: float, pool_items: int, cuts_per_item: int, seed: int = 0
 ) -> ItemSource:
-    """Open a JSONL manifest, or tars: a path, a URL or a "pipe:" command, {000..041} for a range."""
-    if source.startswith("pipe:") or source.endswith(".tar"):
+    """Open a JSONL manifest, or tars: a path or a URL, {000..041} for a range."""
+    if source.endswith(".tar") or source.startswith("pipe:"):
         return ItemPool(
             lambda epoch: read_shards(source, shuffle=SHUFFLED_TARS, seed=seed + epoch, by_node=True),
             name=source,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from duotok.tokenizer.common.command import peak_memory_gb
 from duotok.tokenizer.common.errors import DuoTokError
 
 CORES = 2
@@ -41,20 +42,6 @@ def time_in_subprocess(vocal: Path, bundle: Path) -> dict[str, float]:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DuoTokError(f"timing {vocal} failed: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in 10^9 bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: a started process inherits its parent's peak there (Linux, exec_mmap).
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e9
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def keep_to_cores(cores: int) -> None:

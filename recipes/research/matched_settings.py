@@ -5,7 +5,7 @@ from typing import Any
 
 from duotok.recipes.renderer.train_diffusion import DiffusionLossConfig
 from duotok.recipes.research.matched_codecs import CodecConfig
-from duotok.recipes.training.loop import TrainConfig
+from duotok.recipes.training.task import TrainConfig
 from duotok.renderer.diffusion import DiffusionDecoderConfig
 from duotok.tokenizer.common.config import config_from_dict
 from duotok.tokenizer.common.errors import ConfigError

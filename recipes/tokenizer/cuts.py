@@ -87,6 +87,8 @@ class CutSampler:
                 f"unknown kind {sorted(unknown)[0]!r} in the mixture; known are {', '.join(KINDS)}"
             )
         shares = np.array(list(mixture.values()), dtype=float)
+        if not (shares >= 0).all() or not shares.sum() > 0:
+            raise ConfigError(f"the mixture must give shares above 0 to some kinds, got {mixture}")
         return [str(kind) for kind in rng.choice(list(mixture), size=count, p=shares / shares.sum())]
 
     def cut(self, rng: np.random.Generator, kind: str) -> Cut:

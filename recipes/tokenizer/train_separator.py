@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training.command import recipe_main
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.separator import MaskSeparator, SeparationObjective, SeparatorConfig

@@ -1,9 +1,11 @@
-"""Checkpoints of a run: weights, moving average and AdamW's moments as safetensors, the rest as JSON."""
+"""Checkpoints and resume: weights, buffers, average and AdamW's moments as safetensors, the rest as JSON."""
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,25 +16,82 @@ from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.common.files import WriteError, failure_reason, whole_folder, write_json, write_tensors
 
 
-class TrainingState:
-    """The trained parameters, their optimizer moments and moving average, and how far the run is."""
+class RunState(ABC):
+    """How far a run is, and how it is written to its checkpoint folder and taken up from there."""
 
-    def __init__(
-        self,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        *,
-        use_ema: bool,
-        processes: int = 1,
-    ) -> None:
+    def __init__(self, processes: int) -> None:
         """processes: of the run; each adds its own batches to a step."""
         self.processes = processes
-        self.parameters = parameters
-        self.optimizer = optimizer
-        self.ema = {name: p.detach().clone() for name, p in parameters.items()} if use_ema else {}
         self.step = 0
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.elapsed_seconds = 0.0
+
+    @abstractmethod
+    def update_ema(self, decay: float) -> None:
+        """Move the average, where the run keeps one, towards the weights."""
+
+    @abstractmethod
+    def export_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Put the weights that are judged and exported in the model for the length of the block."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint folder; raise CheckpointError where that fails, and the old one stays."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> bool:
+        """Take up a checkpoint if there is one; say whether there was."""
+
+    def write_progress(self, path: Path, **more: int) -> None:
+        """Write how far the run is."""
+        progress = {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "processes": self.processes}
+        write_json(path, progress | more)
+
+    def take_up_progress(self, folder: Path) -> dict[str, Any]:
+        """Read state.json of a checkpoint: the run is as far as it was. Return all that it holds."""
+        try:
+            progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            step, elapsed_seconds = int(progress["step"]), float(progress["elapsed_seconds"])
+            # Not in checkpoints that were written before several processes were counted.
+            processes = int(progress.get("processes", self.processes))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged_checkpoint(folder) from error
+        if processes != self.processes:  # its steps were of other batches
+            raise CheckpointError(
+                f"the checkpoint {folder} is of {processes} processes, this run has {self.processes}; start "
+                "with as many, or give another --out to start anew"
+            )
+        self.step = self.saved_step = step
+        self.elapsed_seconds = elapsed_seconds
+        return progress
+
+    def failed_save(self, folder: Path, error: Exception) -> CheckpointError:
+        """Return the error, in one line, of a checkpoint that could not be written."""
+        stays = f"the one of step {self.saved_step} stays"
+        return CheckpointError(
+            f"cannot write the checkpoint of step {self.step} to {folder} ({failure_reason(error)}); "
+            f"{'there is no earlier one' if self.saved_step is None else stays}; free some space, then run "
+            "the same command again to go on"
+        )
+
+
+class TrainingState(RunState):
+    """The objective's parameters and persistent buffers, the optimizer's moments, the moving average.
+
+    What is not trained is kept as well: random projections and new layers that a stage leaves frozen belong
+    to the run as much as what it learns.
+    """
+
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, *, use_ema: bool, processes: int = 1
+    ) -> None:
+        super().__init__(processes)
+        self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        persistent = set(objective.state_dict(keep_vars=True))
+        everything = [*objective.named_parameters(), *objective.named_buffers()]
+        self.tensors = {name: tensor for name, tensor in everything if name in persistent}
+        self.optimizer = optimizer
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if use_ema else {}
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -64,57 +123,51 @@ class TrainingState:
             with whole_folder(folder) as temporary:
                 self._write(temporary)
         except WriteError as error:
-            raise CheckpointError(describe_failed_save(folder, self.step, self.saved_step, error)) from error
+            raise self.failed_save(folder, error) from error
         self.saved_step = self.step
 
     def _write(self, temporary: Path) -> None:
-        write_tensors(temporary / "weights.safetensors", self.parameters)
-        if self.ema:
-            write_tensors(temporary / "ema.safetensors", self.ema)
-        moments: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{name}:{key}"] = value
-        write_tensors(temporary / "optimizer.safetensors", moments)
-        progress = {
-            "step": self.step,
-            "elapsed_seconds": self.elapsed_seconds,
-            "processes": self.processes,
+        moments = {
+            f"{name}:{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        write_json(temporary / "state.json", progress)
+        files = {"weights": self.tensors, "optimizer": moments} | ({"ema": self.ema} if self.ema else {})
+        for name, tensors in files.items():
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+        self.write_progress(temporary / "state.json")
 
     def load(self, folder: Path) -> bool:
-        """Take up a checkpoint if there is one; say whether there was."""
+        """Take up a checkpoint if there is one; an average that it has not starts from its weights."""
         _restore_replaced(folder)
         if not folder.exists():
             return False
         if any(folder.glob("step-*")):
             raise CheckpointError(f"{folder} was written under DeepSpeed; give --deepspeed again")
+        self.take_up_progress(folder)
         try:
             weights = load_file(folder / "weights.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
-            ema = load_file(folder / "ema.safetensors") if self.ema else {}
-            progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            step, elapsed_seconds = int(progress["step"]), float(progress["elapsed_seconds"])
-            # Not in checkpoints that were written before several processes were counted.
-            processes = int(progress.get("processes", self.processes))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again") from error
-        if processes != self.processes:
-            raise CheckpointError(describe_other_world(folder, processes, self.processes))
-        if set(weights) != set(self.parameters):
+            has_ema = (folder / "ema.safetensors").exists()
+            ema = load_file(folder / "ema.safetensors") if self.ema and has_ema else weights
+        except (OSError, SafetensorError) as error:
+            raise damaged_checkpoint(folder) from error
+        if set(weights) != set(self.tensors):
             raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
-        _copy(weights, self.parameters)
-        _copy(ema, self.ema)
+        _copy(weights, self.tensors)
+        _copy({name: ema[name] for name in self.ema}, self.ema)
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
             parameter = self.parameters[name]
             # AdamW keeps its step counter on the CPU, its moments with the parameter.
             value = value if moment == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][moment] = value
-        self.step = self.saved_step = step
-        self.elapsed_seconds = elapsed_seconds
         return True
+
+
+def damaged_checkpoint(folder: Path) -> CheckpointError:
+    """Return the error of a checkpoint that cannot be read."""
+    return CheckpointError(f"the checkpoint {folder} is damaged; delete it to start again")
 
 
 def make_folder(folder: Path) -> None:
@@ -136,23 +189,6 @@ def export_component(export: Callable[[Path], object], folder: Path) -> None:
         ) from error
 
 
-def describe_failed_save(folder: Path, step: int, saved_step: int | None, error: Exception) -> str:
-    """Return one line about a checkpoint that could not be written."""
-    left = "there is no earlier one" if saved_step is None else f"the one of step {saved_step} stays"
-    return (
-        f"cannot write the checkpoint of step {step} to {folder} ({failure_reason(error)}); {left}; free "
-        "some space, then run the same command again to go on"
-    )
-
-
-def describe_other_world(folder: Path, written: int, running: int) -> str:
-    """Return one line about a checkpoint of another number of processes: its steps were of other batches."""
-    return (
-        f"the checkpoint {folder} is of {written} processes, this run has {running}; start with as many, or "
-        "give another --out to start anew"
-    )
-
-
 def _restore_replaced(folder: Path) -> None:
     """Put back a checkpoint that was being replaced at the moment the run was killed."""
     replaced = sorted(folder.parent.glob(f".{folder.name}.*.old"))
@@ -161,7 +197,7 @@ def _restore_replaced(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor] | dict[str, nn.Parameter]) -> None:
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
         if target[name].shape != tensor.shape:
             raise CheckpointError(

@@ -4,24 +4,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from duotok.recipes.training.task import Task
 from duotok.tokenizer.common.command import guard, show_progress_messages
-
-if TYPE_CHECKING:
-    from duotok.recipes.training.loop import Task
-
-
-def leave_processes() -> None:
-    """Part from the other processes of a finished run, if there are any."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def recipe_main(
-    argv: Sequence[str] | None, *, description: str, config_class: type, build: "Callable[[Any], Task]"
+    argv: Sequence[str] | None, *, description: str, config_class: type, build: Callable[[Any], Task]
 ) -> int:
     """Run `RECIPE CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`; return the exit code."""
     parser = argparse.ArgumentParser(description=description)
@@ -38,21 +28,19 @@ def recipe_main(
     arguments = parser.parse_args(argv)
 
     def train() -> None:
-        from duotok.tokenizer.common.config import load_config
+        import torch
 
-        from ...recipes.training.loop import run_training
+        from duotok.recipes.training.loop import train_recipe
+        from duotok.tokenizer.common.config import load_config
 
         show_progress_messages()
         overrides = [*arguments.set, *([f"train.wandb={arguments.wandb}"] if arguments.wandb else [])]
         config = load_config(config_class, arguments.config, overrides)
-        losses = run_training(
-            build(config),
-            config.train,
-            arguments.out,
-            minutes=arguments.minutes,
-            deepspeed=arguments.deepspeed,
+        losses = train_recipe(
+            build, config, arguments.out, minutes=arguments.minutes, deepspeed=arguments.deepspeed
         )
-        leave_processes()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         told = " ".join(f"{name}={value:.4f}" for name, value in losses.items())
         if os.environ.get("RANK", "0") == "0":
             print(f"{told} -> {arguments.out / 'final'}")

@@ -1,6 +1,10 @@
-"""Training under DeepSpeed ZeRO 0 to 3: the engine's own sharded checkpoints instead of TrainingState's."""
+"""Training under DeepSpeed ZeRO 0 to 3: its config file beside the recipe, its own sharded checkpoints.
+
+The recipe decides, and the file must not say otherwise.
+"""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -10,21 +14,22 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, KwargsHandler
 
-from duotok.recipes.training.checkpoint import describe_failed_save, describe_other_world
-from duotok.recipes.training.deepspeed_config import read_deepspeed_config
+from duotok.recipes.training.checkpoint import RunState, damaged_checkpoint
 from duotok.recipes.training.failures import is_lost_process
+from duotok.recipes.training.task import TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
-from duotok.tokenizer.common.files import WriteError, write_json
+from duotok.tokenizer.common.files import WriteError
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from duotok.recipes.training.loop import TrainConfig
-
+STAGES = (0, 1, 2, 3)
+# What the loop does itself; the file may not bring its own.
+OURS = {"optimizer": "the recipe's AdamW", "scheduler": "the recipe's warm-up and cosine"}
+OTHER_PRECISIONS = ("fp16", "amp", "torch_autocast", "fp8")
 COMMUNICATION = "deepspeed_shm_comm"  # compiled by DeepSpeed at its first start on a CPU
 CPU_ADAM = "cpu_adam"  # compiled at the first start with the optimizer's state on the CPU
 # What reading a damaged file of DeepSpeed raises: its checkpoints are torch's.
@@ -33,16 +38,76 @@ DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unpickl
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(config_file: Path, precision: str, config: "TrainConfig") -> "Accelerator":
+def read_deepspeed_config(
+    path: Path, config: TrainConfig, *, precision: str, processes: int
+) -> dict[str, Any]:
+    """Return the settings of a file, completed from the recipe.
+
+    What the recipe knows may be missing or "auto" in the file. Raises ConfigError in one line that names
+    every contradiction. precision: accelerate's name, "bf16" or "no".
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
+        raise ConfigError(f"the DeepSpeed config {path} needs a section zero_optimization with a stage")
+    stage = settings["zero_optimization"].get("stage")
+    if stage not in STAGES:
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    contradictions = [
+        *_fill(settings, config, processes),
+        *_fill_precision(settings, "bf16" if precision == "bf16" else "fp32"),
+        *(f"remove {name}: training uses {ours}" for name, ours in OURS.items() if name in settings),
+    ]
+    if contradictions:
+        raise ConfigError(f"the DeepSpeed config {path} contradicts the recipe: {'; '.join(contradictions)}")
+    return settings
+
+
+def _fill(settings: dict[str, Any], config: TrainConfig, processes: int) -> list[str]:
+    size = config.batch_size * config.accumulate
+    recipe = {
+        "train_micro_batch_size_per_gpu": ("train.batch_size", config.batch_size),
+        "gradient_accumulation_steps": ("train.accumulate", config.accumulate),
+        "gradient_clipping": ("train.gradient_clip", config.gradient_clip),
+        "train_batch_size": ("train.batch_size x train.accumulate x processes", size * processes),
+    }
+    contradictions = []
+    for key, (name, value) in recipe.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            contradictions.append(f'{key} is {settings[key]!r}, {name} is {value} (write "auto")')
+        settings[key] = value
+    return contradictions
+
+
+def _fill_precision(settings: dict[str, Any], precision: str) -> list[str]:
+    contradictions = [
+        f"{name} is on, train.precision is {precision}"
+        for name in OTHER_PRECISIONS
+        if _is_on(settings.get(name), precision="")
+    ]
+    wanted = precision == "bf16"
+    if _is_on(settings.get("bf16", {"enabled": "auto"}), precision=precision) != wanted:
+        told = settings["bf16"].get("enabled", False)
+        contradictions.append(f'bf16.enabled is {told}, train.precision is {precision} (write "auto")')
+    settings["bf16"] = {**settings.get("bf16", {}), "enabled": wanted}
+    return contradictions
+
+
+def _is_on(section: dict[str, Any] | None, *, precision: str) -> bool:
+    enabled = (section or {}).get("enabled", False)
+    return precision == "bf16" if enabled == "auto" else bool(enabled)
+
+
+def make_accelerator(config_file: Path, precision: str, config: TrainConfig) -> Accelerator:
     """Return an accelerator that trains under a DeepSpeed config file; needs the launcher's variables."""
     if "RANK" not in os.environ:
         raise ConfigError("--deepspeed needs a launcher: start with torchrun --nproc-per-node N -m ...")
+    importlib.import_module("deepspeed")  # accelerate's own words would not say how to get it
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     settings = read_deepspeed_config(config_file, config, precision=precision, processes=processes)
     check_compiler(settings, on_cpu=not torch.cuda.is_available())
-    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
-    from accelerate.utils import GradientAccumulationPlugin, KwargsHandler
-
     # Without this, accelerate on a CPU takes every process for a world of its own.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
@@ -92,14 +157,12 @@ def explained_refusal(config_file: Path | None) -> Iterator[None]:
         raise ConfigError(f"DeepSpeed refuses the config {config_file}: {reason}") from error
 
 
-class DeepSpeedState:
-    """How far a run under DeepSpeed is; weights and moments live sharded in the engine."""
+class DeepSpeedState(RunState):
+    """How far a run under DeepSpeed is; weights, buffers and moments live sharded in the engine."""
 
-    def __init__(self, accelerator: "Accelerator", engine: Any) -> None:
+    def __init__(self, accelerator: Accelerator, engine: Any) -> None:
+        super().__init__(accelerator.num_processes)
         self.accelerator, self.engine = accelerator, engine
-        self.step = 0
-        self.saved_step: int | None = None  # of the checkpoint on the disk
-        self.elapsed_seconds = 0.0
 
     @property
     def stage(self) -> int:
@@ -112,17 +175,13 @@ class DeepSpeedState:
     @contextlib.contextmanager
     def export_weights(self) -> Iterator[None]:
         """Gather the whole weights on every rank for the length of the block (ZeRO 3 shards them)."""
-        import deepspeed
-
+        deepspeed = importlib.import_module("deepspeed")
         # Frozen ones too: ZeRO 3 shards everything.
         with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters())):
             yield
 
     def save(self, folder: Path) -> None:
-        """Write every rank's shard, then the step; a checkpoint without the step does not count.
-
-        Raises CheckpointError when it cannot be written, on a full disk for instance; the old one stays.
-        """
+        """Write every rank's shard, then the step; a checkpoint without the step does not count."""
         if self.step == self.saved_step:
             return  # writing over the only good one would put it at risk
         name = f"step-{self.step}"
@@ -132,14 +191,13 @@ class DeepSpeedState:
             shutil.rmtree(folder / name, ignore_errors=True)
             if is_lost_process(error):
                 raise
-            raise CheckpointError(describe_failed_save(folder, self.step, self.saved_step, error)) from error
+            raise self.failed_save(folder, error) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             try:
-                self._write_progress(folder)
+                self.write_progress(folder / "state.json", zero_stage=self.stage)
             except WriteError as error:
-                told = describe_failed_save(folder, self.step, self.saved_step, error)
-                raise CheckpointError(told) from error
+                raise self.failed_save(folder, error) from error
             self.saved_step = self.step
             for old in folder.glob("step-*"):
                 if old.name != name:
@@ -147,46 +205,31 @@ class DeepSpeedState:
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
-    def _write_progress(self, folder: Path) -> None:
-        progress = {
-            "step": self.step,
-            "elapsed_seconds": self.elapsed_seconds,
-            "processes": self.accelerator.num_processes,
-            "zero_stage": self.stage,
-        }
-        write_json(folder / "state.json", progress)
-
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; say whether there was."""
         if not (folder / "state.json").exists():
             return False
         if (folder / "optimizer.safetensors").exists():
             raise CheckpointError(f"{folder} was written without DeepSpeed; leave --deepspeed away")
-        try:
-            progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            step, elapsed_seconds = int(progress["step"]), float(progress["elapsed_seconds"])
-            written = {"processes": int(progress["processes"]), "zero_stage": int(progress["zero_stage"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / 'state.json'} is damaged; delete {folder}") from error
-        if written["processes"] != self.accelerator.num_processes:
-            running = self.accelerator.num_processes
-            raise CheckpointError(describe_other_world(folder, written["processes"], running))
-        if written["zero_stage"] != self.stage:
+        stage = self.take_up_progress(folder).get("zero_stage")
+        if not isinstance(stage, int):
+            raise damaged_checkpoint(folder)
+        if stage != self.stage:
             raise CheckpointError(
-                f"the checkpoint {folder} is of ZeRO {written['zero_stage']}, this run of ZeRO {self.stage}; "
-                "give the DeepSpeed config it was started with"
+                f"the checkpoint {folder} is of ZeRO {stage}, this run of ZeRO {self.stage}; give the "
+                "DeepSpeed config it was started with"
             )
+        shards = folder / f"step-{self.step}"
         try:
-            found, _ = self.engine.load_checkpoint(str(folder), tag=f"step-{step}")
+            found, _ = self.engine.load_checkpoint(str(folder), tag=shards.name)
         except DAMAGED as error:
             if is_lost_process(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"the checkpoint {folder / f'step-{step}'} is damaged or of another recipe ({reason}); "
-                f"delete {folder} to start again"
+                f"the checkpoint {shards} is damaged or of another recipe ({reason}); delete {folder} to "
+                "start again"
             ) from error
         if found is None:
-            raise CheckpointError(f"{folder / f'step-{step}'} is missing; delete {folder} to start again")
-        self.step, self.saved_step, self.elapsed_seconds = step, step, elapsed_seconds
+            raise CheckpointError(f"{shards} is missing; delete {folder} to start again")
         return True

@@ -7,21 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from duotok.recipes.training.batches import BatchKey
+from duotok.recipes.training.checkpoint import RunState
+from duotok.recipes.training.meter import NotFinite
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import DuoTokError
-
-if TYPE_CHECKING:
-    from duotok.recipes.training.checkpoint import TrainingState
-    from duotok.recipes.training.deepspeed_engine import DeepSpeedState
-    from duotok.recipes.training.loop import Task, TrainConfig
-    from duotok.recipes.training.meter import NotFinite
-
-    State = TrainingState | DeepSpeedState
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # gloo's and NCCL's words when the other end of a connection is gone.
@@ -39,7 +33,7 @@ LOST_PROCESS = (
 
 @contextmanager
 def explained_failures(
-    config: "TrainConfig", objective: nn.Module, state: "State | None", out: Path
+    config: TrainConfig, objective: nn.Module, state: RunState | None, out: Path
 ) -> Iterator[None]:
     """Turn what ends the block from outside into one DuoTokError that says what to do."""
     try:
@@ -56,6 +50,11 @@ def explained_failures(
                 f"process {os.environ.get('RANK', 0)}: another process of this run has died {where}; start "
                 "the same command again to go on"
             ) from error
+        if "dataloader worker" in told:
+            raise DuoTokError(
+                f"a process that draws batches was killed {where}; lower train.workers ({config.workers}): "
+                "each takes memory of its own, and start the same command again"
+            ) from error
         raise
 
 
@@ -65,7 +64,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 @contextmanager
-def stopped_by_signal(state: "State", out: Path) -> Iterator[None]:
+def stopped_by_signal(state: RunState, out: Path) -> Iterator[None]:
     """Say what is left when the run is told to end (SIGTERM), as a launcher does when a process has died."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only a main thread may set handlers
@@ -88,25 +87,27 @@ def stopped_by_signal(state: "State", out: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def describe_checkpoint(state: "State", out: Path) -> str:
+def describe_checkpoint(state: RunState, out: Path) -> str:
     """Return a clause about the last checkpoint."""
     if state.saved_step is None:
         return "there is no checkpoint yet"
     return f"the last good checkpoint is {out / 'checkpoint'}, of step {state.saved_step}"
 
 
-def describe_not_finite(found: "NotFinite", task: "Task", state: "State", out: Path) -> str:
-    """Return one line about a loss or gradient that is NaN or infinite: step, batch, cause, what is left."""
+def refuse_not_finite(found: NotFinite | None, task: Task, state: RunState, out: Path) -> None:
+    """Raise DuoTokError where a loss or gradient is NaN or infinite: step, batch, cause, what is left."""
+    if found is None:
+        return
     key = BatchKey(*found.key)
     where = f"step {key.step + 1}, process {key.process}"
     if found.what == "loss":
         where += f", micro-batch {key.micro}, drawn by np.random.default_rng({tuple(key)})"
-    return (
+    raise DuoTokError(
         f"the {found.what} is not finite at {where}; {_blame(found, task)}; {describe_checkpoint(state, out)}"
     )
 
 
-def _blame(found: "NotFinite", task: "Task") -> str:
+def _blame(found: NotFinite, task: Task) -> str:
     if found.what == "loss":
         batch = task.make_batch(BatchKey(*found.key).generator())
         broken = [n for n, t in batch.items() if t.is_floating_point() and not bool(t.isfinite().all())]
@@ -115,7 +116,7 @@ def _blame(found: "NotFinite", task: "Task") -> str:
     return "its data are finite: lower train.learning_rate or train.gradient_clip"
 
 
-def _advise_memory(config: "TrainConfig", objective: nn.Module) -> str:
+def _advise_memory(config: TrainConfig, objective: nn.Module) -> str:
     advice = (
         f"lower train.batch_size ({config.batch_size}) and raise train.accumulate ({config.accumulate}) "
         "by the same factor"

@@ -9,79 +9,79 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from duotok.recipes.training.batches import MicroBatches
-from duotok.recipes.training.checkpoint import TrainingState, export_component, make_folder
-from duotok.recipes.training.clock import Clock
+from duotok.recipes.training.batches import MicroBatch, open_batches
+from duotok.recipes.training.checkpoint import RunState, TrainingState, export_component, make_folder
 from duotok.recipes.training.deepspeed_engine import DeepSpeedState, explained_refusal, make_accelerator
-from duotok.recipes.training.failures import describe_not_finite, explained_failures, stopped_by_signal
+from duotok.recipes.training.failures import explained_failures, refuse_not_finite, stopped_by_signal
 from duotok.recipes.training.log import VALIDATION, RunLog, section_of
 from duotok.recipes.training.meter import Meter
-from duotok.tokenizer.common.errors import ConfigError, DuoTokError
+from duotok.recipes.training.task import Task, TrainConfig
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.precision import multiplies_bf16
 
+CLOCK_STEPS = 10  # after so many, processes that train for minutes compare their clocks
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Settings of the loop: AdamW with warm-up and cosine decay (P C.3)."""
-
-    steps: int = 1000  # optimizer steps of the whole run
-    batch_size: int = 8  # examples per process and micro-batch
-    accumulate: int = 1  # micro-batches per step; its loss is the mean of theirs, as it is over processes
-    learning_rate: float = 5e-4  # peak
-    warmup_steps: int = 50
-    final_learning_rate_ratio: float = 0.05  # of the peak, at the end of the cosine
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0  # global norm
-    ema_decay: float = 0.0  # exponential moving average of the weights; 0 turns it off
-    precision: str = "auto"  # fp32, bf16, or auto: bf16 where the hardware multiplies it natively
-    checkpoint_minutes: float = 3.0
-    log_every: int = 20  # steps
-    validate_every: int = 0  # steps, where the recipe has a validation; 0 turns it off
-    wandb: str = ""  # project of Weights & Biases to log to as well
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"train.precision must be auto, fp32 or bf16, got {self.precision!r}")
-        for name in ("steps", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"train.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("warmup_steps", "checkpoint_minutes", "validate_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
+ValueT = TypeVar("ValueT")
 
 
-@dataclass
-class Task:
-    """What a recipe trains."""
+class Clock:
+    """Counts on from the seconds of earlier pieces, against a budget of minutes if there is one.
 
-    objective: nn.Module  # forward(**batch) -> named scalar losses; "total" is minimized
-    make_batch: Callable[[np.random.Generator], dict[str, Tensor]]  # pure function of the generator
-    export: Callable[[Path], object]  # writes the finished component from the objective's weights
-    # Named figures of the model as it is, on held-out data: "metric" or "metric/case". Runs without
-    # gradients, in eval mode, with the averaged weights; on the main process, under ZeRO 3 on every one.
-    validate: Callable[[], dict[str, float]] | None = None
-    unit: str = "tokens"  # what count_units counts; the log's name of the speed
-    count_units: Callable[[dict[str, Tensor]], int] | None = None  # of a batch
-    count_flops: Callable[[dict[str, Tensor]], float] | None = None  # of a batch, forward and backward
-    takes_step: bool = False  # the objective also gets "step" [], int64: the optimizer steps taken before
+    All processes go by the first one's clock, or their learning rates, and so their weights, would part.
+    """
+
+    def __init__(self, before_seconds: float, minutes: float | None, accelerator: Accelerator) -> None:
+        self._start = time.monotonic() - before_seconds
+        self._budget_seconds = None if minutes is None else minutes * 60
+        self._last_checkpoint = time.monotonic()
+        self._accelerator = accelerator
+        self._agreed: float | None = None
+
+    def elapsed(self) -> float:
+        """Return the seconds of the whole run."""
+        return time.monotonic() - self._start
+
+    def progress(self, step: int, steps: int) -> float:
+        """Return how much of the run is done, 0 to 1: of the budget, or of the steps where there is none."""
+        if self._budget_seconds is None:
+            return step / steps
+        # Each agreement is a wait for all processes: in between their progress stands still.
+        alone = self._accelerator.num_processes == 1
+        if alone or self._agreed is None or step % CLOCK_STEPS == 0:
+            self._agreed = self._agree(self.elapsed() / self._budget_seconds)
+        return min(1.0, self._agreed)
+
+    def checkpoint_due(self, minutes: float) -> bool:
+        """Say whether the last checkpoint is that old, and count from now if so."""
+        is_due = self._agree(time.monotonic() - self._last_checkpoint >= minutes * 60)
+        if is_due:
+            self._last_checkpoint = time.monotonic()
+        return is_due
+
+    def _agree(self, value: ValueT) -> ValueT:
+        """Return the first process's value."""
+        return value if self._accelerator.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def train_recipe(build: Callable[[Any], Task], config: Any, out: Path, **options: Any) -> dict[str, float]:
+    """Build a recipe's task and run it; options: of `run_training`.
+
+    The seed comes first: new layers and random projections are the same whenever the command is given.
+    """
+    torch.manual_seed(config.train.seed)
+    return run_training(build(config), config.train, out, **options)
 
 
 def run_training(
@@ -99,6 +99,8 @@ def run_training(
     with a checkpoint after that many steps of this call, as an interruption would. deepspeed: a DeepSpeed
     config file. Returns the last losses: means over the steps since the log row before.
     """
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes must be above 0, got {minutes}")
     torch.manual_seed(config.seed)
     precision = choose_precision(config.precision)
     accelerator = _start_accelerator(config, precision, deepspeed)
@@ -110,9 +112,10 @@ def run_training(
     with explained_failures(config, task.objective, None, out):
         with explained_refusal(deepspeed):
             objective, optimizer = accelerator.prepare(task.objective, optimizer)
+        state: RunState
         if deepspeed is None:
             state = TrainingState(
-                parameters,
+                task.objective,
                 optimizer.optimizer,
                 use_ema=config.ema_decay > 0,
                 processes=accelerator.num_processes,
@@ -124,35 +127,46 @@ def run_training(
     # Not accelerate's own casting: it keeps one precision for the whole life of a process, and under
     # DeepSpeed, which stores bf16 weights, it leaves it to us that floating-point inputs meet them.
     cast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16")
-    clock = Clock(state.elapsed_seconds, minutes)
+    clock = Clock(state.elapsed_seconds, minutes, accelerator)
     limit = config.steps if minutes is None else 10**9
     stop_at = limit if stop_after is None else min(limit, state.step + stop_after)
-    is_main = accelerator.is_main_process
+    is_main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopped_by_signal(state, out))
         stack.enter_context(explained_failures(config, task.objective, state, out))
         meter = Meter(task, accelerator, precision)
+
+        def save() -> None:
+            refuse_not_finite(meter.find_not_finite(), task, state, out)
+            state.elapsed_seconds = clock.elapsed()
+            # Plain data parallelism holds the same state on every process; DeepSpeed's is sharded over all.
+            if is_main or deepspeed is not None:
+                state.save(out / "checkpoint")
+            else:
+                state.saved_step = state.step
+
         settings = {**dataclasses.asdict(config), "processes": accelerator.num_processes}
         log = stack.enter_context(
             RunLog(out, first_step=state.step, wandb=config.wandb, settings=settings, on=is_main)
         )
         batches = stack.enter_context(
-            MicroBatches(task, config, process=accelerator.process_index, first_step=state.step)
-        )
-        progress = stack.enter_context(
-            tqdm(
-                initial=state.step,
-                total=limit if minutes is None else None,
-                unit="step",
-                disable=None if is_main else True,
+            open_batches(
+                task,
+                config,
+                process=accelerator.process_index,
+                first_step=state.step,
+                device=accelerator.device,
             )
         )
+        total = limit if minutes is None else None
+        progress = stack.enter_context(
+            tqdm(initial=state.step, total=total, unit="step", disable=None if is_main else True)
+        )
         last: dict[str, float] = {}
-        over = _agree(accelerator, clock.is_over())
-        while state.step < stop_at and not over:
-            factor = learning_rate_factor(config, state.step, clock.progress(state.step, config.steps))
+        while (done := clock.progress(state.step, limit)) < 1 and state.step < stop_at:
+            learning_rate = config.learning_rate * learning_rate_factor(config, state.step, done)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
+                group["lr"] = learning_rate
             _take_step(objective, optimizer, accelerator, batches, meter, config, cast)
             state.step += 1
             state.update_ema(config.ema_decay)
@@ -160,7 +174,7 @@ def run_training(
             validates = task.validate is not None and _is_due(state.step, config.validate_every)
             logs = validates or _is_due(state.step, config.log_every) or state.step in (1, limit)
             if logs:
-                _refuse_not_finite(meter, task, state, out)
+                refuse_not_finite(meter.find_not_finite(), task, state, out)
                 row = meter.take_row()
                 last = {name: value for name, value in row.items() if section_of(name) == "loss"}
                 if validates:
@@ -168,18 +182,14 @@ def run_training(
                     with meter.paused(), cast if deepspeed else contextlib.nullcontext():
                         row |= validate(task, objective, state, accelerator)
                 place = {"step": state.step, "seconds": clock.elapsed()}
-                log.write({**place, "learning_rate": config.learning_rate * factor, **row})
+                log.write({**place, "learning_rate": learning_rate, **row})
                 progress.set_postfix({"loss": f"{last['total']:.4f}"})
             # Several processes compare their clocks at log rows only: each time costs all of them a wait.
-            if logs or accelerator.num_processes == 1:
-                over = _agree(accelerator, clock.is_over())
-                if _agree(accelerator, clock.checkpoint_due(config.checkpoint_minutes)):
-                    _refuse_not_finite(meter, task, state, out)
-                    with meter.paused():
-                        _save(state, clock, out, is_main)
-        _refuse_not_finite(meter, task, state, out)
-        _save(state, clock, out, is_main)
-        if state.step >= limit or over:
+            if (logs or alone) and clock.checkpoint_due(config.checkpoint_minutes):
+                with meter.paused():
+                    save()
+        save()
+        if done >= 1:
             with state.export_weights():
                 if is_main:
                     export_component(task.export, out / "final")
@@ -208,14 +218,14 @@ def _take_step(
     objective: nn.Module,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
-    batches: MicroBatches,
+    batches: Iterator[MicroBatch],
     meter: Meter,
     config: TrainConfig,
     cast: torch.autocast,
 ) -> None:
     """Take one optimizer step on the mean of the losses of its micro-batches."""
     for _ in range(config.accumulate):
-        batch = batches.next()
+        batch = next(batches)
         torch.manual_seed(batch.key.torch_seed())
         with accelerator.accumulate(objective):
             with cast:
@@ -229,9 +239,7 @@ def _take_step(
     optimizer.zero_grad()
 
 
-def validate(
-    task: Task, objective: nn.Module, state: TrainingState | DeepSpeedState, accelerator: Accelerator
-) -> dict[str, float]:
+def validate(task: Task, objective: nn.Module, state: RunState, accelerator: Accelerator) -> dict[str, float]:
     """Return the task's validation figures as the log names them; the averaged weights are what is judged."""
     assert task.validate is not None
     figures: dict[str, float] = {}
@@ -272,25 +280,3 @@ def _decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> l
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _agree(accelerator: Accelerator, decision: bool) -> bool:
-    """Take the first process's decision everywhere: the clocks of processes differ."""
-    if accelerator.num_processes == 1:
-        return decision
-    return bool(broadcast_object_list([decision])[0])
-
-
-def _refuse_not_finite(meter: Meter, task: Task, state: TrainingState | DeepSpeedState, out: Path) -> None:
-    found = meter.find_not_finite()
-    if found is not None:
-        raise DuoTokError(describe_not_finite(found, task, state, out))
-
-
-def _save(state: TrainingState | DeepSpeedState, clock: Clock, out: Path, is_main: bool) -> None:
-    state.elapsed_seconds = clock.elapsed()
-    # Plain data parallelism holds the same state on every process; DeepSpeed's is sharded over all.
-    if is_main or isinstance(state, DeepSpeedState):
-        state.save(out / "checkpoint")
-    else:
-        state.saved_step = state.step

@@ -4,19 +4,19 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from duotok.recipes.training.batches import BatchKey, MicroBatch
-from duotok.recipes.training.speed import measure_peak_flops, peak_memory_gb
+from duotok.recipes.training.task import Task
+from duotok.tokenizer.common.command import peak_memory_gb
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from duotok.recipes.training.loop import Task
+MEASURED_SECONDS = 0.3
+CPU_WIDTH, ACCELERATOR_WIDTH = 1024, 8192
 
 
 class NotFinite(NamedTuple):
@@ -29,12 +29,10 @@ class NotFinite(NamedTuple):
 class Meter:
     """Adds up on the device; the processes meet, and the device is waited for, only when a row is due."""
 
-    def __init__(self, task: "Task", accelerator: "Accelerator", precision: str) -> None:
-        self._task, self._accelerator = task, accelerator
+    def __init__(self, task: Task, accelerator: Accelerator, precision: str) -> None:
+        self._task, self._device = task, accelerator.device
         # All processes measure at once, as they will compute at once.
-        self._peak_flops = 0.0
-        if task.count_flops is not None:
-            self._peak_flops = measure_peak_flops(accelerator.device, precision)
+        self._peak_flops = 0.0 if task.count_flops is None else measure_peak_flops(self._device, precision)
         self._unseen: list[tuple[NotFinite, Tensor]] = []
         self._norm: Tensor | float | None = None
         self._start()
@@ -42,9 +40,8 @@ class Meter:
     def add(self, batch: MicroBatch, losses: dict[str, Tensor]) -> None:
         """Count a micro-batch and its named losses."""
         for name, value in losses.items():
-            value = value.detach()
             total, count = self._losses.get(name, (0.0, 0))
-            self._losses[name] = (total + value, count + 1)
+            self._losses[name] = (total + value.detach(), count + 1)
         self._units += batch.units
         self._flops += batch.flops
         self._unseen.append((NotFinite(batch.key, "loss"), losses["total"].detach()))
@@ -75,14 +72,17 @@ class Meter:
         """Return the means since the last row over steps, micro-batches and processes, and start anew.
 
         Losses have the objective's names; the gradient norm is that of the last step; the memory is that of
-        the process that took most. Speed and utilization only where the task counts units and FLOPs.
+        the process that took most, in 10^9 bytes: of tensors on CUDA, of the whole process on a CPU. Speed
+        and utilization only where the task counts units and FLOPs.
         """
+        on_cuda = self._device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(self._device) / 1e9 if on_cuda else peak_memory_gb()
         own = {
             "losses": {name: (float(total), count) for name, (total, count) in self._losses.items()},
             "units": self._units,
             "flops": self._flops,
             "peak_flops": self._peak_flops,
-            "memory": peak_memory_gb(self._accelerator.device),
+            "memory": memory,
         }
         seconds = max(time.monotonic() - self._begin, 1e-9)
         everyone: list[dict[str, Any]] = gather_object([own])
@@ -93,14 +93,11 @@ class Meter:
             possible = sum(one["peak_flops"] for one in everyone) * seconds
             row["mfu"] = sum(one["flops"] for one in everyone) / possible
         row["peak_memory_gb"] = max(one["memory"] for one in everyone)
-        sums: dict[str, list[float]] = {}
-        for one in everyone:
-            for name, (total, count) in one["losses"].items():
-                entry = sums.setdefault(name, [0.0, 0])
-                entry[0] += total
-                entry[1] += count
+        for name in dict.fromkeys(name for one in everyone for name in one["losses"]):
+            pairs = [one["losses"][name] for one in everyone if name in one["losses"]]
+            row[name] = sum(total for total, _ in pairs) / sum(count for _, count in pairs)
         self._start()
-        return row | {name: total / count for name, (total, count) in sums.items()}
+        return row
 
     def _start(self) -> None:
         self._losses: dict[str, tuple[Tensor | float, int]] = {}
@@ -112,5 +109,32 @@ class Meter:
         unseen, self._unseen = self._unseen, []
         if not unseen:
             return []
-        values = torch.stack([value.float().to(self._accelerator.device) for _, value in unseen]).tolist()
+        values = torch.stack([value.float().to(self._device) for _, value in unseen]).tolist()
         return [what for (what, _), value in zip(unseen, values, strict=True) if not math.isfinite(value)]
+
+
+def measure_peak_flops(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s of the device in a run's precision ("bf16" or "no"), as a large product reaches it.
+
+    Two square matrices (1,024 wide on a CPU, 8,192 elsewhere) are multiplied again and again for 0.3 s after
+    one warm-up; a product of width n counts 2 n^3 FLOPs, and the fastest one counts. That is what this
+    machine can do with this build of torch and this number of threads, below the maker's figure: a
+    utilization against it says what is lost to everything that is not a large product.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    width = CPU_WIDTH if device.type == "cpu" else ACCELERATOR_WIDTH
+    left, right = (torch.full((width, width), 0.5, dtype=dtype, device=device) for _ in range(2))
+    out = left @ right
+    _wait(device)
+    fastest, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < MEASURED_SECONDS:
+        start = time.perf_counter()
+        torch.matmul(left, right, out=out)
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * width**3 / fastest
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -17,13 +17,14 @@ class Outer:
     name: str
     inner: Inner = field(default_factory=Inner)
     limit: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def test_yaml_with_overrides(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("name: x\ninner: {rate: 3e-4}\n")
-    config = load_config(Outer, path, ["inner.sizes=[4]", "limit=2"])
-    assert config == Outer(name="x", inner=Inner(rate=3e-4, sizes=(4,)), limit=2.0)
+    config = load_config(Outer, path, ["inner.sizes=[4]", "limit=2", "shares={mix: 2}"])
+    assert config == Outer(name="x", inner=Inner(rate=3e-4, sizes=(4,)), limit=2.0, shares={"mix": 2.0})
     assert config_from_dict(Outer, config_to_dict(config)) == config
 
 
@@ -35,11 +36,25 @@ def test_yaml_with_overrides(tmp_path):
         ({"name": 3}, "must be of type str"),
         ({"name": "x", "inner": 3}, "section"),
         ({"name": "x", "inner": {"sizes": 3}}, "list"),
+        ({"name": "x", "shares": 5}, "config.shares must be a section of settings, got 5"),
+        ({"name": "x", "shares": {"mix": "heavy"}}, "config.shares.mix must be of type float, got 'heavy'"),
+        ({"name": "x", "shares": {3: 1.0}}, "a name in config.shares must be of type str, got 3"),
+        ({"name": "x", 1: 2, "a": 3}, "unknown setting 1"),
     ],
 )
 def test_mistakes_are_named(mapping, message):
     with pytest.raises(ConfigError, match=message):
         config_from_dict(Outer, mapping)
+
+
+@pytest.mark.parametrize(
+    "override", ["inner.rate=[1", "limit=2026-99-99", "name=" + 5000 * "[", "shares={a: 1"]
+)
+def test_an_override_that_is_no_yaml_is_one_line(tmp_path, override):
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    with pytest.raises(ConfigError, match="^--set .*is not valid YAML: .*") as told:
+        load_config(Outer, tmp_path / "recipe.yaml", [override])
+    assert "\n" not in str(told.value)
 
 
 def test_bad_files_are_named(tmp_path):

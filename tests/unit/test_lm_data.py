@@ -15,7 +15,6 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.lm import tokenize, train
 from duotok.recipes.lm.tokens import TokenShards, append_shard, read_index, shard_path
-from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import DuoTokenizer
@@ -102,35 +101,6 @@ def test_shards(tmp_path: Path, make_shards) -> None:
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(DataError, match="damaged"):
         read_index(tmp_path)
-
-
-def recorded(folder: Path, tokens: Path, small_tokenizer_folder: Path, stop_after: int | None = None) -> list:
-    """Run the tiny recipe for six steps; return the batches that its objective was given."""
-    overrides = [f"tokenizer={small_tokenizer_folder}", f"data.tokens={tokens}", "train.steps=6"]
-    config = load_config(train.Config, RECIPES / "tiny.yaml", overrides)
-    task, seen = train.build(config), []
-    task.objective.register_forward_pre_hook(
-        lambda module, args, batch: seen.append({n: t.clone() for n, t in batch.items()}), with_kwargs=True
-    )
-    run_training(task, config.train, folder, stop_after=stop_after)
-    return seen
-
-
-def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
-    tmp_path: Path, tokens: Path, small_tokenizer_folder: Path
-) -> None:
-    whole = recorded(tmp_path / "whole", tokens, small_tokenizer_folder)
-    pieces = recorded(tmp_path / "pieces", tokens, small_tokenizer_folder, stop_after=2)
-    pieces += recorded(tmp_path / "pieces", tokens, small_tokenizer_folder)
-    assert len(whole) == len(pieces) == 6
-    for one, two in zip(whole, pieces, strict=True):
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert not any(
-        torch.equal(a["target_vocal"], b["target_vocal"])
-        for n, a in enumerate(whole)
-        for b in whole[n + 1 :]
-        if a["target_vocal"].shape == b["target_vocal"].shape
-    )
 
 
 def test_two_processes_draw_different_batches_from_the_same_shard(

@@ -10,7 +10,8 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective, mismatch_source, score_batch
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 
 NOTES = 8
 

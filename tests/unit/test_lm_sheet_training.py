@@ -27,7 +27,8 @@ from duotok.recipes.lm.sheets import SheetConfig, SheetLabels, SheetSource, labe
 from duotok.recipes.lm.tokenize import main as tokenize
 from duotok.recipes.lm.tokens import TokenShards
 from duotok.recipes.lm.train_sheet_reader import SheetDataConfig, SheetObjective, SheetWindows
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 

@@ -1,11 +1,48 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from duotok.recipes.training.loop import Task, TrainConfig, learning_rate_factor, run_training
+from duotok.recipes.training.log import read_log
+from duotok.recipes.training.loop import learning_rate_factor, run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
+
+# Started by torchrun over gloo: two processes train for two seconds, and the second one's clock runs fast.
+FAST_CLOCK = """
+import os, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
+
+out, rank, real = Path(sys.argv[1]), int(os.environ["RANK"]), time.monotonic
+start = real()
+time.monotonic = lambda: start + (1 + rank) * (real() - start)
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, inputs):
+        return {"total": (self.layer(inputs)[:, 0] - inputs.sum(dim=1)).square().mean()}
+
+def draw(rng):
+    time.sleep(0.01)
+    return {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()}
+
+task = Task(Line(), draw, lambda folder: folder.mkdir())
+config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=7)
+run_training(task, config, out / "run", minutes=1 / 30)
+(out / f"weights{rank}").write_bytes(task.objective.layer.weight.detach().numpy().tobytes())
+"""
 
 
 class Regression(nn.Module):
@@ -77,6 +114,36 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
     task.objective.extra = nn.Linear(1, 1)
     with pytest.raises(CheckpointError, match="another recipe"):
         run_training(task, config(), tmp_path / "other")
+
+
+def test_an_average_that_is_turned_on_later_starts_from_the_weights(tmp_path):
+    run_training(make_task(), config(ema_decay=0.0), tmp_path, stop_after=40)
+    weights = load_file(tmp_path / "checkpoint" / "weights.safetensors")
+    run_training(make_task(), config(ema_decay=0.999999, steps=41), tmp_path)
+    average = load_file(tmp_path / "checkpoint" / "ema.safetensors")
+    now = load_file(tmp_path / "checkpoint" / "weights.safetensors")
+    for name, before in weights.items():
+        expected = before + 0.18 * (now[name] - before)  # after 41 steps the average keeps 42 / 51
+        assert torch.allclose(average[name], expected, atol=1e-3)
+        assert not torch.equal(average[name], now[name])
+
+
+def test_minutes_must_be_some(tmp_path):
+    with pytest.raises(ConfigError, match="minutes must be above 0, got 0"):
+        run_training(make_task(), config(), tmp_path, minutes=0)
+
+
+def test_processes_that_train_for_minutes_stay_together(tmp_path):
+    (tmp_path / "program.py").write_text(FAST_CLOCK, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += [str(tmp_path / "program.py"), str(tmp_path)]
+    run = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, **run, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "weights0").read_bytes() == (tmp_path / "weights1").read_bytes()
+    rates = [row["learning_rate"] for row in read_log(tmp_path / "run")]
+    assert len(rates) > 2 and rates[-1] < 0.5 * rates[0]
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from duotok.recipes.lm import train
-from duotok.recipes.training.deepspeed_config import read_deepspeed_config
-from duotok.recipes.training.deepspeed_engine import check_compiler
-from duotok.recipes.training.loop import TrainConfig
+from duotok.recipes.training.deepspeed_engine import check_compiler, read_deepspeed_config
+from duotok.recipes.training.task import TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 
 FILES = Path(train.__file__).parent / "deepspeed"

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from duotok.recipes.lm import data, train
-from duotok.recipes.lm import tokens as token_shards
-from duotok.recipes.training import checkpoint as training_state
-from duotok.recipes.training import deepspeed_config as training_deepspeed_config
-from duotok.recipes.training import deepspeed_engine as training_deepspeed
-from duotok.recipes.training import failures as training_failures
+from duotok.recipes.lm import data, tokens, train
+from duotok.recipes.training import checkpoint, deepspeed_engine, failures
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -44,8 +40,8 @@ def test_settings_are_the_recipe_s(name):
 
 
 def test_failures_are_told_in_these_words():
-    modules = (training_deepspeed, training_deepspeed_config, training_failures, training_state, data)
-    source = "".join(Path(str(each.__file__)).read_text() for each in (*modules, token_shards, train))
+    modules = (checkpoint, deepspeed_engine, failures, data)
+    source = "".join(Path(str(each.__file__)).read_text() for each in (*modules, tokens, train))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings over several lines
     lines = re.findall(r"^\| ([^|]+) \|", PAGE[PAGE.index("## What failures say") :], flags=re.MULTILINE)
     told = [line for line in lines if line != "line" and not line.startswith("-")]

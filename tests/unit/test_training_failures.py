@@ -14,7 +14,8 @@ from torch import nn
 
 from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.failures import explained_failures
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
 
 SIZE = 4096
@@ -167,8 +168,8 @@ def test_failures_are_explained_and_others_left_alone(tmp_path):
         with explained_failures(config(), nn.Sequential(Checkpointed()), state, tmp_path):
             raise error
 
-    parameter = nn.Parameter(torch.zeros(1))
-    state = TrainingState({"p": parameter}, torch.optim.AdamW([parameter]), use_ema=False)
+    layer = nn.Linear(1, 1)
+    state = TrainingState(layer, torch.optim.AdamW(layer.parameters()), use_ema=False)
     state.step = state.saved_step = 11
     with pytest.raises(DuoTokError, match="step 12.*of step 11.*gradient_checkpointing=true"):
         fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))

@@ -10,9 +10,18 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from duotok.recipes.training import plot
-from duotok.recipes.training.log import RunLog, read_log, section_of
-from duotok.recipes.training.loop import Task, TrainConfig, run_training
+from duotok.recipes.training.log import (
+    RunLog,
+    draw_runs,
+    main,
+    name_runs,
+    panel_of,
+    read_log,
+    section_of,
+    smooth,
+)
+from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
 NAMES = ("total", "mel", "mel/vocal", "vocal_nats", "accompaniment_nats", "validation/cnbpt/unconditional")
@@ -117,7 +126,7 @@ def test_tensorboard_holds_the_same_figures(tmp_path):
 
 
 def test_panels_hold_figures_of_one_kind():
-    panels = {name: plot.panel_of(name) for name in NAMES}
+    panels = {name: panel_of(name) for name in NAMES}
     assert panels["mel"] == panels["mel/vocal"] == "mel"
     assert panels["vocal_nats"] == panels["accompaniment_nats"] == "nats"
     assert panels["total"] == "total" and panels["validation/cnbpt/unconditional"] == "validation/cnbpt"
@@ -125,10 +134,10 @@ def test_panels_hold_figures_of_one_kind():
 
 def test_smoothing():
     values = np.array([4.0, 0.0, 2.0])
-    assert np.array_equal(plot.smooth(values, 0.0), values)
-    assert np.allclose(plot.smooth(np.full(50, 3.0), 0.2), 3.0)
+    assert np.array_equal(smooth(values, 0.0), values)
+    assert np.allclose(smooth(np.full(50, 3.0), 0.2), 3.0)
     noise = np.random.default_rng(0).normal(size=400)
-    assert plot.smooth(noise, 0.1)[100:].std() < 0.3 * noise.std()
+    assert smooth(noise, 0.1)[100:].std() < 0.3 * noise.std()
 
 
 def test_the_picture_of_one_and_of_several_runs(tmp_path, capsys):
@@ -136,30 +145,30 @@ def test_the_picture_of_one_and_of_several_runs(tmp_path, capsys):
         write_run(tmp_path / f"run{number}" / "lm", steps, scale)
     runs = [str(tmp_path / f"run{number}" / "lm") for number in range(2)]
     one, both = tmp_path / "pictures" / "one.png", tmp_path / "both.png"
-    assert plot.main([runs[0], "--out", str(one)]) == 0
-    assert plot.main([*runs, "--out", str(both), "--over", "minutes"]) == 0
+    assert main([runs[0], "--out", str(one)]) == 0
+    assert main([*runs, "--out", str(both), "--over", "minutes"]) == 0
     assert capsys.readouterr().out.split() == [str(one), str(both)]
     first, second = imread(one), imread(both)
     assert first.shape == second.shape and min(first.shape[:2]) > 400
     assert first[..., :3].std() > 0.05 and not np.array_equal(first, second)
-    named = plot.name_runs([tmp_path / "run0" / "lm", tmp_path / "run1" / "lm" / "log.jsonl"])
+    named = name_runs([tmp_path / "run0" / "lm", tmp_path / "run1" / "lm" / "log.jsonl"])
     assert list(named) == ["run0/lm", "run1/lm"]
-    drawn = plot.draw_runs({"a": read_log(tmp_path / "run0" / "lm")}, one, over="steps", smoothing=0.1)
+    drawn = draw_runs({"a": read_log(tmp_path / "run0" / "lm")}, one, over="steps", smoothing=0.1)
     assert drawn[0] == "total" and {"mel", "nats", "validation/cnbpt", "learning_rate"} <= set(drawn)
     assert not {"step", "seconds"} & set(drawn)
 
 
 def test_plot_errors_are_one_line(tmp_path, capsys, monkeypatch):
-    assert plot.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.png")]) == 1
+    assert main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.png")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     write_run(tmp_path / "run", 2, 1.0)
     run = str(tmp_path / "run")
-    assert plot.main([run, "--out", str(tmp_path / "x.nothing")]) == 1
+    assert main([run, "--out", str(tmp_path / "x.nothing")]) == 1
     assert "ending in .png" in capsys.readouterr().err
-    assert plot.main([run, run, "--out", str(tmp_path / "x.png")]) == 1
+    assert main([run, run, "--out", str(tmp_path / "x.png")]) == 1
     assert "given twice" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        plot.main([run, "--smooth", "2"])
+        main([run, "--smooth", "2"])
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert plot.main([run, "--out", str(tmp_path / "x.png")]) == 1
-    assert 'pip install "duotok[evaluation]"' in capsys.readouterr().err.splitlines()[-1]
+    assert main([run, "--out", str(tmp_path / "x.png")]) == 1
+    assert "pip install '.[evaluation]'" in capsys.readouterr().err.splitlines()[-1]

@@ -1,6 +1,9 @@
 """What a step computes: accumulation, its batches, clipping, the learning rate, the figures of its row."""
 
+import itertools
 import json
+import multiprocessing
+import os
 import time
 
 import numpy as np
@@ -9,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from duotok.recipes.training.batches import BatchKey, MicroBatches, draw
-from duotok.recipes.training.loop import Task, TrainConfig, choose_precision, run_training
-from duotok.recipes.training.speed import measure_peak_flops
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.recipes.training.batches import BatchKey, MicroBatch, MicroBatches, open_batches
+from duotok.recipes.training.loop import choose_precision, run_training
+from duotok.recipes.training.meter import measure_peak_flops
+from duotok.recipes.training.task import Task, TrainConfig
+from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
 
 
 class Line(nn.Module):
@@ -82,12 +86,17 @@ def test_resuming_an_accumulating_run_is_exact(tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
-def test_micro_batches_come_in_order_and_are_functions_of_their_keys():
+@pytest.mark.parametrize("workers", [0, 2])
+def test_micro_batches_come_in_order_and_are_functions_of_their_keys(workers):
     task = make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(2, 3)))})
-    with MicroBatches(task, config(accumulate=2, seed=5), process=1, first_step=3) as batches:
-        found = [batches.next() for _ in range(4)]
+    settings = config(accumulate=2, seed=5, workers=workers)
+    with open_batches(task, settings, process=1, first_step=3, device=torch.device("cpu")) as batches:
+        found = list(itertools.islice(batches, 4))
     assert [tuple(batch.key) for batch in found] == [(5, 3, 1, 0), (5, 3, 1, 1), (5, 4, 1, 0), (5, 4, 1, 1)]
-    assert all(torch.equal(b.tensors["inputs"], draw(task, b.key).tensors["inputs"]) for b in found)
+    for number, batch in enumerate(found, start=6):
+        again = MicroBatches(task, settings, process=1)[number]
+        assert isinstance(again, MicroBatch) and again.key == batch.key
+        assert torch.equal(again.tensors["inputs"], batch.tensors["inputs"])
     assert len({float(batch.tensors["inputs"][0, 0]) for batch in found}) == 4
     assert len({batch.key.torch_seed() for batch in found}) == 4
     # Runs of before there were micro-batches go on with the batches they would have had.
@@ -95,6 +104,20 @@ def test_micro_batches_come_in_order_and_are_functions_of_their_keys():
     assert np.array_equal(found[0].tensors["inputs"].numpy(), old)
     old_seed = int(np.random.SeedSequence((5, 3, 1)).generate_state(1)[0])
     assert BatchKey(5, 3, 1, 0).torch_seed() == old_seed
+
+
+def test_workers_tell_errors_in_one_line_and_leave_with_the_run(tmp_path):
+    def draw(rng):
+        if rng.integers(1 << 30) == np.random.default_rng((0, 1, 0, 0)).integers(1 << 30):
+            raise DataError("shard 7 is damaged")
+        return {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()}
+
+    with pytest.raises(DataError, match="^shard 7 is damaged$"):
+        run_training(make_task(draw), config(workers=1), tmp_path / "damaged")
+    assert rows_of(tmp_path / "damaged")[-1]["step"] == 1
+    with pytest.raises(DuoTokError, match=r"was killed at step 1; .*lower train.workers \(1\)"):
+        run_training(make_task(lambda rng: os._exit(9)), config(workers=1), tmp_path / "killed")
+    assert not multiprocessing.active_children()
 
 
 def test_gradients_are_clipped_to_the_global_norm(tmp_path):

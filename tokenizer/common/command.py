@@ -1,4 +1,4 @@
-"""What the command lines share: errors in one line, and progress messages."""
+"""What the command lines share: errors in one line, progress messages, the memory a command took."""
 
 import argparse
 import io
@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from .errors import DuoTokError
 from .files import failure_reason, printable
@@ -21,6 +22,7 @@ EXTRAS = {
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
     "webdataset": "songs",
     "peft": "lora",
+    **dict.fromkeys(("accelerate", "deepspeed", "tensorboard"), "train"),
 }
 
 
@@ -45,7 +47,7 @@ def guard(run: Callable[[], None], *, interrupted: str = "run the same command a
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _fail(f'{error.name} is missing; pip install "duotok[{extra}]"')
+        return _fail(f"{error.name} is missing; in the checkout: pip install '.[{extra}]'")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return _finish_output()
@@ -141,3 +143,17 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
         else:
             joined.append(argument)
     return parser.parse_args(joined)
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in 10^9 bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: a started process inherits its parent's peak there (Linux, exec_mmap).
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

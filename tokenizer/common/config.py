@@ -18,11 +18,12 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] =
     """Read a YAML recipe into cls; overrides are "section.key=value" with YAML values."""
     path = Path(path)
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    mapping = _parse_yaml(text, str(path)) or {}
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
     for override in overrides:
@@ -33,7 +34,7 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] =
 def config_from_dict(cls: type[ConfigT], mapping: Mapping[str, Any], where: str = "config") -> ConfigT:
     """Build the dataclass cls from a mapping, nested dataclasses included."""
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    unknown = sorted(set(mapping) - set(fields))
+    unknown = sorted(set(mapping) - set(fields), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(fields))}")
     hints = typing.get_type_hints(cls)
@@ -64,7 +65,15 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
         mapping = mapping.setdefault(section, {})
         if not isinstance(mapping, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is not a section")
-    mapping[last] = yaml.safe_load(text)
+    mapping[last] = _parse_yaml(text, f"--set {override!r}")
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates that are none
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise ConfigError(f"{where} is not valid YAML: {reason}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -85,7 +94,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must have {len(kinds)} entries, got {len(value)}")
         return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
     if origin is dict:
-        return dict(value)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a section of settings, got {value!r}")
+        name_kind, kind = typing.get_args(hint)
+        return {
+            _convert(name_kind, name, f"a name in {where}"): _convert(kind, item, f"{where}.{name}")
+            for name, item in value.items()
+        }
     return _convert_scalar(hint, value, where)
 
 
