@@ -1,13 +1,12 @@
 """The contract of every autoencoder behind the renderer (P 3.4): excerpts at once, songs chunk by chunk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
-from ..tokenizer.common.audio import SAMPLE_RATE_HZ
+from ..tokenizer.common.audio import SAMPLE_RATE_HZ, resample
+from ..tokenizer.common.chunks import plan_chunks
 from ..tokenizer.common.component import Component, ConfigT
 from ..tokenizer.common.errors import ConfigError
 
@@ -57,9 +56,9 @@ class Autoencoder(Component[ConfigT]):
         wave, hop = self._to_network(wave), self.hop_samples
         chunk, halo = (int(s * self.latent_rate_hz) for s in (ENCODER_CHUNK_SECONDS, ENCODER_HALO_SECONDS))
         parts = []
-        for low, start, stop, high in chunks_with_halos(-(-wave.shape[-1] // hop), chunk, halo):
-            latents = self._encode(wave[None, :, low * hop : high * hop])[0]
-            parts.append(latents[:, start - low : stop - low])
+        for part in plan_chunks(-(-wave.shape[-1] // hop), chunk, halo):
+            latents = self._encode(wave[None, :, part.low * hop : part.high * hop])[0]
+            parts.append(latents[:, part.inside()])
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
@@ -103,22 +102,6 @@ class Autoencoder(Component[ConfigT]):
         return samples
 
 
-def chunks_with_halos(frames: int, chunk: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cover frames by chunks start..stop, each inside low..high with what it sees to both sides.
-
-    Yields (low, start, stop, high).
-    """
-    for start in range(0, frames, chunk):
-        stop = min(frames, start + chunk)
-        yield max(0, start - halo), start, stop, min(frames, stop + halo)
-
-
 def _resample(wave: Tensor, from_hz: int, to_hz: int, samples: int) -> Tensor:
-    """wave [..., n] at from_hz -> [..., samples] at to_hz; what is missing at the end is silence."""
-    if from_hz == to_hz:
-        return wave[..., :samples]
-    flat = wave.detach().float().cpu().reshape(-1, wave.shape[-1]).numpy().T  # [n, channels]
-    flat = soxr.resample(np.ascontiguousarray(flat), from_hz, to_hz)
-    flat = np.pad(flat[:samples], ((0, max(0, samples - len(flat))), (0, 0)))
-    resampled = torch.from_numpy(np.ascontiguousarray(flat.T))
-    return resampled.reshape(*wave.shape[:-1], samples).to(wave.device)
+    """wave [..., n] at from_hz -> [..., samples] at to_hz; gradients pass only at equal rates."""
+    return wave[..., :samples] if from_hz == to_hz else resample(wave, from_hz, to_hz, samples)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokenizer.common.errors import ConfigError
+from ..tokenizer.common.long_waves import let_go, new_wave
 from .autoencoder import Autoencoder
 from .phase import griffin_lim
 from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures
@@ -205,7 +206,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         cancels.
         """
         hop, frames = self.hop_samples, latents.shape[-1]
-        wave = torch.zeros(2, frames * hop)
+        wave = new_wave(2, frames * hop)
         done = 0  # frames whose sound is final
         while done < frames:
             start = max(0, done - OVERLAP_FRAMES)
@@ -222,6 +223,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
                 wave[:, joint - fade : joint].lerp_(chunk[:, within - fade : within], rise)
                 chunk = chunk[:, within:]
             wave[:, done * hop : final * hop] = chunk
+            let_go(wave)
             progress(final - done)
             done = final
         return wave

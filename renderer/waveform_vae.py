@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..tokenizer.blocks import RotaryPositions, rotate
+from ..tokenizer.common.chunks import plan_chunks
 from ..tokenizer.common.errors import ConfigError
-from .autoencoder import Autoencoder, chunks_with_halos
+from ..tokenizer.common.long_waves import let_go, new_wave
+from .autoencoder import Autoencoder
 
 FEED_FORWARD_FACTOR = 4
 
@@ -219,11 +221,12 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
                 for seconds in (self.WINDOW_SECONDS, self.OVERLAP_SECONDS)
             )
             latents = self.transformer.in_windows(latents[None], window, overlap)[0]
-        wave = torch.zeros(2, frames * hop)
-        for low, start, stop, high in chunks_with_halos(frames, self.CHUNK_FRAMES, self.reach_frames):
-            chunk = self._convolve(latents[None, :, low:high])[0, :, (start - low) * hop :]
-            wave[:, start * hop : stop * hop] = chunk[:, : (stop - start) * hop].cpu()
-            progress(stop - start)
+        wave = new_wave(2, frames * hop)
+        for part in plan_chunks(frames, self.CHUNK_FRAMES, self.reach_frames):
+            chunk = self._convolve(latents[None, :, part.low : part.high])[0, :, part.inside(hop)]
+            wave[:, part.start * hop : part.stop * hop] = chunk.cpu()
+            let_go(wave)
+            progress(part.stop - part.start)
         return wave
 
     def _convolve(self, latents: Tensor) -> Tensor:

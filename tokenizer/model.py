@@ -1,6 +1,5 @@
 """DuoTok: a wave becomes one code per 40 ms and track; codes become features, mel and chroma (P 3)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 
 from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
+from .common.chunks import join_chunks
 from .common.component import Component
 from .common.errors import AudioError, CheckpointError, ConfigError
+from .common.long_waves import let_go
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
 from .quantizers import PlainVQ, SimVQ, VectorQuantizer
 from .spectra import Chroma, LogMel, level_gain
@@ -148,16 +149,18 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         Any length; memory is bounded because the encoder's reach is finite, so that overlapping chunks give
         the codes of one pass.
         """
-        mono = self._leveled_mono(wave)
+        gain = level_gain(_check_wave(wave))
         route = self.route(track)
-        margin = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
+        halo = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
 
         def encode_chunk(low: int, high: int) -> Tensor:
-            mel = self.log_mel(mono[:, low * HOP_SAMPLES : high * HOP_SAMPLES])
-            features = self.encoder(self.normalize(mel))
+            mono = _to_mono(wave[..., low * HOP_SAMPLES : high * HOP_SAMPLES]) * gain
+            let_go(wave)
+            features = self.encoder(self.normalize(self.log_mel(mono)))
             return route.quantizer.encode(route.project_in(features))
 
-        return self._in_chunks(mono.shape[-1] // HOP_SAMPLES, margin, encode_chunk)
+        frames = -(-wave.shape[-1] // HOP_SAMPLES)
+        return join_chunks(frames, encode_chunk, size=self.CHUNK_FRAMES, halo=halo)
 
     @torch.no_grad()
     def features(self, codes: Tensor, track: str) -> Tensor:
@@ -168,7 +171,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
             vectors = nn.functional.embedding(codes[:, low:high], route.quantizer.entries())
             return self.upper(route.project_out(vectors))
 
-        return self._in_chunks(codes.shape[1], self.upper.reach_frames, compute)
+        return join_chunks(codes.shape[1], compute, size=self.CHUNK_FRAMES, halo=self.upper.reach_frames)
 
     @torch.no_grad()
     def read_out(self, codes: Tensor, track: str) -> ReadOut:
@@ -177,7 +180,10 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
         halo = 4  # reach of the heads' convolutions, in frames
 
         def read(head: nn.Module, rate: int) -> Tensor:
-            return self._in_chunks(codes.shape[1], halo, lambda a, b: head(features[:, a:b]), rate)
+            def compute(low: int, high: int) -> Tensor:
+                return head(features[:, low:high])
+
+            return join_chunks(codes.shape[1], compute, size=self.CHUNK_FRAMES, halo=halo, rate=rate)
 
         mel, chroma = read(self.mel_head, MEL_PER_FRAME), read(self.chroma_head, CHROMA_PER_FRAME)
         return ReadOut(mel=self.denormalize(mel), chroma=chroma.sigmoid())
@@ -185,7 +191,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     @torch.no_grad()
     def targets(self, wave: Tensor) -> ReadOut:
         """Return the true mel and chroma of wave [batch, channels, samples] in the form of `read_out`."""
-        mono = self._leveled_mono(wave)
+        mono = _to_mono(_check_wave(wave)) * level_gain(wave)
         return ReadOut(mel=self.log_mel(mono), chroma=self.chroma(mono))
 
     @torch.no_grad()
@@ -243,19 +249,13 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
                     f"the text model has {self.text.size} tokens but the lyric head {tokens - 1}"
                 )
 
-    def _leveled_mono(self, wave: Tensor) -> Tensor:
-        if wave.ndim != 3 or wave.shape[-1] == 0:
-            raise AudioError(f"a wave must be [batch, channels, samples], got shape {tuple(wave.shape)}")
-        mono = nn.functional.pad(wave.mean(dim=1), (0, -wave.shape[-1] % HOP_SAMPLES))
-        return mono * level_gain(mono)
 
-    def _in_chunks(
-        self, frames: int, margin: int, compute: Callable[[int, int], Tensor], rate: int = 1
-    ) -> Tensor:
-        """Join compute(low, high) over chunks that see `margin` frames more on each side."""
-        parts = []
-        for start in range(0, frames, self.CHUNK_FRAMES):
-            stop = min(frames, start + self.CHUNK_FRAMES)
-            low, high = max(0, start - margin), min(frames, stop + margin)
-            parts.append(compute(low, high)[:, (start - low) * rate : (stop - low) * rate])
-        return torch.cat(parts, dim=1)
+def _check_wave(wave: Tensor) -> Tensor:
+    if wave.ndim != 3 or wave.shape[-1] == 0:
+        raise AudioError(f"a wave must be [batch, channels, samples], got shape {tuple(wave.shape)}")
+    return wave
+
+
+def _to_mono(wave: Tensor) -> Tensor:
+    """The middle [batch, samples] of wave [batch, channels, samples], to whole frames."""
+    return nn.functional.pad(wave.mean(dim=1), (0, -wave.shape[-1] % HOP_SAMPLES))

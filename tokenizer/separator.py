@@ -11,8 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .common.chunks import plan_chunks
 from .common.component import Component
 from .common.errors import AudioError, ConfigError
+from .common.long_waves import let_go, new_wave
 from .heads import MASKS_PER_FRAME, STEMS
 from .model import HOP_SAMPLES, DuoTokenizer, DuoTokenizerConfig
 from .spectra import level_gain
@@ -208,22 +210,20 @@ class MaskSeparator(Component[SeparatorConfig]):
         if wave.ndim != 2 or wave.shape[-1] == 0:
             raise AudioError(f"a mixture must be [channels, samples], got shape {tuple(wave.shape)}")
         samples = wave.shape[-1]
-        padded = functional.pad(wave, (0, -samples % HOP_SAMPLES))
-        gain = level_gain(padded.mean(dim=0, keepdim=True))
-        frames, margin = padded.shape[-1] // HOP_SAMPLES, self._margin()
-        stems = torch.zeros(len(STEMS), *padded.shape)
+        gain = level_gain(wave[None])
+        frames = -(-samples // HOP_SAMPLES)
+        stems = new_wave(len(STEMS) * len(wave), samples).unflatten(0, (len(STEMS), len(wave)))
         # Chunks begin where the U-Net's coarsest frames begin, so that its grids are those of one pass.
-        grain = self.estimator.unet.period
-        for start in range(0, frames, CHUNK_FRAMES):
-            stop = min(frames, start + CHUNK_FRAMES)
-            low, high = max(0, start - margin) // grain * grain, min(frames, stop + margin)
-            piece = padded[:, low * HOP_SAMPLES : high * HOP_SAMPLES].to(self.window.device)
-            found = self._separate_piece(piece, gain.to(piece.device))
-            inside = slice((start - low) * HOP_SAMPLES, (stop - low) * HOP_SAMPLES)
-            stems[:, :, start * HOP_SAMPLES : stop * HOP_SAMPLES] = found[:, :, inside].cpu()
-        stems = stems[:, :, :samples]
-        # What rounding and the borders leave over belongs to what has no name.
-        stems[STEMS.index("other")] += wave - stems.sum(dim=0)
+        for chunk in plan_chunks(frames, CHUNK_FRAMES, self._margin(), grain=self.estimator.unet.period):
+            piece = wave[:, chunk.low * HOP_SAMPLES : chunk.high * HOP_SAMPLES].to(self.window.device)
+            piece = functional.pad(piece, (0, -piece.shape[-1] % HOP_SAMPLES))
+            found = self._separate_piece(piece, gain.to(piece.device))[:, :, chunk.inside(HOP_SAMPLES)]
+            place = slice(chunk.start * HOP_SAMPLES, min(samples, chunk.stop * HOP_SAMPLES))
+            stems[:, :, place] = found[:, :, : place.stop - place.start].cpu()
+            # What rounding and the borders leave over belongs to what has no name.
+            stems[STEMS.index("other"), :, place] += wave[:, place] - stems[:, :, place].sum(dim=0)
+            let_go(wave)
+            let_go(stems)
         return dict(zip(STEMS, stems, strict=True))
 
     def _separate_piece(self, wave: Tensor, gain: Tensor) -> Tensor:

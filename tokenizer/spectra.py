@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .common.audio import SAMPLE_RATE_HZ
+from .common.long_waves import blocks
 
 LOG_FLOOR = 1e-4  # of the mel magnitude; -80 dB under a full-scale sine's order of magnitude
 
@@ -110,13 +111,17 @@ BLOCK_SAMPLES = 19_200  # 0.4 s
 
 
 def level_gain(wave: Tensor) -> Tensor:
-    """Return the gain [batch, 1] that brings the active parts of wave [batch, samples] to RMS 0.1.
+    """Return the gain [batch, 1] that brings the active parts of a wave to RMS 0.1.
 
-    Active blocks are those within 30 dB of the loudest; a silent wave has gain 1.
+    wave: [batch, samples], or [batch, channels, samples], of which the middle counts. Active blocks are those
+    within 30 dB of the loudest; a silent wave has gain 1.
     """
-    padding = -wave.shape[-1] % BLOCK_SAMPLES
-    blocks = functional.pad(wave, (0, padding)).unflatten(-1, (-1, BLOCK_SAMPLES))
-    power = blocks.square().mean(dim=-1)  # [batch, blocks]
+    powers = []
+    for _, (part,) in blocks(wave, samples=75 * BLOCK_SAMPLES):
+        mono = part if part.ndim == 2 else part.mean(dim=1)
+        padded = functional.pad(mono, (0, -mono.shape[-1] % BLOCK_SAMPLES))
+        powers.append(padded.unflatten(-1, (-1, BLOCK_SAMPLES)).square().mean(dim=-1))
+    power = torch.cat(powers, dim=-1)  # [batch, blocks]
     active = power >= power.amax(dim=-1, keepdim=True) * 1e-3
     mean_power = (power * active).sum(dim=-1, keepdim=True) / active.sum(dim=-1, keepdim=True)
     gain = TARGET_RMS / mean_power.clamp_min(1e-12).sqrt()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...tokenizer.common.chunks import join_chunks
 from ...tokenizer.common.component import Component
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
@@ -21,6 +22,7 @@ from .columns import PLACES, UNKNOWN, WRITTEN, unknown_sheet
 from .tracking import BAR_SECONDS, places_between, track_bars, track_chords
 
 _FRAMES_PER_STEP = 2
+CHUNK_FRAMES = 6_000  # 4 minutes; whole steps
 _TAPS = 5  # steps that one convolution sees
 # Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
 _PLACE_REACH_SECONDS, _CHORD_REACH_SECONDS = 8.0, 2.0
@@ -101,7 +103,7 @@ class SheetReader(Component[SheetReaderConfig]):
         bar_seconds: the shortest and the longest bar that may be found.
         """
         bar_seconds = bar_seconds or BAR_SECONDS
-        told = {name: value.cpu().numpy() for name, value in self(codes).items()}
+        told = {name: value.cpu().numpy() for name, value in self._listen(codes).items()}
         place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
         chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
         sheets = unknown_sheet(*codes.shape)
@@ -115,6 +117,17 @@ class SheetReader(Component[SheetReaderConfig]):
             )
             sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
         return sheets.to(codes.device)
+
+    def _listen(self, codes: Tensor) -> dict[str, Tensor]:
+        """What `forward` says of codes of any length, in bounded memory."""
+
+        def compute(low: int, high: int) -> Tensor:
+            return torch.cat(list(self(codes[:, low:high]).values()), dim=-1)
+
+        halo = _FRAMES_PER_STEP * (_TAPS // 2) * sum(self.config.dilations)
+        told = join_chunks(codes.shape[1], compute, size=CHUNK_FRAMES, halo=halo)
+        place, chord = told.split([PLACES, CHORDS], dim=-1)
+        return {"place": place, "chord": chord}
 
 
 class _Block(nn.Module):

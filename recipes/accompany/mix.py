@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.long_waves import amplify, map_blocks, peak
 from duotok.tokenizer.common.loudness import measure_loudness
 
 PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
@@ -42,14 +43,15 @@ def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float) -
     if math.isfinite(level) and math.isfinite(vocal_lufs):
         gain_db = vocal_lufs + accompaniment_db - level
         level += gain_db
-    accompaniment = accompaniment * 10 ** (gain_db / 20)
+    gain = 10 ** (gain_db / 20)
+    accompaniment = map_blocks(lambda band: band * gain, accompaniment)
     _fade_end(accompaniment)
-    mix = vocal + accompaniment
+    mix = map_blocks(torch.add, vocal, accompaniment)
     mix_gain = _peak_gain(mix)
     own_gain = _peak_gain(accompaniment)
     return Mixdown(
-        accompaniment=accompaniment.mul_(own_gain),
-        mix=mix.mul_(mix_gain),
+        accompaniment=amplify(accompaniment, own_gain),
+        mix=amplify(mix, mix_gain),
         vocal_lufs=vocal_lufs,
         accompaniment_lufs=level + 20 * math.log10(own_gain),
         mix_gain_db=20 * math.log10(mix_gain),
@@ -64,5 +66,5 @@ def _fade_end(wave: Tensor) -> None:
 
 
 def _peak_gain(wave: Tensor) -> float:
-    peak = max(float(wave.max()), -float(wave.min())) if wave.numel() else 0.0
-    return min(1.0, PEAK_LIMIT / peak) if peak > 0 else 1.0
+    highest = peak(wave)
+    return min(1.0, PEAK_LIMIT / highest) if highest > 0 else 1.0

@@ -36,6 +36,7 @@ from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import write_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
+from duotok.tokenizer.common.long_waves import peak
 from duotok.tokenizer.model import ReadOut
 
 STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
@@ -321,7 +322,7 @@ class Accompanist:
             )
         with clock.stage("sound"):
             wave = renderer.decode(latents, samples, clock.counter("sound", latents.shape[-1])).cpu().float()
-        if wave.shape != vocal.wave.shape or not bool(torch.isfinite(wave).all()):
+        if wave.shape != vocal.wave.shape or not math.isfinite(peak(wave)):
             raise ConfigError("the model made no usable sound; choose milder settings or another --device")
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.sheet, tokenizer.frame_rate_hz)

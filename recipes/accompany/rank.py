@@ -20,6 +20,7 @@ from duotok.tokenizer.music.chroma import (
     at_chroma_rate,
     average_blocks,
     estimate_activity,
+    mel_power,
 )
 from duotok.tokenizer.music.harmony import HarmonyReader, default_reader
 from duotok.tokenizer.music.labels import CHORDS, NO_CHORD
@@ -101,7 +102,7 @@ def read_track(told: ReadOut, track: str, reader: HarmonyReader | None = None) -
     chroma = average_blocks(told.chroma[0].cpu().double().numpy(), CHROMA_RATE_HZ)
     blocks = torch.from_numpy(chroma).float()
     sounding = torch.from_numpy(average_blocks(active, CHROMA_RATE_HZ) >= 0.5)
-    power = (10.0 ** (2.0 * told.mel[0].cpu().double())).sum(dim=-1).numpy()
+    power = mel_power(told.mel[0]).numpy()
     silent = torch.zeros(CHORDS)
     silent[NO_CHORD] = 1.0
     return TrackReading(

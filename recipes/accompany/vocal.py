@@ -9,6 +9,8 @@ from torch import Tensor
 
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError
+from duotok.tokenizer.common.input_files import shown_name
+from duotok.tokenizer.common.long_waves import blocks, map_blocks, peak
 
 SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4  # -80 dBFS, three steps of 16 bits
@@ -20,16 +22,17 @@ class Vocal:
     """A usable vocal."""
 
     wave: Tensor  # [2, samples] at 48 kHz, peak <= 1
-    name: str  # file name, or "" for a tensor
+    name: str  # file name as it is shown, or "" for a tensor
     warnings: tuple[str, ...]
 
     @property
     def listened(self) -> Tensor:
-        """What the tokenizer hears, [1, 1, samples]: the middle, or the left where the sides cancel out."""
-        middle = self.wave.mean(dim=0, keepdim=True)
-        left = self.wave[:1]
-        cancels = float(middle.square().mean()) < 1e-3 * float(left.square().mean())
-        return (left if cancels else middle)[None]
+        """What the tokenizer hears, [1, channels, samples]: both sides, or the left where they cancel out."""
+        middle_power = left_power = 0.0
+        for _, (block,) in blocks(self.wave):
+            middle_power += float(block.mean(dim=0).square().sum(dtype=torch.float64))
+            left_power += float(block[0].square().sum(dtype=torch.float64))
+        return self.wave[None, :1] if middle_power < 1e-3 * left_power else self.wave[None]
 
 
 def load_vocal(source: str | Path | Tensor, *, what: str = "vocal") -> Vocal:
@@ -40,7 +43,7 @@ def load_vocal(source: str | Path | Tensor, *, what: str = "vocal") -> Vocal:
     """
     if isinstance(source, Tensor):
         return check_vocal(_to_stereo(source), name="", what=what)
-    return check_vocal(read_audio(source), name=Path(source).name, what=what)
+    return check_vocal(read_audio(source), name=shown_name(Path(source).name), what=what)
 
 
 def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
@@ -49,16 +52,16 @@ def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
     seconds = wave.shape[-1] / SAMPLE_RATE_HZ
     if wave.shape[-1] < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
         raise AudioError(f"{subject} has {seconds:.3f} s; give a {what} of at least {SHORTEST_SECONDS:g} s")
-    peak = max(float(wave.max()), -float(wave.min()))
-    if not math.isfinite(peak) or not bool(torch.isfinite(wave).all()):
+    highest = peak(wave)
+    if not math.isfinite(highest):
         raise AudioError(f"{subject} holds NaN or infinite samples; export it again from your audio editor")
-    if peak < _SILENT_PEAK:
+    if highest < _SILENT_PEAK:
         raise AudioError(f"{subject} is silent; give a recording in which somebody sings")
     warnings = []
-    if peak > 1:
-        wave = wave / peak
-        warnings.append(f"the {what}'s peak was {peak:.4g}, above full scale; it was turned down to 1")
-    if peak < _QUIET_PEAK:
+    if highest > 1:
+        wave = map_blocks(lambda block: block / highest, wave)
+        warnings.append(f"the {what}'s peak was {highest:.4g}, above full scale; it was turned down to 1")
+    if highest < _QUIET_PEAK:
         warnings.append(f"the {what} is very quiet, and so is what is made of it; turn the recording up")
     return Vocal(wave=wave, name=name, warnings=tuple(warnings))
 
@@ -69,7 +72,7 @@ def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
     Raises AudioError when it cannot be read or does not leave anything to generate.
     """
     wave = _to_stereo(source) if isinstance(source, Tensor) else read_audio(source)
-    if not bool(torch.isfinite(wave).all()):
+    if not math.isfinite(peak(wave)):
         raise AudioError("the prefix holds NaN or infinite samples; export it again from your audio editor")
     if wave.shape[-1] >= vocal.wave.shape[-1]:
         seconds, song = (part.shape[-1] / SAMPLE_RATE_HZ for part in (wave, vocal.wave))

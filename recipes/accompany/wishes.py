@@ -1,6 +1,5 @@
 """The lead sheet of a song as people know it: a tempo and a chord chart in, bars, beats and chords out."""
 
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from duotok.lm.contract import LanguageModel
 from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.input_files import read_small_text, shown_name
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, name_chord, nearest_triad, parse_chord
 
 Chart = list[tuple[float, float, str]]  # start seconds, end seconds, label
@@ -64,9 +64,11 @@ def read_chart(path: str | Path) -> Chart:
     Chords are in Harte's syntax ("C:min7/b3", "N" for none, "X" for any) or a lead sheet's ("Cm7", "N.C.").
     Empty lines and what follows a "#" that begins a word are skipped. Raises DataError, which names the line.
     """
+    text = read_small_text(path, _LONGEST_CHART_BYTES, wanted="lines such as '0.0 2.4 C:maj' in a text file")
+    path = shown_name(path)
     chart: Chart = []
     places: list[str] = []
-    for number, line in enumerate(_read_text(Path(path)).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words: list[str] = []
         for word in line.split():
             if word.startswith("#"):
@@ -84,21 +86,6 @@ def read_chart(path: str | Path) -> Chart:
     if not chart:
         raise DataError(f"{path} has no chords; {_EXAMPLE}")
     return _check_chart(chart, places)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is no regular file; {_EXAMPLE} in a text file")
-        with path.open("rb") as file:
-            content = file.read(_LONGEST_CHART_BYTES + 1)
-        if len(content) > _LONGEST_CHART_BYTES:
-            raise DataError(f"{path} is too long for a chord chart; {_EXAMPLE}")
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read the chords {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8; {_EXAMPLE}") from error
 
 
 def _check_chart(chart: Sequence[tuple[float, float, str]], places: Sequence[str]) -> Chart:

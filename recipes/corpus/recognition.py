@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import soxr
-
 from duotok.recipes.corpus.song_stems import SongStems
 from duotok.recipes.corpus.transcripts import Sentence
 from duotok.recipes.corpus.voice_activity import Spans
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample
 from duotok.tokenizer.common.errors import ConfigError
 
 RATE_HZ = 16_000
@@ -55,8 +52,7 @@ class WhisperRecognizer:
         sentences, language = [], self.language
         for start, end in join_for_recognition(voice):
             start, end = max(0.0, start - MARGIN_SECONDS), min(stems.seconds, end + MARGIN_SECONDS)
-            wave = stems.read(start, end)[0].mean(dim=0).numpy()
-            audio = soxr.resample(wave, SAMPLE_RATE_HZ, RATE_HZ).astype(np.float32)
+            audio = resample(stems.read(start, end)[0].mean(dim=0), SAMPLE_RATE_HZ, RATE_HZ).numpy()
             found, info = self.model.transcribe(audio, language=language, condition_on_previous_text=False)
             for each in found:
                 if each.no_speech_prob < MOST_SILENCE and each.text.strip():

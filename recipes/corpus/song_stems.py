@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.corpus.audio_stream import stream_audio
 from duotok.recipes.corpus.song_files import SongFile
 from duotok.recipes.corpus.voice_activity import frame_levels, loud_level
 from duotok.recipes.separation.stems import Separator
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, stream_audio
 from duotok.tokenizer.common.errors import AudioError
 from duotok.tokenizer.heads import STEMS
 

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
-import soxr
 import torch
 from scipy.ndimage import median_filter, uniform_filter1d
 from torch import Tensor
 
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample_blocks
 from duotok.tokenizer.common.errors import ConfigError
 
 DETECTORS = ("auto", "harmonic", "silero")
@@ -143,10 +142,8 @@ class SileroDetector:
 
 def mono_blocks(blocks: Iterable[Tensor]) -> Iterable[np.ndarray]:
     """Blocks [2, samples] at 48 kHz -> blocks [samples] at 16 kHz, resampled through."""
-    resampler = soxr.ResampleStream(SAMPLE_RATE_HZ, RATE_HZ, 1, dtype="float32")
-    for wave in blocks:
-        yield resampler.resample_chunk(np.ascontiguousarray(wave.mean(dim=0).numpy()))
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    mono = (wave.mean(dim=0).numpy()[:, None] for wave in blocks)
+    return (block[:, 0] for block in resample_blocks(mono, SAMPLE_RATE_HZ, RATE_HZ))
 
 
 def frame_levels(wave: Tensor) -> np.ndarray:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.recipes.separation.stems import complete_stems, separate_in_pieces
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample
 from duotok.tokenizer.common.errors import ConfigError
 
 DEFAULT_MODEL = "htdemucs"
@@ -62,11 +62,11 @@ class DemucsSeparator:
     @torch.no_grad()
     def _separate_piece(self, wave: Tensor, *, mean: float, deviation: float) -> Tensor:
         rate_hz = int(self.model.samplerate)
-        mix = (resample_wave(wave, SAMPLE_RATE_HZ, rate_hz) - mean) / deviation
+        mix = (resample(wave, SAMPLE_RATE_HZ, rate_hz) - mean) / deviation
         sources = apply_model(self.model, mix[None], shifts=0, split=True, device=self.device)[0]
         wanted = [index for index, source in enumerate(self.model.sources) if source in SOURCES]
         sources = sources[wanted].cpu() * deviation + mean
-        return resample_wave(sources, rate_hz, SAMPLE_RATE_HZ, samples=wave.shape[-1])
+        return resample(sources, rate_hz, SAMPLE_RATE_HZ, samples=wave.shape[-1])
 
 
 def save_demucs(model: torch.nn.Module, path: str | Path) -> None:

@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.separation.stems import complete_stems, resample_wave, separate_in_pieces
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.recipes.separation.stems import complete_stems, separate_in_pieces
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample
 from duotok.tokenizer.common.errors import ConfigError
 
 CONFIG_FILES = ("config.json", "config.yaml", "config.yml")
@@ -79,7 +79,7 @@ class RoFormerSeparator:
 
     @torch.no_grad()
     def _separate_piece(self, wave: Tensor) -> Tensor:
-        mix = resample_wave(wave, SAMPLE_RATE_HZ, self.rate_hz)
+        mix = resample(wave, SAMPLE_RATE_HZ, self.rate_hz)
         if not self.model.stereo:
             mix = mix.mean(dim=0, keepdim=True)
         # The model gives back whole STFT hops only: one more chunk length of silence, cut off again.
@@ -88,7 +88,7 @@ class RoFormerSeparator:
         padded = functional.pad(mix, (0, max(self.chunk, samples) - samples + hop))
         estimate = self.model(padded[None].to(self.device)).cpu()
         stems = estimate.reshape(len(self.sources), -1, estimate.shape[-1])[..., :samples]
-        stems = resample_wave(stems, self.rate_hz, SAMPLE_RATE_HZ, samples=wave.shape[-1])
+        stems = resample(stems, self.rate_hz, SAMPLE_RATE_HZ, samples=wave.shape[-1])
         return stems.expand(-1, 2, -1).clone()
 
 

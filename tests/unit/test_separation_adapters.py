@@ -122,13 +122,13 @@ def test_demucs_runs_the_stored_model(demucs_model, demucs_file: Path, wave: tor
     separator = open_separator("demucs", str(demucs_file))
     stems = check_stems(separator, wave)
     # The same at the model's own rate, by the package alone: what lies below 20 kHz agrees.
-    from duotok.recipes.separation.stems import resample_wave
+    from duotok.tokenizer.common.audio import resample
 
-    mix = resample_wave(wave, SAMPLE_RATE_HZ, 44_100)
+    mix = resample(wave, SAMPLE_RATE_HZ, 44_100)
     deviation = mix.mean(dim=0).std() + 1e-8
     with torch.no_grad():
         vocal = apply_model(demucs_model, (mix / deviation)[None], shifts=0)[0, 3] * deviation
-    vocal = resample_wave(vocal, 44_100, SAMPLE_RATE_HZ, samples=wave.shape[1])
+    vocal = resample(vocal, 44_100, SAMPLE_RATE_HZ, samples=wave.shape[1])
     assert vocal.abs().max() > 1e-4
     assert (stems["vocal"] - vocal).square().mean() < 1e-3 * vocal.square().mean()
 

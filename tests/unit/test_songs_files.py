@@ -8,10 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.corpus.audio_stream import stream_audio
 from duotok.recipes.corpus.song_files import find_songs
-from duotok.tokenizer.common.audio import read_audio
-from duotok.tokenizer.common.errors import AudioError, DataError
+from duotok.tokenizer.common.audio import read_audio, stream_audio
+from duotok.tokenizer.common.errors import DataError
 
 
 def touch(path: Path) -> Path:
@@ -77,26 +76,4 @@ def test_blocks_joined_are_the_whole_recording(
     blocks = list(stream_audio(path, 100_000))
     assert {block.shape[1] for block in blocks[:-1]} == {100_000} and blocks[-1].shape[1] <= 100_000
     joined, whole = torch.cat(blocks, dim=1), read_audio(path)
-    assert abs(joined.shape[1] - whole.shape[1]) <= 1
-    length = min(joined.shape[1], whole.shape[1])
-    assert torch.allclose(joined[:, :length], whole[:, :length], atol=1e-5)
-
-
-def test_unusable_recordings_are_one_line_each(tmp_path: Path):
-    bad = np.zeros((100, 1), np.float32)
-    bad[3] = np.nan
-    soundfile.write(tmp_path / "nan.wav", bad, 48_000, subtype="FLOAT")
-    soundfile.write(tmp_path / "zero.wav", np.zeros((0, 2)), 48_000)
-    (tmp_path / "empty.wav").write_bytes(b"")
-    (tmp_path / "junk.wav").write_bytes(b"no sound at all")
-    reasons = {
-        "nan": "NaN",
-        "zero": "no samples",
-        "empty": "empty file",
-        "junk": "not readable",
-        "gone": "exist",
-    }
-    for name, reason in reasons.items():
-        with pytest.raises(AudioError, match=reason) as caught:
-            list(stream_audio(tmp_path / f"{name}.wav", 1_000))
-        assert "\n" not in str(caught.value)
+    assert torch.equal(joined, whole)

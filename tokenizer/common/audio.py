@@ -1,7 +1,10 @@
-"""Reading any recording soundfile knows as float32 at 48 kHz, and writing waves safely."""
+"""Reading any recording soundfile knows as float32 at 48 kHz, resampling, and writing waves safely."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -11,18 +14,21 @@ from torch import Tensor
 
 from .errors import AudioError
 from .files import WriteError, whole_file
+from .input_files import open_input, shown_name
+from .long_waves import blocks, let_go, new_wave
 
 SAMPLE_RATE_HZ = 48_000
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 768_000  # of recordings; others are headers that lie
+# Samples per byte; silence in FLAC or Opus has some 300 to 3,000. What claims more has a damaged header.
+_HIGHEST_COMPRESSION = 5_000
+_READ_SAMPLES = 1 << 20  # of all channels together, at once
+_LARGEST_WAV_BYTES = 4_000_000_000
 
 
 def audio_seconds(path: str | Path) -> float:
     """Return the length of a recording in seconds, from its header."""
-    path = _existing_file(path)
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise _unreadable(path) from error
-    return info.frames / info.samplerate
+    with _open(path) as file:
+        return file.frames / file.samplerate
 
 
 def read_audio(
@@ -32,31 +38,71 @@ def read_audio(
 
     channels: 1 averages, 2 copies a mono recording to both sides and folds more than two channels down to
     their mean on both sides, None keeps what the file has. The result has round(frames * 48000 / rate)
-    samples.
+    samples; a long one rests on disk (see `long_waves`).
 
     Raises AudioError when the file is missing, not audio, empty, truncated or holds NaN or infinite samples.
     """
-    path = _existing_file(path)
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            start = round(start_seconds * rate)
-            if start > 0:
-                file.seek(min(start, file.frames))
-            frames = -1 if seconds is None else round(seconds * rate)
-            data = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise _unreadable(path) from error
-    if data.shape[0] == 0:
-        raise AudioError(f"{path} has no samples at {start_seconds:g} s; give a recording that has sound")
-    if not np.isfinite(data).all():
-        raise AudioError(f"{path} holds NaN or infinite samples; export it again from your audio editor")
-    data = _to_channels(data, channels)
-    if rate != SAMPLE_RATE_HZ:
-        samples = round(data.shape[0] * SAMPLE_RATE_HZ / rate)
-        data = soxr.resample(data, rate, SAMPLE_RATE_HZ)
-        data = _to_length(data, samples)
-    return torch.from_numpy(np.ascontiguousarray(data.T))
+    with _open(path) as file:
+        cut = _plan_cut(file, start_seconds, seconds)
+        expected = _resampled_length(cut.frames, file.samplerate)
+        wave = new_wave(channels or file.channels, expected)
+        done = 0
+        for block in _read_at_48_khz(file, path, cut, channels):
+            wave[:, done : done + len(block)] = torch.from_numpy(block.T)
+            done += len(block)
+            let_go(wave)
+    return wave if done == expected else wave[:, :done].clone()
+
+
+def stream_audio(path: str | Path, block_samples: int) -> Iterator[Tensor]:
+    """Blocks float32 [2, block_samples] at 48 kHz, the last one shorter; one block in memory at a time.
+
+    Joined they are what `read_audio` gives, with its folding of channels and its errors.
+    """
+    waiting: list[np.ndarray] = []
+    count = 0
+    with _open(path) as file:
+        for data in _read_at_48_khz(file, path, _plan_cut(file), channels=2):
+            waiting.append(data)
+            count += len(data)
+            while count >= block_samples:
+                joined = np.concatenate(waiting)
+                yield _to_tensor(joined[:block_samples])
+                waiting, count = [joined[block_samples:]], count - block_samples
+    if count:
+        yield _to_tensor(np.concatenate(waiting))
+
+
+def resample(wave: Tensor, from_hz: float, to_hz: float, samples: int | None = None) -> Tensor:
+    """wave [..., n] at from_hz -> [..., samples] float32 at to_hz, on its device; no gradients pass.
+
+    samples: round(n * to_hz / from_hz) by default. What is missing at the end is silence; at equal rates the
+    wave is only cut or lengthened.
+    """
+    length = _resampled_length(wave.shape[-1], from_hz, to_hz) if samples is None else samples
+    flat = wave.detach().float().cpu().reshape(-1, wave.shape[-1]).numpy().T  # [n, channels]
+    if from_hz != to_hz:
+        flat = soxr.resample(np.ascontiguousarray(flat), from_hz, to_hz)
+    return _to_tensor(_to_length(flat, length)).reshape(*wave.shape[:-1], length).to(wave.device)
+
+
+def resample_blocks(parts: Iterable[np.ndarray], from_hz: float, to_hz: float) -> Iterator[np.ndarray]:
+    """Blocks [n, channels] at from_hz -> blocks at to_hz: joined they are what one pass over all gives.
+
+    Together round(n * to_hz / from_hz) samples.
+    """
+    resampler: soxr.ResampleStream | None = None
+    given = made = channels = 0
+    for part in parts:
+        given, channels = given + len(part), part.shape[1]
+        if from_hz != to_hz:
+            resampler = resampler or soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32")
+            part = resampler.resample_chunk(np.ascontiguousarray(part, dtype=np.float32))
+            made += len(part)
+        yield part
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+        yield _to_length(rest, max(0, _resampled_length(given, from_hz, to_hz) - made))
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
@@ -64,41 +110,113 @@ def change_speed(wave: Tensor, speed: float) -> Tensor:
 
     Pitch, formants and tempo go along, as on a tape.
     """
-    if speed == 1.0:
-        return wave
-    data = soxr.resample(wave.numpy().T, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ)
-    return torch.from_numpy(np.ascontiguousarray(_to_length(data, round(wave.shape[1] / speed)).T))
+    return wave if speed == 1.0 else resample(wave, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ)
 
 
 def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> None:
     """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
-    samples = wave.detach().cpu().numpy().T
+    size = wave.numel() * (2 if subtype == "PCM_16" else 4)
+    kind = "WAV" if size <= _LARGEST_WAV_BYTES else "RF64"  # WAV counts its bytes in 32 bits
     try:
-        with whole_file(path) as temporary:
-            # As bytes where names are bytes: soundfile encodes a text strictly, and not all are UTF-8.
-            name = str(temporary) if os.name == "nt" else os.fsencode(temporary)
-            soundfile.write(  # its stubs know no bytes
-                name,  # pyright: ignore[reportArgumentType]
-                samples,
+        with (
+            whole_file(path) as temporary,
+            open(temporary, "wb") as raw,
+            soundfile.SoundFile(
+                _handle(raw, temporary),
+                "w",
                 SAMPLE_RATE_HZ,
+                len(wave),
                 subtype=subtype,
-                format="WAV",
-            )
+                format=kind,
+                closefd=False,
+            ) as file,
+        ):
+            for _, (block,) in blocks(wave.detach()):
+                file.write(block.cpu().numpy().T)
     except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
-        raise AudioError(f"cannot write {path}: check that the folder is writable and not full") from error
+        raise AudioError(
+            f"cannot write {shown_name(path)}: check that the folder is writable and not full"
+        ) from error
 
 
-def _existing_file(path: str | Path) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder; give an audio file (WAV, FLAC, OGG, MP3)")
-    if not path.is_file():
-        raise AudioError(f"{path} does not exist; check the path")
-    return path
+class _Cut(NamedTuple):
+    start: int  # frames at the recording's own rate
+    frames: int
+    start_seconds: float
 
 
-def _unreadable(path: Path) -> AudioError:
-    return AudioError(f"{path} is not readable as audio; convert it to WAV or FLAC first")
+@contextmanager
+def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """Open a recording whose header can be true; AudioError for all that goes wrong with it."""
+    name = shown_name(path)
+    unreadable = f"{name} is not readable as audio; convert it to WAV or FLAC first"
+    with open_input(path, wanted="an audio file (WAV, FLAC, OGG, MP3)", error=AudioError) as raw:
+        size = os.fstat(raw.fileno()).st_size
+        if size == 0:
+            raise AudioError(
+                f"{name} is an empty file, not readable as audio; give a recording that has sound"
+            )
+        try:
+            with soundfile.SoundFile(_handle(raw, path), closefd=False) as file:
+                if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:
+                    raise AudioError(
+                        f"{name} says that it has {file.samplerate} samples a second; give a recording of "
+                        f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
+                    )
+                if file.frames > size * _HIGHEST_COMPRESSION:
+                    raise AudioError(
+                        f"{name} says that it has {file.frames} samples, which {size} bytes cannot hold; "
+                        "export it again from your audio editor"
+                    )
+                yield file
+        # TypeError, ValueError: a name that ends in .raw, a file that cannot be gone through.
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            raise AudioError(unreadable) from error
+
+
+def _plan_cut(file: soundfile.SoundFile, start_seconds: float = 0.0, seconds: float | None = None) -> _Cut:
+    start = min(max(0, round(start_seconds * file.samplerate)), max(0, file.frames))
+    rest = max(0, file.frames - start)
+    frames = rest if seconds is None else min(rest, round(seconds * file.samplerate))
+    return _Cut(start=start, frames=frames, start_seconds=start_seconds)
+
+
+def _read_at_48_khz(
+    file: soundfile.SoundFile, path: str | Path, cut: _Cut, channels: int | None
+) -> Iterator[np.ndarray]:
+    """Blocks float32 [n, channels] of a cut; AudioError where it is empty or not finite."""
+    name = shown_name(path)
+
+    def read() -> Iterator[np.ndarray]:
+        if cut.start:
+            file.seek(cut.start)
+        left = cut.frames
+        while left > 0:
+            count = min(left, max(1, _READ_SAMPLES // file.channels))
+            data = file.read(count, dtype="float32", always_2d=True)
+            if not len(data):  # shorter than its header says
+                break
+            if not np.isfinite(data).all():
+                raise AudioError(
+                    f"{name} holds NaN or infinite samples; export it again from your audio editor"
+                )
+            left -= len(data)
+            yield _to_channels(data, channels)
+        if left == cut.frames:
+            raise AudioError(
+                f"{name} has no samples at {cut.start_seconds:g} s; give a recording that has sound"
+            )
+
+    yield from resample_blocks(read(), file.samplerate, SAMPLE_RATE_HZ)
+
+
+def _handle(file: BinaryIO, path: str | Path) -> int | str:
+    """What libsndfile opens: the number of an open file, so that what it is called plays no part."""
+    return file.fileno() if os.name != "nt" else str(path)  # libraries on Windows do not share such numbers
+
+
+def _resampled_length(samples: int, from_hz: float, to_hz: float = SAMPLE_RATE_HZ) -> int:
+    return round(samples * to_hz / from_hz)
 
 
 def _to_channels(data: np.ndarray, channels: int | None) -> np.ndarray:
@@ -112,3 +230,7 @@ def _to_length(data: np.ndarray, samples: int) -> np.ndarray:
     if data.shape[0] >= samples:
         return data[:samples]
     return np.pad(data, ((0, samples - data.shape[0]), (0, 0)))
+
+
+def _to_tensor(data: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(data.T))

@@ -10,6 +10,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from .audio import SAMPLE_RATE_HZ
+from .long_waves import let_go
 
 # K-weighting at 48 kHz: BS.1770-4, tables 1 and 2 (high shelf, then high pass).
 _SHELF = ([1.53512485958697, -2.69169618940638, 1.19839281085285], [1.0, -1.69065929318241, 0.73248077421585])
@@ -47,6 +48,7 @@ def _k_weighted_steps(wave: Tensor) -> np.ndarray:
     energies = []
     for start in range(0, samples, _CHUNK_SAMPLES):
         chunk = wave[:, start : start + _CHUNK_SAMPLES].double().cpu().numpy()
+        let_go(wave)
         for stage, (b, a) in enumerate(K_WEIGHTING):
             chunk, state[stage] = lfilter(b, a, chunk, axis=-1, zi=state[stage])
         power = np.square(chunk).sum(axis=0)

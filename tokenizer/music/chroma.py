@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.chunks import join_chunks
+from ..common.long_waves import let_go
 from ..model import CHROMA_PER_FRAME, MEL_PER_FRAME
 from ..spectra import Chroma
 
@@ -22,17 +24,18 @@ _SHORTEST_GAP_SECONDS = 0.3
 @torch.no_grad()
 def measure_chroma(wave: Tensor) -> np.ndarray:
     """Chroma [frames, 12] at 50 Hz, C first, in 0..1, of wave [channels, samples] (the tokenizer's)."""
-    mono = wave.float().mean(dim=0).cpu()
-    mono = torch.nn.functional.pad(mono, (0, -len(mono) % _HOP_SAMPLES))
     front_end = Chroma(hop_samples=_HOP_SAMPLES)
-    frames = len(mono) // _HOP_SAMPLES
-    pieces = []
-    for start in range(0, frames, _CHROMA_CHUNK):
-        low, stop = max(0, start - _HALO_FRAMES), min(frames, start + _CHROMA_CHUNK)
-        high = min(frames, stop + _HALO_FRAMES)
-        piece = front_end(mono[None, low * _HOP_SAMPLES : high * _HOP_SAMPLES])[0]
-        pieces.append(piece[start - low : stop - low])
-    return torch.cat(pieces).numpy().astype(np.float64) if pieces else np.zeros((0, 12))
+
+    def compute(low: int, high: int) -> Tensor:
+        mono = wave[:, low * _HOP_SAMPLES : high * _HOP_SAMPLES].float().mean(dim=0, keepdim=True).cpu()
+        let_go(wave)
+        return front_end(torch.nn.functional.pad(mono, (0, -mono.shape[-1] % _HOP_SAMPLES)))
+
+    frames = -(-wave.shape[-1] // _HOP_SAMPLES)
+    if frames == 0:
+        return np.zeros((0, 12))
+    chroma = join_chunks(frames, compute, size=_CHROMA_CHUNK, halo=_HALO_FRAMES)
+    return chroma[0].numpy().astype(np.float64)
 
 
 def correlate_chroma(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -62,9 +65,14 @@ def average_blocks(frames: np.ndarray, rate_hz: float) -> np.ndarray:
 
 def estimate_activity(mel: Tensor) -> np.ndarray:
     """Whether each frame of 40 ms sounds [frames], by mel [4 * frames, bands] read out of a track's codes."""
-    power = (10.0 ** (2.0 * mel.detach().cpu().double())).sum(dim=-1)
-    frames = power.unflatten(0, (-1, MEL_PER_FRAME)).mean(dim=-1).numpy()
+    frames = mel_power(mel).unflatten(0, (-1, MEL_PER_FRAME)).mean(dim=-1).numpy()
     return 10 * np.log10(np.maximum(frames, 1e-12)) > _READ_OUT_THRESHOLD_DB
+
+
+def mel_power(mel: Tensor) -> Tensor:
+    """Summed mel power [frames] float64 of log10-mel magnitudes [frames, bands]."""
+    parts = [(10.0 ** (2.0 * part.cpu().double())).sum(dim=-1) for part in mel.detach().split(30_000)]
+    return torch.cat(parts)
 
 
 def at_chroma_rate(active: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
+from ..common.long_waves import let_go
 from .harmony import Key, estimate_key
 
 PITCH_RATE_HZ = 50.0
@@ -30,26 +31,34 @@ def sung_pitch(wave: Tensor) -> np.ndarray:
 
     wave: [channels, samples] at 48 kHz, one voice.
     """
-    mono = wave.float().mean(dim=0, keepdim=True).cpu()[None]
-    kernel = torch.hann_window(4 * _DECIMATION + 1, periodic=False)
-    low = torch.nn.functional.conv1d(
-        mono, (kernel / kernel.sum())[None, None], stride=_DECIMATION, padding=2 * _DECIMATION
-    )[0, 0]
     longest = int(_RATE_HZ / _LOWEST_HZ)
     span = _WINDOW_SAMPLES + longest + 1
     frames = -(-wave.shape[-1] // (_HOP_SAMPLES * _DECIMATION))
-    padded = torch.nn.functional.pad(low, (span // 2, span + _HOP_SAMPLES))
-    pieces = [
-        _yin(
-            padded[start * _HOP_SAMPLES :].unfold(0, span, _HOP_SAMPLES)[: min(_CHUNK_FRAMES, frames - start)]
-        )
-        for start in range(0, frames, _CHUNK_FRAMES)
-    ]
+    pieces = []
+    for start in range(0, frames, _CHUNK_FRAMES):
+        count = min(_CHUNK_FRAMES, frames - start)
+        first = start * _HOP_SAMPLES - span // 2
+        low = _decimate(wave, first, first + (count - 1) * _HOP_SAMPLES + span)
+        pieces.append(_yin(low.unfold(0, span, _HOP_SAMPLES)))
+        let_go(wave)
     pitch_hz = torch.cat([pitch for pitch, _ in pieces])
     energy = torch.cat([power for _, power in pieces])
     sung = (pitch_hz > 0) & (energy > energy.max() * 10 ** (-_QUIET_DB / 10))
     midi = 69 + 12 * torch.log2(pitch_hz.clamp(min=1.0) / 440.0)
     return torch.where(sung, midi, torch.nan).numpy().astype(np.float64)
+
+
+def _decimate(wave: Tensor, first: int, end: int) -> Tensor:
+    """Samples first..end of the middle of a wave at 12 kHz; outside of the wave is silence."""
+    samples = wave.shape[-1]
+    begin, stop = max(0, first), min(-(-samples // _DECIMATION), end)
+    half = 2 * _DECIMATION
+    low, high = begin * _DECIMATION - half, (stop - 1) * _DECIMATION + half + 1
+    mono = wave[:, max(0, low) : high].float().mean(dim=0, keepdim=True).cpu()
+    mono = torch.nn.functional.pad(mono, (max(0, -low), max(0, high - samples)))
+    kernel = torch.hann_window(2 * half + 1, periodic=False)
+    found = torch.nn.functional.conv1d(mono, (kernel / kernel.sum())[None, None], stride=_DECIMATION)[0]
+    return torch.nn.functional.pad(found, (begin - first, end - stop))
 
 
 def _yin(frames: Tensor) -> tuple[Tensor, Tensor]:

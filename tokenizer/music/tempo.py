@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
+from ..common.long_waves import blocks, let_go
 
 ENVELOPE_RATE_HZ = 100.0
 _HOP_SAMPLES = 480
@@ -21,19 +24,21 @@ _TIGHTNESS = 100.0  # how strongly beats keep the tempo (D. Ellis, Beat Tracking
 
 def onset_envelope(wave: Tensor) -> np.ndarray:
     """Spectral flux in log-spaced bands, at 100 Hz, unit variance: [frames] for wave [channels, samples]."""
-    mono = wave.float().mean(dim=0).cpu()
-    mono = mono * (0.1 / mono.square().mean().sqrt().clamp(min=1e-6))
+    samples = wave.shape[-1]
+    energy = sum(float(part.float().mean(dim=0).double().square().sum()) for _, (part,) in blocks(wave))
+    gain = 0.1 / max(math.sqrt(energy / max(samples, 1)), 1e-6)
     window = torch.hann_window(_WINDOW_SAMPLES) * (2 / _WINDOW_SAMPLES)
     pooling = _band_pooling()
-    frames = -(-mono.shape[0] // _HOP_SAMPLES)
-    half = _WINDOW_SAMPLES // 2
-    padded = torch.nn.functional.pad(mono, (half, half + _HOP_SAMPLES))
+    frames = -(-samples // _HOP_SAMPLES)
     flux = np.zeros(frames)
     before: Tensor | None = None
     for start in range(0, frames, _CHUNK_FRAMES):
         count = min(_CHUNK_FRAMES, frames - start)
-        begin = start * _HOP_SAMPLES
-        piece = padded[begin : begin + (count - 1) * _HOP_SAMPLES + _WINDOW_SAMPLES]
+        begin = start * _HOP_SAMPLES - _WINDOW_SAMPLES // 2
+        end = begin + (count - 1) * _HOP_SAMPLES + _WINDOW_SAMPLES
+        piece = wave[:, max(0, begin) : end].float().mean(dim=0).cpu() * gain
+        let_go(wave)
+        piece = torch.nn.functional.pad(piece, (max(0, -begin), max(0, end - samples)))
         spectrum = torch.stft(
             piece, _WINDOW_SAMPLES, _HOP_SAMPLES, window=window, center=False, return_complex=True
         ).abs()  # [bins, count]
