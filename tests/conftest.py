@@ -248,24 +248,6 @@ def listening_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def musicnn_weights() -> dict[str, np.ndarray]:
-    """Random weights of the names and shapes of the tagger musicnn, whose own come with its package."""
-    rng = np.random.default_rng(0)
-    shapes = [(7, 38, 1, 204), (7, 67, 1, 204), (128, 1, 1, 51), (64, 1, 1, 51), (32, 1, 1, 51)]
-    shapes += [(7, 561, 1, 64), (7, 64, 1, 64), (7, 64, 1, 64)]
-    weights = {"dense/kernel": rng.normal(size=(1506, 200)) / 40, "dense/bias": rng.normal(size=200)}
-    for number, shape in enumerate(shapes):
-        name = f"conv2d_{number}" if number else "conv2d"
-        weights[f"{name}/kernel"] = rng.normal(size=shape) / np.sqrt(shape[0] * shape[1])
-        weights[f"{name}/bias"] = rng.normal(size=shape[3])
-    for number, size in enumerate((1, 204, 204, 51, 51, 51, 64, 64, 64, 1506, 200)):
-        name = f"batch_normalization_{number}" if number else "batch_normalization"
-        weights[f"{name}/moving_mean"], weights[f"{name}/beta"] = rng.normal(size=(2, size))
-        weights[f"{name}/moving_variance"], weights[f"{name}/gamma"] = rng.uniform(0.5, 2, size=(2, size))
-    return {name: values.astype(np.float32) for name, values in weights.items()}
-
-
-@pytest.fixture(scope="session")
 def make_shards() -> Callable[..., TokenShards]:
     """Write token shards of random codes, items of so many frames each per shard, and open them."""
     sizes = {"vocal": 11, "accompaniment": 13}

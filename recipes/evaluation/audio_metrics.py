@@ -1,17 +1,40 @@
-"""How near a rebuilt sound is to the original: pitch classes, single partials, mel level. Needs librosa.
+"""How near a rebuilt sound is to the original, and facts about one sound. Needs librosa.
 
-A mel distance alone lies: a sound can reach 0.22 and have lost every pitch. Judge by the first two.
+A mel distance alone lies: a sound can reach 0.22 and have lost every pitch. Judge by chroma correlation and
+fine structure first. PESQ and STOI each need a package of their own, which may be missing.
 """
+
+import math
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import librosa
 import numpy as np
+import soxr
+import torch
 from torch import Tensor
+from torch.nn import functional
 
+from duotok.recipes.accompany.mix import match_level
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.loudness import measure_loudness
+from duotok.tokenizer.spectra import LogMel
 
 _FINE_FFT = 8192
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
 _MEL_SCALES = ((2048, 150), (512, 80))  # window in samples and bands
+_BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
+_FAR_BELOW_DB = 120.0  # what the difference to silence is set to
+_NARROWEST_DB = -40.0  # of side over mid, below which nobody hears a side
+# Not a distance: how much the levels of the mel bands move, over how much the recording's do. 1 is as lively
+# as the recording; a sound that is the mean of all that could be stays below.
+LIVELINESS = "mel_movement"
+_RATE_HZ = 16_000
+_SHORTEST_SECONDS = 0.5  # that STOI, which judges stretches of 0.4 s, can be asked about
+# Measure -> the PyPI package that computes it.
+PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
 
 
 def compare_spectra(reference: Tensor, found: Tensor) -> dict[str, float]:
@@ -95,3 +118,133 @@ def _correlations(first: np.ndarray, second: np.ndarray, *, floor: float) -> np.
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     norms = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
     return (first * second).sum(axis=0) / (norms + floor)
+
+
+def measure_peak(wave: Tensor) -> float:
+    """Largest sample magnitude; 1.0 is full scale. wave: [channels, samples]."""
+    return float(wave.abs().max()) if wave.numel() else 0.0
+
+
+def longest_silence_seconds(wave: Tensor, *, threshold_db: float = -60.0) -> float:
+    """Length of the longest stretch whose level stays below threshold_db (dBFS RMS in blocks of 50 ms).
+
+    wave: [channels, samples] at 48 kHz.
+    """
+    power = wave.float().square().mean(dim=0)
+    padded = functional.pad(power, (0, -len(power) % _BLOCK_SAMPLES))
+    blocks = padded.unflatten(0, (-1, _BLOCK_SAMPLES)).mean(dim=1)
+    longest = current = 0
+    for silent in (blocks < 10 ** (threshold_db / 10)).tolist():
+        current = current + 1 if silent else 0
+        longest = max(longest, current)
+    return longest * _BLOCK_SAMPLES / SAMPLE_RATE_HZ
+
+
+def loudness_difference_lu(wave: Tensor, reference: Tensor) -> float:
+    """How much louder wave is than the reference, in LU (BS.1770); -120 or 120 where one is silent."""
+    level, base = measure_loudness(wave), measure_loudness(reference)
+    if math.isinf(level) and math.isinf(base):
+        return 0.0
+    return max(-_FAR_BELOW_DB, min(_FAR_BELOW_DB, level - base))
+
+
+def stereo_width_db(wave: Tensor) -> float:
+    """Energy of the side over that of the mid channel in dB, from -40 (mono, or silent) to 40.
+
+    wave: [2, samples].
+    """
+    left, right = wave.double()
+    mid, side = float((left + right).square().sum()), float((left - right).square().sum())
+    if max(mid, side) == 0:
+        return _NARROWEST_DB
+    ratio_db = 10 * math.log10(max(side, 1e-30) / max(mid, 1e-30))
+    return max(_NARROWEST_DB, min(-_NARROWEST_DB, ratio_db))
+
+
+class Measure(NamedTuple):
+    """One figure of quality."""
+
+    name: str
+    label: str
+    higher_is_better: bool
+
+
+MEASURES = (
+    Measure("chroma_correlation", "chroma correlation", True),
+    Measure("fine_structure_50_300_hz", "fine structure 50-300 Hz", True),
+    Measure("fine_structure_300_1000_hz", "fine structure 300-1000 Hz", True),
+    Measure("fine_structure_1000_3000_hz", "fine structure 1000-3000 Hz", True),
+    Measure("log10_mel_l1", "log10-mel L1", False),
+)
+
+
+def measure_closeness(wave: Tensor, found: Tensor) -> dict[str, float]:
+    """Compare found with the recording wave, both [2, samples] at 48 kHz, at equal loudness (RMS).
+
+    Codes do not know the recording's level. Returns the figures of MEASURES and LIVELINESS.
+    """
+    found = match_level(found, wave)
+    return compare_spectra(wave, found) | {LIVELINESS: _movement(found) / max(_movement(wave), 1e-6)}
+
+
+def worst_loss_percent(figures: dict[str, float], reference: dict[str, float]) -> float:
+    """How much worse than the reference the worst of MEASURES is, in percent; below 0 all are better."""
+    losses = []
+    for measure in MEASURES:
+        change = figures[measure.name] - reference[measure.name]
+        worse = -change if measure.higher_is_better else change
+        losses.append(100 * worse / max(abs(reference[measure.name]), 1e-6))
+    return max(losses)
+
+
+def _movement(wave: Tensor) -> float:
+    """Mean over mel bands of the deviation in time of the log10 level, every 10 ms."""
+    mel = LogMel(64)
+    mono = wave.detach().float().cpu().mean(dim=0, keepdim=True)
+    mono = torch.nn.functional.pad(mono, (0, -mono.shape[1] % (SAMPLE_RATE_HZ // 100)))
+    return float(mel(mono)[0].std(dim=0).mean())
+
+
+def find_voice_metrics() -> dict[str, Callable[[Tensor, Tensor], float]]:
+    """The measures whose packages are installed, by name."""
+    measures = {"pesq": measure_pesq, "stoi": measure_stoi}
+    missing = missing_voice_metrics()
+    return {name: measure for name, measure in measures.items() if name not in missing}
+
+
+def missing_voice_metrics() -> dict[str, str]:
+    """The packages that are not installed, by the measure that needs them."""
+    return {name: package for name, package in PACKAGES.items() if find_spec(package) is None}
+
+
+def measure_pesq(reference: Tensor, found: Tensor) -> float:
+    """Wideband PESQ (ITU-T P.862.2), 1.0 to 4.64, higher is better; NaN where no voice is found.
+
+    Both waves [channels, samples] at 48 kHz, compared at 16 kHz in mono.
+    """
+    from pesq import PesqError, pesq
+
+    score = pesq(_RATE_HZ, _prepare(reference), _prepare(found), "wb", on_error=PesqError.RETURN_VALUES)
+    return float(score) if score >= 1 else float("nan")
+
+
+def measure_stoi(reference: Tensor, found: Tensor) -> float:
+    """Short-time objective intelligibility (Taal et al., 2011), up to 1; NaN where the voice is too short.
+
+    Both waves [channels, samples] at 48 kHz, compared in mono.
+    """
+    from pystoi import stoi
+
+    if reference.shape[-1] < _SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # pystoi warns where it has too little to judge
+        try:
+            return float(stoi(_prepare(reference), _prepare(found), _RATE_HZ))
+        except RuntimeWarning:
+            return float("nan")
+
+
+def _prepare(wave: Tensor) -> np.ndarray:
+    mono = wave.detach().float().mean(dim=0).cpu().numpy()
+    return soxr.resample(mono, SAMPLE_RATE_HZ, _RATE_HZ)

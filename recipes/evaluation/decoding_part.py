@@ -4,14 +4,26 @@ Fit is measured against the notes that are truly sung: in the chroma that the ac
 and, with `settings.sound`, in what is rendered of them. Ranking sees neither the notes nor the sound.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
 
+from duotok.lm.contract import LanguageModel, SamplingConfig
+from duotok.lm.dual_track.layout import Layout
+from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.dual_track.sampling import draw_uniform, pick_codes
+from duotok.lm.sheet.columns import commit
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.evaluation.coherence import (
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.generate_part import join_vocals, listen_to_singer
+from duotok.recipes.evaluation.heard_coherence import (
     FRAME_RATE_HZ,
     Coherence,
     Singing,
@@ -21,20 +33,102 @@ from duotok.recipes.evaluation.coherence import (
     measure_in_key,
     pair_with_others,
 )
-from duotok.recipes.evaluation.decoding_speed import CANDIDATES, time_decoding
-from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
-from duotok.recipes.evaluation.generate_part import join_vocals, listen_to_singer
+from duotok.recipes.evaluation.pictures import draw_guidance
 from duotok.recipes.evaluation.readout_part import compare_keys
-from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.research.decoding_plot import draw_guidance
+from duotok.recipes.evaluation.speed import CORES, on_cores
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
 from duotok.tokenizer.music.harmony import read_key
 
+CANDIDATES = 4
+_ROUNDS = 2
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0)
 _ITEMS, _SECONDS = 24, 20.0
 _SPEED_SECONDS = 30.0
 _MEASURES = ("in_key", "harmony")  # of tokens and of sound
+
+
+@torch.no_grad()
+def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: SamplingConfig) -> Tensor:
+    """Return accompaniment codes [frames] for vocal codes [frames]: those of `compose`, only later."""
+    frames = len(vocal_codes)
+    if frames > config.window_frames:
+        raise ConfigError(f"one window has {config.window_frames} frames, got {frames}")
+    pad = lm.pads["accompaniment"]
+    uniform = draw_uniform(seed, frames)
+    drops = (False, True) if config.guidance != 1.0 else (False,)
+    caches = [DynamicCache() for _ in drops]
+    chosen = torch.full((frames,), pad)
+    sheet = lm.read_sheet(vocal_codes[None])
+    if sheet is not None:
+        sheet = commit(sheet)
+    for frame in range(frames):
+        branches = []
+        for drop, cache in zip(drops, caches, strict=True):
+            layout = lm.lay_out(
+                {"vocal": vocal_codes[None], "accompaniment": chosen[None]},
+                "vocal_to_accompaniment",
+                drop_source=torch.tensor([drop]),
+                sheet=sheet,
+            )
+            # The prompt in one pass, then one step per frame; each at its own positions.
+            if frame == 0:
+                _advance(lm, layout, slice(0, frames), cache)
+            hidden = _advance(lm, layout, slice(frames + frame, frames + frame + 1), cache)
+            branches.append(lm.codes_of("accompaniment").logits(hidden[:, -1]))
+        given, absent = branches[0], branches[-1]
+        logits = absent + config.guidance * (given - absent) if len(branches) > 1 else given
+        chosen[frame] = pick_codes(logits, uniform[frame : frame + 1], config)[0]
+    return chosen
+
+
+def _advance(lm: DualTrackLM, layout: Layout, steps: slice, cache: DynamicCache) -> Tensor:
+    """States [1, steps, hidden_dim] of some steps of a layout, remembered in the cache."""
+    parts = (layout.vocal, layout.accompaniment, layout.segment, layout.sheet)
+    inputs = lm.embed(*(part[:, steps] for part in parts))
+    output = lm.backbone(
+        inputs_embeds=inputs, position_ids=layout.position[:, steps], past_key_values=cache, use_cache=True
+    )
+    return output.last_hidden_state
+
+
+def time_decoding(
+    lm: LanguageModel[Any], vocal_codes: Tensor, rate_hz: float, guidance: float
+) -> dict[str, float]:
+    """Seconds of computing per second of audio for 1 and 4 candidates, and by a plain loop; one run.
+
+    vocal_codes: [frames], at most one window. Each is timed in turn and the fastest round counts, on two CPU
+    cores at most. plain_loop_equal_codes: share of codes that the plain loop, by the same random numbers,
+    chooses as well.
+    """
+    assert isinstance(lm, DualTrackLM), "the plain loop plays no other models"
+    config = SamplingConfig(guidance=guidance)
+    vocal_codes = vocal_codes[: config.window_frames]
+    seconds = len(vocal_codes) / rate_hz
+    found: dict[str, Tensor] = {}
+
+    def sample(count: int) -> Tensor:
+        return lm.compose(vocal_codes, seeds=list(range(count)), sampling=config).codes
+
+    runs: dict[str, Callable[[], Tensor]] = {
+        "lm_seconds_per_second": lambda: sample(1),
+        f"lm_seconds_per_second_{CANDIDATES}": lambda: sample(CANDIDATES),
+        "plain_loop_seconds_per_second": lambda: generate_plainly(lm, vocal_codes, 0, config)[None],
+    }
+    figures = dict.fromkeys(runs, float("inf"))
+    with on_cores(CORES):
+        for name, run in [*runs.items()] * _ROUNDS:
+            began = time.perf_counter()
+            found[name] = run()
+            figures[name] = min(figures[name], (time.perf_counter() - began) / seconds)
+    one, several, plain = figures.values()
+    ours, theirs = found["lm_seconds_per_second"][0], found["plain_loop_seconds_per_second"][0]
+    return figures | {
+        f"cost_of_{CANDIDATES}_candidates": several / one,
+        "times_faster_than_plain_loop": plain / one,
+        "plain_loop_equal_codes": float((ours == theirs).float().mean()),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +143,7 @@ class Outcome:
 def measure_decoding(settings: Settings) -> dict[str, float]:
     """Seconds of computing, fit by guidance, the gain of ranking; settings.plots gets guidance.png."""
     accompanist = Accompanist.from_pretrained(settings.bundle)
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     excerpts = choose_excerpts(
         items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
     )

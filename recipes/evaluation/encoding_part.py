@@ -1,10 +1,8 @@
 """Figures of encoding: in chunks or at once, louder or quieter, through a 16-bit file; and its speed."""
 
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 
@@ -24,7 +22,6 @@ _SONG_SECONDS = 180.0
 _ITEMS, _SECONDS = 24, 20.0
 _GAINS_DB = (6.0, -6.0)
 _FILE_RATE_HZ = 44_100
-_CORES = 2
 _TIMINGS = 3
 
 
@@ -35,7 +32,7 @@ def measure_encoding(settings: Settings) -> dict[str, float]:
     """
     folder = settings.bundle / "tokenizer"
     tokenizer, one_pass = DuoTokenizer.from_pretrained(folder), OnePassTokenizer.from_pretrained(folder)
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     song_seconds = min(settings.seconds or _SONG_SECONDS, sum(item.seconds for item in items))
     excerpts = choose_excerpts(
         items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
@@ -111,25 +108,9 @@ def share_equal(first: Tensor, second: Tensor) -> float:
 def time_encoding(tokenizer: DuoTokenizer, wave: Tensor, track: str) -> float:
     """Seconds of one encoding of wave [1, channels, samples] on two cores: the best of three."""
     timings = []
-    with _cores(_CORES):
+    with on_cores(CORES):
         for _ in range(_TIMINGS):
             began = time.perf_counter()
             tokenizer.encode(wave, track)
             timings.append(time.perf_counter() - began)
     return min(timings)
-
-
-@contextmanager
-def _cores(count: int) -> Iterator[None]:
-    """Compute with that many threads, and on no more cores where the system can be told."""
-    threads = torch.get_num_threads()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
-    if cores is not None:
-        os.sched_setaffinity(0, sorted(cores)[:count])
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if cores is not None:
-            os.sched_setaffinity(0, cores)

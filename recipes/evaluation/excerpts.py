@@ -1,4 +1,4 @@
-"""The test excerpts that every part of the evaluation measures on."""
+"""What one run of the evaluation measures: its settings, and the excerpts that every part measures on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,32 @@ from torch import Tensor
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, on what."""
+
+    corpus: Path  # folder with test.jsonl
+    bundle: Path
+    split: str = "test"  # or validation, to choose settings by; nothing else is comparable
+    items: int | None = None  # test items that are measured; None = each part's own default
+    seconds: float | None = None  # length of each excerpt; None = each part's own default
+    seed: int = 0
+    real_stems: Path | None = None  # folder with the four stems of a real song, for the separator
+    recordings: Path | None = None  # folder of real recordings, for the VAE
+    vae: Path | None = None  # folder of a VAE to measure alone, in place of the bundle's renderer
+    speed: bool = True  # whether `generate` (on 30 s and 180 s), encoding and decoding are also timed
+    sound: bool = True  # whether `decoding` and `long` also render what they compose, and listen to it
+    plots: Path | None = None  # folder for the pictures of the parts that draw some
+    folder: Path | None = None  # of quality's table and picture; None = only its figures
+
+    def __post_init__(self) -> None:
+        if self.items is not None and self.items < 2:
+            raise ConfigError(f"--items must be at least 2, for mismatched pairs, got {self.items}")
+        if self.seconds is not None and self.seconds < 4:
+            raise ConfigError(f"--seconds must be at least 4, got {self.seconds:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +62,11 @@ class Excerpt:
         """The song's beats from the excerpt's start on, in seconds [beats]."""
         beats = np.asarray(self.item.beats_seconds, dtype=float) - self.start_seconds
         return beats[(beats >= 0) & (beats <= self.seconds)]
+
+
+def read_items(settings: Settings) -> list[Item]:
+    """All items that settings name."""
+    return read_split(settings.corpus, settings.split)
 
 
 def read_test_items(corpus: Path) -> list[Item]:
@@ -69,17 +99,21 @@ def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: 
         raise DataError(
             f"no test item has {seconds:g} s; the longest has {longest.seconds:g} s: lower --seconds"
         )
-    seen: dict[str, int] = {}
-    ranked = []
-    for index in rng.permutation(len(long_enough)):
-        item = long_enough[index]
-        ranked.append((seen.get(item.song, 0), item))
-        seen[item.song] = seen.get(item.song, 0) + 1
-    ranked.sort(key=lambda pair: pair[0])  # stable: first one item of each song, then second ones
     return [
         Excerpt(item=item, start_seconds=_most_sung_start(item, seconds), seconds=seconds)
-        for _, item in ranked[:count]
+        for item in spread_over_songs(long_enough, rng)[:count]
     ]
+
+
+def spread_over_songs(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
+    """The items in random order, but first one of each song, then second ones, and so on."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for index in rng.permutation(len(items)):
+        item = items[index]
+        ranked.append((seen.get(item.song, 0), item))
+        seen[item.song] = seen.get(item.song, 0) + 1
+    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])]  # stable
 
 
 def _most_sung_start(item: Item, seconds: float) -> float:

@@ -11,7 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation.coherence import (
+from duotok.recipes.evaluation.audio_metrics import (
+    longest_silence_seconds,
+    loudness_difference_lu,
+    measure_peak,
+)
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.heard_coherence import (
     Backing,
     Coherence,
     Singing,
@@ -21,9 +27,6 @@ from duotok.recipes.evaluation.coherence import (
     pitches_of_notes,
     pitches_of_wave,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
-from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.evaluation.sound import longest_silence_seconds, loudness_difference_lu, measure_peak
 from duotok.recipes.evaluation.speed import time_in_subprocess
 from duotok.recipes.evaluation.tokenizer_part import frame_correlation
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -40,7 +43,7 @@ def measure_generate(settings: Settings) -> dict[str, float]:
     from duotok.recipes.accompany.pipeline import Accompanist
 
     accompanist = Accompanist.from_pretrained(settings.bundle)
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     excerpts = choose_excerpts(
         items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
     )

@@ -9,20 +9,61 @@ from tqdm import tqdm
 
 from duotok.lm.contract import SamplingConfig
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.evaluation.beat_phase import find_joints, find_middles, mel_flux, phase_errors
-from duotok.recipes.evaluation.excerpts import read_test_items
-from duotok.recipes.evaluation.long_song import LongSong, choose_items, repeat_bars
+from duotok.recipes.corpus.manifest import Item
+from duotok.recipes.evaluation.excerpts import Settings, read_items, spread_over_songs
+from duotok.recipes.evaluation.joints import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.readout_part import compare_keys
-from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import CHROMA_PER_FRAME, MEL_PER_FRAME, DuoTokenizer, ReadOut
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
 from duotok.tokenizer.music.harmony import read_key
 from duotok.tokenizer.music.tempo import onset_envelope
 
+_LEAST_BEATS = 4
 _ITEMS, _SECONDS = 6, 180.0
 _KEY_SECONDS = 30.0
 _SHORTEST_WINDOW = 0.5  # of a window for its key to be read: what is left at the song's end may be shorter
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongSong:
+    """Bars of an item, repeated in time."""
+
+    item: Item
+    vocal: Tensor  # [2, samples]
+    accompaniment: Tensor  # [2, samples], the corpus' own band
+    beats_seconds: np.ndarray  # [beats]
+
+
+def choose_items(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """At most `count` items with at least two bars, one of each song before a second one of any, by seed."""
+    usable = [item for item in items if len(item.downbeats_seconds) > 1 and len(_whole_bars(item)[2]) > 0]
+    if not usable:
+        raise DataError("no test item has two bars with beats to repeat")
+    return spread_over_songs(usable, np.random.default_rng(seed))[:count]
+
+
+def repeat_bars(item: Item, seconds: float) -> LongSong:
+    """Return a song of `seconds` from an item's first bar line to its last one, again and again."""
+    start, length, beats = _whole_bars(item)
+    samples, bars = round(seconds * SAMPLE_RATE_HZ), round(length * SAMPLE_RATE_HZ)
+    times = -(-samples // bars)
+    tracks = {
+        track: item.read(track, start_seconds=start, seconds=length)[:, :bars].repeat(1, times)[:, :samples]
+        for track in ("vocal", "accompaniment")
+    }
+    placed = np.concatenate([beats + number * bars / SAMPLE_RATE_HZ for number in range(times)])
+    return LongSong(item=item, beats_seconds=placed[placed < seconds], **tracks)
+
+
+def _whole_bars(item: Item) -> tuple[float, float, np.ndarray]:
+    """Start and length in seconds of an item's whole bars, and the beats in them from their start on."""
+    start, end = item.downbeats_seconds[0], min(item.downbeats_seconds[-1], item.seconds)
+    beats = np.asarray(item.beats_seconds, dtype=float) - start
+    slack = 1e-3  # times in a manifest are rounded
+    beats = beats[(beats >= -slack) & (beats < end - start - slack)].clip(min=0)
+    return start, end - start, beats if len(beats) >= _LEAST_BEATS else beats[:0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +84,7 @@ def measure_long(settings: Settings) -> dict[str, float]:
     accompanist = Accompanist.from_pretrained(settings.bundle)
     tokenizer = accompanist.bundle.tokenizer
     seconds = settings.seconds or _SECONDS
-    items = choose_items(read_test_items(settings.corpus), settings.items or _ITEMS, settings.seed)
+    items = choose_items(read_items(settings), settings.items or _ITEMS, settings.seed)
     hearings: dict[str, list[Hearing]] = {}
     for number, item in enumerate(tqdm(items, desc="long: songs", disable=None)):
         song = repeat_bars(item, seconds)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
 from duotok.tokenizer.model import DuoTokenizer
 
 _ITEMS, _SECONDS = 49, 20.0
@@ -17,7 +16,7 @@ def measure_lyrics(settings: Settings) -> dict[str, float]:
 
     Returns nothing for a tokenizer without lyric head. Saying nothing costs 1.
     """
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
     vocabulary = tokenizer.text
     if vocabulary is None:

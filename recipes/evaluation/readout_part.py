@@ -1,4 +1,4 @@
-"""Figures of what codes alone tell about music: chords, key and activity of each track.
+"""Figures of what codes alone tell about music: chords, key and activity of each track, the lead sheet.
 
 Three sources are judged by the same readers: the codes, the audio's own chroma and mel (how much the codes
 lose), and a constant guess (what is right without listening).
@@ -15,10 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
+from duotok.lm.sheet.columns import CHORD, UNKNOWN, write_sheet
+from duotok.lm.sheet.reader import SheetReader
+from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation.excerpts import Excerpt, read_test_items
-from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.evaluation.sheet_readout import measure_sheets
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, read_items
+from duotok.recipes.lm.sheets import agree, label_frames, measure_agreement
 from duotok.recipes.tokenizer.train_harmony_reader import is_labelled
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer, ReadOut
@@ -27,10 +29,31 @@ from duotok.tokenizer.music.harmony import estimate_chords, read_key
 from duotok.tokenizer.music.labels import key_of, triad_of
 from duotok.tokenizer.spectra import level_gain
 
+_GUESSED_BAR_SECONDS = 2.4  # four beats at 100 per minute
 _LONGEST_SECONDS = 60.0
 _SOUNDING_DB = -45.0  # RMS of 40 ms; 25 dB below the level that the active parts are brought to
-
 Chord = tuple[float, float, str]  # start, end in seconds, label
+
+
+def measure_sheets(
+    reader: SheetReader, tokenizer: DuoTokenizer, excerpts: Sequence[Excerpt]
+) -> dict[str, float]:
+    """Agreement of the read sheets, and (_constant) of steady bars and these songs' commonest chord."""
+    songs = []
+    for excerpt in tqdm(excerpts, desc="readouts, lead sheet", disable=None):
+        codes = tokenizer.encode(excerpt.read("vocal")[None], "vocal")[0]
+        written = label_frames(excerpt.item, tokenizer.frame_rate_hz)[: len(codes)]
+        songs.append((codes[: len(written)], written))
+    figures = {f"sheet_{name}": value for name, value in measure_agreement(reader, songs).items()}
+    guessed = agree((_guess(songs, tokenizer.frame_rate_hz, len(codes)), written) for codes, written in songs)
+    return figures | {f"sheet_{name}_constant": value for name, value in guessed.items()}
+
+
+def _guess(songs: Sequence[tuple[Tensor, Tensor]], rate_hz: float, frames: int) -> Tensor:
+    known = (chord for _, written in songs for chord in written[:, CHORD].tolist() if chord != UNKNOWN)
+    bar = _GUESSED_BAR_SECONDS * rate_hz
+    places = places_between(np.arange(0, frames + 2 * bar, bar), frames)
+    return write_sheet(places, np.full(frames, Counter(known).most_common(1)[0][0]))
 
 
 class Share(NamedTuple):
@@ -47,7 +70,7 @@ def measure_readouts(settings: Settings) -> dict[str, float]:
     sheet_: what the language model's reader of lead sheets makes of the vocal.
     """
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
-    excerpts = choose_labelled(read_test_items(settings.corpus), settings)
+    excerpts = choose_labelled(read_items(settings), settings)
     figures: dict[str, float] = {"excerpts": len(excerpts)}
     for track in TRACKS:
         for ending, readings in (("", _read_codes), ("_audio", _read_audio)):

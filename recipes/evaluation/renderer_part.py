@@ -1,29 +1,184 @@
-"""Figures of the renderer on test accompaniments: the VAE alone, and codes -> latents -> sound."""
+"""Figures of the renderer: the VAE alone on test songs and real recordings, and codes to sound."""
 
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.accompany.bundle import read_bundle_description
 from duotok.recipes.accompany.mix import match_level
-from duotok.recipes.accompany.request import resolve_settings
-from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_test_items
-from duotok.recipes.evaluation.rebuilding import rebuild_from_codes
-from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.evaluation.sound_quality import worst_loss_percent
-from duotok.recipes.evaluation.vae_quality import (
-    compare_sounds,
-    mean_figures,
-    measure_recordings,
-    measure_vae,
+from duotok.recipes.accompany.request import GenerationSettings, resolve_settings
+from duotok.recipes.corpus.song_files import SongFile, find_songs
+from duotok.recipes.evaluation.audio_metrics import (
+    compare_spectra,
+    loudness_difference_lu,
+    stereo_width_db,
+    worst_loss_percent,
 )
-from duotok.recipes.evaluation.whole_song import measure_whole_song
-from duotok.renderer.renderer import Renderer, open_vae
-from duotok.tokenizer.model import DuoTokenizer
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
+from duotok.recipes.evaluation.speed import CORES, on_cores
+from duotok.renderer.autoencoder import Autoencoder
+from duotok.renderer.renderer import Renderer, open_vae, plan_windows
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
+from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 
+_PIECES = 4  # of a recording that is long enough, spread over it
+_SHORTEST_SECONDS = 1.0
+_SILENT_PEAK = 1e-4
+Figures = dict[str, float]
+_SECONDS_PER_EXCERPT_SECOND = 15  # 120 s by default: four joints of windows, eleven of decoded chunks
+_STEP_SECONDS = 0.1  # between the places that stand for anywhere
 _ITEMS, _SECONDS = 12, 8.0
 _MANY_STEPS = 50  # of the paper (P C.4)
+
+
+@torch.no_grad()
+def rebuild_by_vae(vae: Autoencoder, wave: Tensor) -> Tensor:
+    """wave [2, samples] -> its latents' sound, of the same shape."""
+    return vae.decode(vae.encode(wave[None]), wave.shape[-1])[0]
+
+
+@torch.no_grad()
+def rebuild_from_codes(
+    tokenizer: DuoTokenizer,
+    renderer: Renderer,
+    wave: Tensor,
+    track: str,
+    generation: GenerationSettings,
+    seed: int,
+) -> Tensor:
+    """wave [2, samples] of one track -> the sound of its codes, of the same shape but any level."""
+    codes = tokenizer.encode(wave[None], track)
+    features = tokenizer.features(codes, track)[0]
+    latents = renderer.render_latents(
+        features, steps=generation.steps, guidance=generation.render_guidance, seed=seed, track=track
+    )
+    return renderer.decode(latents, wave.shape[-1])
+
+
+def compare_sounds(wave: Tensor, found: Tensor) -> Figures:
+    """Chroma correlation, log10-mel L1, fine structure and error of width of found [2, samples]."""
+    width = abs(stereo_width_db(found) - stereo_width_db(wave))
+    return compare_spectra(wave, found) | {"stereo_width_error_db": width}
+
+
+def measure_vae(vae: Autoencoder, wave: Tensor) -> Figures:
+    """Figures of wave [2, samples] at 48 kHz through the VAE: those of compare_sounds, and the loudness."""
+    found = rebuild_by_vae(vae, wave)
+    loudness = abs(loudness_difference_lu(found, wave))
+    return compare_sounds(wave, found) | {"loudness_error_lu": loudness}
+
+
+def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> Figures:
+    """Figures recordings_vae_… (mean), recording_<name>_vae_… and the number of recordings.
+
+    source: a folder of recordings, or of songs' stems, whose sum is then the recording. Of each, up to four
+    stretches of so many seconds, spread evenly, are put through the VAE; every recording counts the same.
+    Raises DataError for a folder without recordings and for one that is silent or below 1 s.
+    """
+    songs = find_songs(source)
+    rows: dict[str, Figures] = {}
+    for song in tqdm(songs, desc="recordings", disable=None):
+        name = _short_name(song, source)
+        rows[f"{name}_{song.key}" if name in rows else name] = mean_figures(
+            measure_vae(vae, wave) for wave in read_pieces(song, seconds)
+        )
+    figures = {f"recordings_vae_{key}": value for key, value in mean_figures(rows.values()).items()}
+    for name, row in rows.items():
+        figures |= {f"recording_{name}_vae_{key}": value for key, value in row.items()}
+    return figures | {"recordings": len(rows)}
+
+
+def mean_figures(rows: Iterable[Mapping[str, float]]) -> Figures:
+    """The mean of each figure over rows of one kind."""
+    rows = list(rows)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def read_pieces(song: SongFile, seconds: float) -> Sequence[Tensor]:
+    """Stretches [2, samples] of a recording, spread evenly over it, less those that are silent."""
+    paths = [song.mix] if song.mix is not None else list(song.stems.values())
+    whole = min(audio_seconds(path) for path in paths)
+    if whole < _SHORTEST_SECONDS:
+        raise DataError(f"{paths[0]} lasts {whole:.2f} s; give recordings of {_SHORTEST_SECONDS:g} s or more")
+    length = min(whole, seconds)
+    count = min(_PIECES, int(whole / length))
+    pieces = []
+    for number in range(count):
+        start = max(0.0, (number + 0.5) * whole / count - length / 2)
+        waves = [read_audio(path, start_seconds=start, seconds=length) for path in paths]
+        samples = min(wave.shape[-1] for wave in waves)
+        wave = torch.stack([wave[:, :samples] for wave in waves]).sum(dim=0)
+        if wave.abs().max() > _SILENT_PEAK:
+            pieces.append(wave)
+    if not pieces:
+        raise DataError(f"{paths[0]} is silent; leave it out of the recordings")
+    return pieces
+
+
+def _short_name(song: SongFile, source: Path) -> str:
+    name = song.name if song.name != "." else source.resolve().stem
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or song.key
+
+
+@torch.no_grad()
+def measure_whole_song(
+    tokenizer: DuoTokenizer,
+    renderer: Renderer,
+    excerpts: Sequence[Excerpt],
+    generation: GenerationSettings,
+    settings: Settings,
+) -> dict[str, float]:
+    """Median over joints of flux / median flux and of the level's jump; seconds per second of audio.
+
+    The song is the accompaniments of the excerpts' items end to end. "joint": where one window of latents
+    goes on from the one before; "chunk_joint": where the autoencoder's chunks meet; "anywhere": the same of
+    places every 0.1 s, which is what an unheard joint has; "..._original": of the recording, at the joints.
+    """
+    samples = round(_SECONDS_PER_EXCERPT_SECOND * excerpts[0].seconds * SAMPLE_RATE_HZ)
+    parts: list[torch.Tensor] = []
+    while sum(part.shape[1] for part in parts) < samples:
+        parts.append(excerpts[len(parts) % len(excerpts)].item.read("accompaniment"))
+    wave = torch.cat(parts, dim=1)[:, :samples]
+    codes = tokenizer.encode(wave[None], "accompaniment")
+    features = tokenizer.features(codes, "accompaniment")[0]
+    ends: list[int] = []  # of the decoded chunks, in latent frames
+    with on_cores(CORES):
+        began = time.perf_counter()
+        latents = renderer.render_latents(
+            features, steps=generation.steps, guidance=generation.render_guidance, seed=settings.seed
+        )
+        drawn = time.perf_counter()
+        rendered = renderer.decode(latents, samples, ends.append).cpu()
+        finished = time.perf_counter()
+    chunks = torch.tensor(ends).cumsum(0)[:-1] * renderer.vae.hop_samples
+    step = round(_STEP_SECONDS * SAMPLE_RATE_HZ)
+    places = {
+        "joint": [(part.start + part.known) * HOP_SAMPLES for part in plan_windows(len(features))[1:]],
+        "chunk_joint": chunks.tolist(),
+        "anywhere": list(range(step, samples - step, step)),
+    }
+    figures: dict[str, float] = {"song_seconds": samples / SAMPLE_RATE_HZ}
+    for name, where in places.items():
+        if where:
+            figures[f"{name}_flux_ratio"] = float(flux_ratios(rendered, where).median())
+            figures[f"{name}_level_jump_db"] = float(level_jumps_db(rendered, where).median())
+    if places["joint"]:
+        figures["joint_flux_ratio_original"] = float(flux_ratios(wave, places["joint"]).median())
+        figures["joints"] = len(places["joint"])
+    if settings.speed:
+        figures["diffusion_seconds_per_second"] = (drawn - began) / figures["song_seconds"]
+        figures["vae_decoding_seconds_per_second"] = (finished - drawn) / figures["song_seconds"]
+        figures["seconds_per_second"] = (finished - began) / figures["song_seconds"]
+    return figures
 
 
 def measure_renderer(settings: Settings) -> dict[str, float]:
@@ -35,7 +190,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     in that folder is measured.
     """
     excerpts = choose_excerpts(
-        read_test_items(settings.corpus),
+        read_items(settings),
         count=settings.items or _ITEMS,
         seconds=settings.seconds or _SECONDS,
         seed=settings.seed,

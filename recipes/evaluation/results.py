@@ -1,14 +1,18 @@
-"""The results file: one flat JSON object of named figures, one prefix per part."""
+"""The results file: one flat JSON object of named figures, one prefix per part; means with 95 % intervals."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student_t
 
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_json
 
 Figures = dict[str, float]
+CONFIDENCE = 0.95
 
 
 def read_results(path: str | Path) -> Figures:
@@ -40,3 +44,15 @@ def merge_results(path: str | Path, part: str, figures: Mapping[str, float]) -> 
     merged = dict(sorted(merged.items()))
     write_json(path, merged)
     return merged
+
+
+def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval by Student's t; NaN for fewer than two values.
+
+    The values count as independent.
+    """
+    found = np.asarray(values, dtype=float)
+    if len(found) < 2:
+        return (float(found.mean()) if len(found) else math.nan), math.nan
+    error = found.std(ddof=1) / math.sqrt(len(found))
+    return float(found.mean()), float(student_t.ppf((1 + CONFIDENCE) / 2, len(found) - 1) * error)

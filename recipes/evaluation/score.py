@@ -1,10 +1,10 @@
 """Measure a bundle on the test songs.
 
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
-PART is one of PARTS, or all. Only DIR/test.jsonl is read. The figures of PART are replaced in
-results.json, those of other parts stay; table.py makes a Markdown table of the file. "renderer --vae FOLDER"
-measures a VAE alone, before there is a bundle that holds it. The part quality has a table and a picture of
-its own.
+PART is one of PARTS, or all. Only DIR/test.jsonl is read; settings are chosen on --split validation. The
+figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
+them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
+has a table and a picture of its own.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from duotok.recipes.evaluation.settings import Settings
 from duotok.tokenizer.common.command import guard
+
+if TYPE_CHECKING:
+    from duotok.recipes.evaluation.excerpts import Settings
 
 # The module and the function that measure a part; imported only when the part is asked for.
 MEASURES = {
@@ -33,7 +36,7 @@ MEASURES = {
 PARTS = tuple(MEASURES)
 
 
-def measure(part: str, settings: Settings) -> dict[str, float]:
+def measure(part: str, settings: "Settings") -> dict[str, float]:
     """Figures of one part, named without the part; empty where the bundle has nothing to measure."""
     module, function = MEASURES[part]
     return getattr(import_module(f"duotok.recipes.evaluation.{module}"), function)(settings)
@@ -46,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")
     parser.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
     parser.add_argument("--out", type=Path, required=True, help="results.json to write or to update")
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="validation: to choose settings by"
+    )
     parser.add_argument("--items", type=int, help="number of test items")
     parser.add_argument("--seconds", type=float, help="seconds of each excerpt")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,17 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="of quality's table, picture and kept measures (default: quality, at --out)",
+        help="of quality's table and picture (default: quality, at --out)",
     )
     arguments = parser.parse_args(argv)
 
     def run() -> None:
         from duotok.recipes.accompany.bundle import default_bundle
+        from duotok.recipes.evaluation.excerpts import Settings
         from duotok.recipes.evaluation.results import merge_results
 
         settings = Settings(
             corpus=arguments.corpus,
             bundle=arguments.bundle or default_bundle(),
+            split=arguments.split,
             items=arguments.items,
             seconds=arguments.seconds,
             seed=arguments.seed,

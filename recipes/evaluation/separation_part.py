@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
 from duotok.recipes.separation.adapters import MaskHeadSeparator
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.heads import STEMS
@@ -24,7 +23,7 @@ def measure_separation(settings: Settings) -> dict[str, float]:
     The real song is `settings.real_stems`, a folder with mix.wav and the four stems; without it its figures
     are left out. Returns nothing at all for a bundle without separator.
     """
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     if not (settings.bundle / "separator").is_dir():
         return {}
     separator = MaskHeadSeparator(settings.bundle)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from duotok.tokenizer.common.command import peak_memory_gb
@@ -44,13 +45,22 @@ def time_in_subprocess(vocal: Path, bundle: Path) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def keep_to_cores(cores: int) -> None:
-    """Let this process use no more than that many CPU cores."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Compute with at most that many threads, and on no more cores where the system can be told."""
     import torch
 
-    torch.set_num_threads(cores)
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    if cores is not None:
+        os.sched_setaffinity(0, sorted(cores)[:count])
+    torch.set_num_threads(min(threads, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,17 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocal", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    keep_to_cores(CORES)
     from duotok.recipes.accompany.pipeline import Accompanist
     from duotok.tokenizer.common.audio import audio_seconds
 
     try:
-        started = time.perf_counter()
-        accompanist = Accompanist.from_pretrained(arguments.bundle)
-        loaded = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        with on_cores(CORES), tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            accompanist = Accompanist.from_pretrained(arguments.bundle)
+            loaded = time.perf_counter()
             accompanist.accompany(arguments.vocal, seed=0).save(Path(folder) / "song")
-        finished = time.perf_counter()
+            finished = time.perf_counter()
         seconds = audio_seconds(arguments.vocal)
     except DuoTokError as error:
         print(f"error: {error}", file=sys.stderr)

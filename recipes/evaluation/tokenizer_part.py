@@ -6,8 +6,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.metrics import code_counts, normalized_entropy, utilization
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 
 _ITEMS, _SECONDS = 24, 20.0
@@ -19,7 +18,7 @@ def measure_tokenizer(settings: Settings) -> dict[str, float]:
     Mel and chroma on excerpts; the use of the codebooks on everything that the test items hold.
     """
     tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
-    items = read_test_items(settings.corpus)
+    items = read_items(settings)
     excerpts = choose_excerpts(
         items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
     )

@@ -57,7 +57,7 @@ def _make_sounds(arguments: argparse.Namespace) -> None:
 
     from duotok.recipes.accompany.bundle import default_bundle
     from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
-    from duotok.recipes.evaluation.quality_sounds import SoundMaker
+    from duotok.recipes.evaluation.quality_part import SoundMaker
     from duotok.tokenizer.common.audio import write_audio
     from duotok.tokenizer.common.errors import ConfigError, DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from duotok.recipes.evaluation.intervals import CONFIDENCE, mean_and_margin
+from duotok.recipes.evaluation.results import CONFIDENCE, mean_and_margin
 from duotok.recipes.listening.page import COLUMNS, SCALE, Key
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_file, write_json, write_text

@@ -27,16 +27,6 @@ class CodeUsage:
         return int(self.counts.sum())
 
     @property
-    def utilization(self) -> float:
-        """Share of the codes that occur."""
-        return utilization(self.counts)
-
-    @property
-    def normalized_entropy(self) -> float:
-        """Unigram entropy over log2 of the codebook size."""
-        return normalized_entropy(self.counts)
-
-    @property
     def largest_utilization(self) -> float:
         """Share of the codes that so many tokens reach on average if all codes are equally likely."""
         size = len(self.counts)
@@ -50,9 +40,9 @@ class CodeUsage:
         """Flat figures; perplexity: as many equally likely codes have the same entropy."""
         tenth = max(1, len(self.counts) // 10)
         found = {
-            "utilization": self.utilization,
+            "utilization": utilization(self.counts),
             "utilization_of_uniform_codes": self.largest_utilization,
-            "normalized_entropy": self.normalized_entropy,
+            "normalized_entropy": normalized_entropy(self.counts),
             "perplexity_codes": 2 ** unigram_entropy_bits(self.counts),
             "share_of_most_used_tenth": float(self.sorted_shares()[:tenth].sum()),
             "codes": len(self.counts),

@@ -1,10 +1,9 @@
 """Diagnose a tokenizer and its language model on the test songs: pictures and one JSON file (P 6, B.2, E.1).
 
 Run: python -m duotok.recipes.research.diagnose --corpus DIR [--bundle DIR] --out FOLDER
-Parts: predictability, corruption, context, codes, probe, and tagging where --magnatagatune names a folder of
-that data set; --parts chooses some of them. FOLDER gets PART.png and diagnostics.json (the figures of every
-part that was ever run into it), and keeps the tokens it makes, so that the same command goes on where it was
-stopped.
+Parts: predictability, corruption, context, codes, probe; --parts chooses some of them. FOLDER gets PART.png
+and diagnostics.json (the figures of every part that was ever run into it), and keeps the tokens it makes, so
+that the same command goes on where it was stopped.
 """
 
 import argparse
@@ -19,11 +18,12 @@ from duotok.tokenizer.common.errors import DuoTokError
 from duotok.tokenizer.common.files import write_json
 
 if TYPE_CHECKING:
-    from duotok.recipes.evaluation.diagnosis import Diagnosis, DiagnosisSettings
+    from duotok.recipes.research.diagnosis import Diagnosis, DiagnosisSettings
 
-PARTS = ("predictability", "corruption", "context", "codes", "probe", "tagging")
+PARTS = ("predictability", "corruption", "context", "codes", "probe")
 RESULTS = "diagnostics.json"
 UNREADABLE = "unreadable.json"
+_NEEDS_LM = PARTS[:3]
 
 
 def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
@@ -33,19 +33,19 @@ def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
     picture = diagnosis.settings.out / f"{part}.png"
     seed = diagnosis.settings.seed
     if part == "predictability":
-        from duotok.recipes.evaluation.predictability import measure_predictability
+        from duotok.recipes.evaluation.lm_part import measure_predictability
 
         predictability = measure_predictability(diagnosis.lm, diagnosis.windows)
         plots.draw_predictability(predictability, picture)
         return predictability.figures()
     if part == "corruption":
-        from duotok.recipes.evaluation.corruption import measure_corruption
+        from duotok.recipes.research.corruption import measure_corruption
 
         corruption = measure_corruption(diagnosis.lm, diagnosis.windows, seed)
         plots.draw_corruption(corruption, picture)
         return corruption.figures()
     if part == "context":
-        from duotok.recipes.evaluation.context_scaling import measure_context
+        from duotok.recipes.evaluation.lm_part import measure_context
 
         context = measure_context(diagnosis.lm, diagnosis.windows)
         plots.draw_context(context, picture)
@@ -57,25 +57,18 @@ def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
         usage = count_usage(diagnosis.test_codes().values(), sizes)
         plots.draw_codes(usage, picture)
         return {name: value for track in usage.values() for name, value in track.figures().items()}
-    from duotok.recipes.research import probe_plots
 
-    if part == "probe":
-        from duotok.recipes.research.probe import measure_probe
+    from duotok.recipes.research.probe import measure_probe
 
-        probe = measure_probe(diagnosis)
-        probe_plots.draw_probe(probe, picture)
-        return probe.figures()
-    from duotok.recipes.research.tagging import measure_tagging
-
-    tagging = measure_tagging(diagnosis)
-    probe_plots.draw_tagging(tagging, picture)
-    return tagging.figures()
+    probe = measure_probe(diagnosis)
+    plots.draw_probe(probe, picture)
+    return probe.figures()
 
 
 def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> dict[str, str]:
     """Run parts one after the other, keep the figures of each as soon as it is done; return what failed."""
-    from duotok.recipes.evaluation.diagnosis import Diagnosis
     from duotok.recipes.evaluation.results import merge_results
+    from duotok.recipes.research.diagnosis import Diagnosis
 
     diagnosis = Diagnosis(settings)
     failed: dict[str, str] = {}
@@ -93,26 +86,8 @@ def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> dict[str, 
     if diagnosis.unreadable:
         path = settings.out / UNREADABLE
         write_json(path, diagnosis.unreadable)
-        print(f"{len(diagnosis.unreadable)} recordings cannot be read and were left out -> {path}")
+        print(f"{len(diagnosis.unreadable)} items cannot be read and were left out -> {path}")
     return failed
-
-
-def choose_parts(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
-    """The parts to run: those asked for, or those for which everything is given."""
-    has_lm = arguments.lm is not None or arguments.tokenizer is None
-    possible = {
-        "predictability": has_lm,
-        "corruption": has_lm,
-        "context": has_lm,
-        "codes": True,
-        "probe": True,
-        "tagging": arguments.magnatagatune is not None,
-    }
-    for part in arguments.parts or ():
-        if not possible[part]:
-            need = "--magnatagatune" if part == "tagging" else "--lm beside --tokenizer"
-            parser.error(f"{part} needs {need}")
-    return [part for part in PARTS if (part in arguments.parts if arguments.parts else possible[part])]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,29 +109,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-mel", action="store_true", help="probe: leave out the anchor that needs the sound"
     )
-    parser.add_argument("--magnatagatune", type=Path, metavar="DIR", help="folder of that data set")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    parts = choose_parts(arguments, parser)
+    has_lm = arguments.lm is not None or arguments.tokenizer is None
+    parts = [part for part in PARTS if part in (arguments.parts or PARTS)]
+    if not has_lm and arguments.parts and set(parts) & set(_NEEDS_LM):
+        parser.error(f"{', '.join(_NEEDS_LM)} need --lm beside --tokenizer")
+    parts = [part for part in parts if has_lm or part not in _NEEDS_LM]
     failed = False
 
     def run() -> None:
         nonlocal failed
         from duotok.recipes.accompany.bundle import default_bundle
-        from duotok.recipes.evaluation.diagnosis import DiagnosisSettings
+        from duotok.recipes.research.diagnosis import DiagnosisSettings
 
         bundle = arguments.bundle or default_bundle()
         settings = DiagnosisSettings(
             corpus=arguments.corpus,
             tokenizer=arguments.tokenizer or bundle / "tokenizer",
-            lm=arguments.lm or (bundle / "lm" if arguments.tokenizer is None else None),
+            lm=arguments.lm or (bundle / "lm" if has_lm else None),
             out=arguments.out,
             items=arguments.items,
             seconds=arguments.seconds,
             train_items=arguments.train_items,
             tokens=arguments.tokens,
-            magnatagatune=arguments.magnatagatune,
             epochs=arguments.epochs,
             mel=not arguments.no_mel,
             device=arguments.device,

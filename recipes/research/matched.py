@@ -8,30 +8,160 @@ validation songs; then writes matched.md and matched.json. The same command goes
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
+from duotok.recipes.accompany.pipeline import choose_device
+from duotok.recipes.evaluation.audio_metrics import LIVELINESS, MEASURES, measure_closeness
+from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_split
+from duotok.recipes.evaluation.renderer_part import mean_figures
+from duotok.recipes.renderer.latent_shards import pad_to_frames
 from duotok.recipes.renderer.train_diffusion import Config as DecoderConfig
-from duotok.recipes.renderer.train_diffusion import DataConfig, make_task
+from duotok.recipes.renderer.train_diffusion import DataConfig, DiffusionLossConfig, make_task
 from duotok.recipes.research.code_vectors import CodeVectors
 from duotok.recipes.research.matched_codecs import FRAME_RATE_HZ, CodecConfig, FrozenCodec, open_codec
-from duotok.recipes.research.matched_settings import Config
-from duotok.recipes.training.loop import run_training
-from duotok.renderer.renderer import open_vae
+from duotok.recipes.training.loop import TrainConfig, run_training
+from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
+from duotok.renderer.renderer import Renderer, open_vae
 from duotok.tokenizer.common.command import guard, show_progress_messages
-from duotok.tokenizer.common.config import config_to_dict, load_config
-from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.model import TRACKS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from duotok.recipes.corpus.manifest import Item
 
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedDataConfig:
+    """What the decoders learn from, and what they are judged on."""
+
+    train: str  # manifest
+    corpus: str  # folder with validation.jsonl (and test.jsonl)
+    split: str = "validation"
+    train_items: int = 0  # the first so many of the manifest; 0 = all
+    fit_items: int = 60  # of these, for codecs that are fitted
+    seconds: float = 10.0  # of a training window
+    excerpts: int = 12
+    excerpt_seconds: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("fit_items", "excerpts", "excerpt_seconds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if self.train_items < 0:
+            raise ConfigError(f"data.train_items must not be negative, got {self.train_items}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the comparison; feature_dim of the model follows from each codec."""
+
+    vae: str  # folder
+    data: MatchedDataConfig
+    codecs: dict[str, Any]  # name in the table -> settings of a CodecConfig
+    track: str = "accompaniment"
+    steps: int = 50  # of the solver when listening (P C.4)
+    guidance: float = 2.0
+    model: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
+    loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.track not in TRACKS:
+            raise ConfigError(f"track must be one of {', '.join(TRACKS)}, got {self.track!r}")
+        if self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {self.steps}")
+        if not self.codecs:
+            raise ConfigError("codecs must name at least one codec")
+        self.codec_configs()
+
+    def codec_configs(self) -> dict[str, CodecConfig]:
+        """The checked settings of every codec."""
+        return {
+            name: config_from_dict(CodecConfig, settings, f"codecs.{name}")
+            for name, settings in self.codecs.items()
+        }
+
+
+def choose(config: Config) -> list[Excerpt]:
+    """The excerpts that every codec is judged on."""
+    items = read_split(Path(config.data.corpus), config.data.split)
+    return choose_excerpts(
+        items, count=config.data.excerpts, seconds=config.data.excerpt_seconds, seed=config.train.seed
+    )
+
+
+@torch.no_grad()
+def listen_to_decoder(config: Config, codec: FrozenCodec, folder: Path) -> Row:
+    """Mean quality of recording -> codes -> latents -> sound."""
+    decoder = DiffusionDecoder.from_pretrained(folder)
+    decoder.require(tokenizer=codec.source.fingerprint)
+    device = choose_device("auto")
+    renderer = Renderer(open_vae(config.vae), {config.track: decoder}).to(device)
+    assert isinstance(codec.source, nn.Module)
+    codec.source.cpu()  # training may have moved it
+    rows = []
+    for number, excerpt in enumerate(choose(config)):
+        wave = excerpt.read(config.track)
+        features = codec.source.features(codec.encode(pad_to_frames(wave))[None], config.track)[0]
+        latents = renderer.render_latents(
+            features.to(device),
+            steps=config.steps,
+            guidance=config.guidance,
+            seed=config.train.seed + number,
+            track=config.track,
+        )
+        rows.append(measure_closeness(wave, renderer.decode(latents, wave.shape[-1]).cpu()))
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    return mean_figures(rows) | {"decoder_parameters": parameters}
+
+
+@torch.no_grad()
+def show_ceiling(config: Config) -> Row:
+    """The line of the autoencoder alone: what a perfect decoder of perfect codes would reach."""
+    vae = open_vae(config.vae)
+    rows = []
+    for excerpt in choose(config):
+        wave = excerpt.read(config.track)
+        rows.append(measure_closeness(wave, vae.decode(vae.encode(wave[None]), wave.shape[-1])[0]))
+    return {"codec": "latents themselves", "kind": "vae", **mean_figures(rows)}
+
+
+def render_table(rows: Sequence[Row], config: Config, minutes: float | None) -> str:
+    """The Markdown table, with the budget above it."""
+    budget = f"{config.train.steps} steps" if minutes is None else f"{minutes:g} minutes"
+    heads = ["codec", "bits per second", "feature width", "decoder weights"]
+    heads += [*(measure.label for measure in MEASURES), "movement"]
+    lines = [
+        f"Matched decoder ({config.track}): {budget} of training each, batches of "
+        f"{config.train.batch_size} x {config.data.seconds:g} s; {config.data.excerpts} "
+        f"{config.data.split} excerpts of {config.data.excerpt_seconds:g} s, {config.steps} steps, "
+        f"guidance {config.guidance:g}.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+    ]
+    for row in rows:
+        cells = [row["codec"]]
+        cells.append(f"{row['bits_per_second']:.0f}" if "bits_per_second" in row else "")
+        cells.append(str(row.get("feature_dim", "")))
+        cells.append(f"{row['decoder_parameters'] / 1e6:.2f}M" if "decoder_parameters" in row else "")
+        cells += [f"{row[measure.name]:.3f}" for measure in MEASURES] + [f"{row[LIVELINESS]:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
 
 def run_comparison(config: Config, out: Path, minutes: float | None) -> None:
     """Encode, train and listen for every codec; write the table."""
-    from duotok.recipes.research.matched_table import render_table, show_ceiling
     from duotok.tokenizer.common.files import write_json, write_text
 
     rows, table = [show_ceiling(config)], ""
@@ -47,7 +177,6 @@ def run_codec(
     config: Config, name: str, codec_config: CodecConfig, folder: Path, minutes: float | None
 ) -> dict[str, Any]:
     """One line of the table; what is there from an earlier run of the same settings is kept."""
-    from duotok.recipes.research.matched_table import listen_to_decoder
     from duotok.tokenizer.common.files import read_json, write_json
 
     settings = {

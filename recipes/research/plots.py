@@ -7,25 +7,28 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from duotok.recipes.evaluation.context_scaling import PAPER_CNBPT, ContextScaling
-from duotok.recipes.evaluation.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
-from duotok.recipes.evaluation.predictability import PAPER, RANKS, Predictability
+from duotok.lm.metrics import normalized_entropy, utilization
+from duotok.recipes.evaluation.lm_part import PAPER, RANKS, ContextScaling, Predictability
+from duotok.recipes.evaluation.pictures import COLORS, save_figure
 from duotok.recipes.research.code_usage import PAPER_USAGE, CodeUsage
-from duotok.tokenizer.common.files import whole_file
+from duotok.recipes.research.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
+from duotok.recipes.research.probe import MAJORITY, METHODS, ProbeResult
+from duotok.recipes.research.probe_data import INPUTS, ProbeScores
 from duotok.tokenizer.model import TRACKS
 
-COLORS = {
-    "whole": "#1f6f8b",
-    "first_5s": "#d1495b",
-    "vocal": "#d1495b",
-    "accompaniment": "#1f6f8b",
-    "unconditional_vocal": "#d1495b",
-    "unconditional_accompaniment": "#1f6f8b",
-    "vocal_to_accompaniment": "#3a9d5d",
-    "accompaniment_to_vocal": "#e08e45",
-}
 SCOPE_NAMES = {"whole": "whole window after a 2 s prefix", "first_5s": "first 5 s, no prefix"}
-DOTS_PER_INCH = 110
+METHOD_NAMES = {
+    "majority": "no input (training shares)",
+    "mel_linear": "mel statistics, linear",
+    "codes_linear": "code vectors, linear",
+    "codes_conformer": "code vectors, Conformer",
+}
+METHOD_COLORS = {
+    "majority": "#bbbbbb",
+    "mel_linear": "#e0b04a",
+    "codes_linear": "#7fb3c8",
+    "codes_conformer": "#1f6f8b",
+}
 
 
 def draw_predictability(found: Predictability, path: Path) -> None:
@@ -146,7 +149,8 @@ def draw_context(found: ContextScaling, path: Path) -> None:
         axes.set_xlabel("context (s)")
         axes.set_ylabel("cnBPT (bits per token / log2 of the codebook size)")
         axes.grid(alpha=0.3)
-    for name, value in PAPER_CNBPT.items():
+    for name in ("unconditional_vocal", "unconditional_accompaniment", "vocal_to_accompaniment"):
+        value = PAPER[f"cnbpt_{name}"]
         label = f"paper, 30 s, {name.replace('_', ' ')}: {value}"
         whole.axhline(value, linestyle="--", linewidth=1, color=COLORS[name], label=label)
     whole.set_title("Whole windows of that length")
@@ -182,7 +186,7 @@ def draw_codes(found: Mapping[str, CodeUsage], path: Path) -> None:
     usage.set_xlabel("codes, most used first (% of the codebook)")
     usage.set_ylabel("use (1 = a uniform share of the tokens)")
     usage.set_title("Sorted usage")
-    values = {track: (found[track].utilization, found[track].normalized_entropy) for track in TRACKS}
+    values = {track: (utilization(c := found[track].counts), normalized_entropy(c)) for track in TRACKS}
     for offset, track in zip((-0.2, 0.2), TRACKS, strict=True):
         places = np.arange(2) + offset
         bars = shares.bar(places, values[track], 0.36, color=COLORS[track], label=track)
@@ -203,7 +207,55 @@ def draw_codes(found: Mapping[str, CodeUsage], path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the picture as a whole file."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+def draw_probe(found: ProbeResult, path: Path) -> None:
+    """Accuracy and macro ROC-AUC of every label by what the probe sees."""
+    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    grid = figure.subplots(2, len(INPUTS), sharex=True, sharey="row", squeeze=False)
+    places = np.arange(len(found.labels))
+    for column, seen in enumerate(INPUTS):
+        keys = [MAJORITY, *((seen, method) for method in METHODS)]
+        keys = [key for key in keys if any(key in found.scores[label.name] for label in found.labels)]
+        width = 0.86 / len(keys)
+        for number, key in enumerate(keys):
+            scores = [found.scores[label.name][key] for label in found.labels]
+            for axes, values, errors in (
+                (grid[0, column], *_accuracies(scores)),
+                (grid[1, column], [score.roc_auc for score in scores], None),
+            ):
+                bars = axes.bar(
+                    places + (number - (len(keys) - 1) / 2) * width,
+                    values,
+                    width,
+                    yerr=errors,
+                    capsize=2,
+                    color=METHOD_COLORS[key[1]],
+                    label=METHOD_NAMES[key[1]],
+                )
+                axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+        grid[0, column].set_title(f"seen: {'both tracks' if seen == 'both' else seen}")
+        counts = [found.scores[label.name][MAJORITY].recordings for label in found.labels]
+        names = [
+            f"{label.name}\n{len(label.classes)} classes,\n{count} items"
+            for label, count in zip(found.labels, counts, strict=True)
+        ]
+        grid[1, column].set_xticks(places, names, fontsize=8)
+        grid[1, column].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+    grid[0, 0].set_ylabel("accuracy (0 to 1; bars: standard error)")
+    grid[1, 0].set_ylabel("macro ROC-AUC (0.5 = chance)")
+    for axes in grid.flat:
+        axes.set_ylim(0, 1.12)
+        axes.grid(axis="y", alpha=0.3)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle(
+        f"What frozen codes say about the music: learned from {found.train_recordings} training items, "
+        f"tested on {found.test_recordings} items of other songs"
+    )
+    save_figure(figure, path)
+
+
+def _accuracies(scores: list[ProbeScores]) -> tuple[list[float], list[float]]:
+    """Accuracies and their binomial standard errors."""
+    values = [score.accuracy for score in scores]
+    errors = [float(np.sqrt(score.accuracy * (1 - score.accuracy) / score.recordings)) for score in scores]
+    return values, errors

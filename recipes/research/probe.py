@@ -10,26 +10,29 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from duotok.recipes.evaluation.diagnosis import Diagnosis
+from duotok.recipes.research.diagnosis import Diagnosis
 from duotok.recipes.research.probe_data import (
     CLIP_SECONDS,
     INPUTS,
     Label,
+    ProbeScores,
     ProbeSet,
     label_items,
     name_labels,
+    score_classes,
+    score_majority,
     split_songs,
 )
-from duotok.recipes.research.probe_mel import measure_mel, pool_mel
 from duotok.recipes.research.probe_training import (
     ClipFeatures,
     ProbeTraining,
     fit_linear,
+    join_mel,
+    measure_mel,
     pool_codes,
     predict_conformer,
     train_conformer,
 )
-from duotok.recipes.research.tag_scores import TagScores, score_majority, score_tags
 from duotok.tokenizer.common.errors import DataError
 
 MAJORITY = ("none", "majority")
@@ -42,7 +45,7 @@ class ProbeResult:
     """Scores by label, then by (input, method); ("none", "majority") is the anchor without input."""
 
     labels: tuple[Label, ...]
-    scores: Mapping[str, Mapping[tuple[str, str], TagScores]]
+    scores: Mapping[str, Mapping[tuple[str, str], ProbeScores]]
     train_recordings: int
     test_recordings: int
 
@@ -75,43 +78,40 @@ def measure_probe(diagnosis: Diagnosis) -> ProbeResult:
     training = ProbeTraining(
         clip_frames=clip_frames, epochs=settings.epochs, device=settings.device, seed=settings.seed
     )
-    scores: dict[str, dict[tuple[str, str], TagScores]] = {
-        label.name: {
-            MAJORITY: score_majority(
-                learning.truth[label.name], test.truth[label.name], exclusive=label.exclusive
-            )
-        }
+    scores: dict[str, dict[tuple[str, str], ProbeScores]] = {
+        label.name: {MAJORITY: score_majority(learning.truth[label.name], test.truth[label.name])}
         for label in labels
     }
     mel = None
     if settings.mel:
-        recordings = [diagnosis.recording(item) for item in (*diagnosis.train_items, *diagnosis.test_items)]
-        mel = measure_mel(recordings, settings.out / "mel", clip_frames)
+        readable = {*learning.ids, *test.ids}
+        items = [i for i in (*diagnosis.train_items, *diagnosis.test_items) if i.id in readable]
+        mel = measure_mel(items, clip_frames)
     for seen, tracks in INPUTS.items():
         vectors = {track: diagnosis.vectors[track] for track in tracks}
         features = {"codes_linear": [pool_codes(part, vectors, clip_frames) for part in sets]}
         if mel is not None:
-            features["mel_linear"] = [pool_mel(part, mel, tracks) for part in sets]
+            features["mel_linear"] = [join_mel(part, mel, tracks) for part in sets]
         for method, parts in features.items():
             for label in tqdm(labels, desc=f"{method}, {seen}", disable=None):
                 scores[label.name][seen, method] = _score_linear(sets, parts, label)
         probe = train_conformer(sets[0], sets[1], vectors, labels, training)
         found = predict_conformer(probe, test, labels, training)
         for label in labels:
-            scores[label.name][seen, "codes_conformer"] = score_tags(
-                test.truth[label.name], found[label.name], exclusive=label.exclusive
+            scores[label.name][seen, "codes_conformer"] = score_classes(
+                test.truth[label.name], found[label.name]
             )
     return ProbeResult(
         labels=tuple(labels), scores=scores, train_recordings=len(learning), test_recordings=len(test)
     )
 
 
-def _score_linear(sets: tuple[ProbeSet, ...], parts: list[ClipFeatures], label: Label) -> TagScores:
+def _score_linear(sets: tuple[ProbeSet, ...], parts: list[ClipFeatures], label: Label) -> ProbeScores:
     train, held_out, test = (
         (features, part.truth[label.name]) for features, part in zip(parts, sets, strict=True)
     )
     found = fit_linear(train, held_out, test[0], label)
-    return score_tags(test[1], found, exclusive=label.exclusive)
+    return score_classes(test[1], found)
 
 
 def _is_testable(test: ProbeSet, label: Label) -> bool:

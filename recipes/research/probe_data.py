@@ -1,4 +1,4 @@
-"""What a probe learns from: codes of recordings, cut into clips, and labels (P B.2)."""
+"""What a probe learns from, codes cut into clips and labels, and how its answers are scored (P B.2)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from duotok.recipes.corpus.manifest import Item
@@ -28,8 +29,7 @@ class Label:
     """Something to be read out of the codes."""
 
     name: str
-    classes: tuple[str, ...]
-    exclusive: bool = True  # every recording has exactly one of the classes, not any number of them
+    classes: tuple[str, ...]  # every recording has exactly one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,7 @@ def name_labels(items: Sequence[Item]) -> tuple[list[Label], np.ndarray]:
         Label(name="tempo", classes=tuple(f"{low}-{high} bpm" for low, high in pairwise(edges))),
         Label(name="voice", classes=tuple(sorted({item.voice for item in items}))),
     ]
-    heard = {instrument for item in items for instrument in _instruments(item) or ()}
-    labels.append(Label(name="instruments", classes=tuple(sorted(heard)), exclusive=False))
-    return [label for label in labels if len(label.classes) > (1 if label.exclusive else 0)], borders
+    return [label for label in labels if len(label.classes) > 1], borders
 
 
 def label_items(
@@ -91,17 +89,16 @@ def label_items(
     truth = {label.name: np.full((len(items), len(label.classes)), np.nan, np.float32) for label in labels}
     for row, item in enumerate(items):
         found = {
-            "style": [item.style],
-            "key": None if item.key is None else [normalize_key(item.key)],
-            "voice": [item.voice],
-            "instruments": _instruments(item),
+            "style": item.style,
+            "key": None if item.key is None else normalize_key(item.key),
+            "voice": item.voice,
         }
         for label in labels:
-            names = found.get(label.name)
+            name = found.get(label.name)
             if label.name == "tempo" and item.tempo_bpm is not None:
-                names = [label.classes[int(np.searchsorted(borders, item.tempo_bpm, side="right"))]]
-            if names is not None and (not label.exclusive or names[0] in label.classes):
-                truth[label.name][row] = [name in names for name in label.classes]
+                name = label.classes[int(np.searchsorted(borders, item.tempo_bpm, side="right"))]
+            if name in label.classes:
+                truth[label.name][row] = [name == one for one in label.classes]
     return ProbeSet(
         ids=tuple(item.id for item in items),
         songs=tuple(item.song for item in items),
@@ -138,6 +135,43 @@ def cut_clip(codes: Tensor, start: int, clip_frames: int) -> Tensor:
     return codes[torch.arange(start, start + clip_frames) % len(codes)]
 
 
-def _instruments(item: Item) -> Sequence[str] | None:
-    """The instruments of a corpus whose items name them."""
-    return getattr(item, "instruments", None)
+@dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """Scores of one label over the recordings for which its truth is known."""
+
+    accuracy: float  # share of recordings whose likeliest class is right
+    average_precision: float  # mean over classes (P 4.3, macro)
+    roc_auc: float  # mean over classes
+    recordings: int
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Flat figures, `name` leading."""
+        return {
+            f"{name}_accuracy": self.accuracy,
+            f"{name}_macro_ap": self.average_precision,
+            f"{name}_macro_auc": self.roc_auc,
+        }
+
+
+def score_classes(truth: np.ndarray, scores: np.ndarray) -> ProbeScores:
+    """Compare scores [recordings, classes] with truth [recordings, classes] of 0 and 1.
+
+    Rows of truth that are NaN are not known and do not count; neither do classes without both a positive and
+    a negative recording.
+    """
+    known = ~np.isnan(truth).any(axis=1)
+    truth, scores = truth[known], scores[known]
+    both = (truth.sum(axis=0) > 0) & (truth.sum(axis=0) < len(truth))
+    if not both.any():
+        raise DataError("no class has both a positive and a negative test recording; use more test items")
+    return ProbeScores(
+        accuracy=float((truth.argmax(axis=1) == scores.argmax(axis=1)).mean()),
+        average_precision=float(average_precision_score(truth[:, both], scores[:, both], average="macro")),
+        roc_auc=float(roc_auc_score(truth[:, both], scores[:, both], average="macro")),
+        recordings=len(truth),
+    )
+
+
+def score_majority(train: np.ndarray, test: np.ndarray) -> ProbeScores:
+    """Scores of always answering the classes' shares of the training recordings: the anchor without input."""
+    return score_classes(test, np.tile(np.nanmean(train, axis=0), (len(test), 1)))

@@ -7,12 +7,10 @@ from sklearn.metrics import average_precision_score
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import score_batch
-from duotok.recipes.evaluation.context_scaling import cut_pieces, measure_context
-from duotok.recipes.evaluation.corruption import measure_corruption, relative_cost
-from duotok.recipes.evaluation.diagnosis import Windows
-from duotok.recipes.evaluation.lm_part import measure_codes
+from duotok.recipes.evaluation.lm_part import Windows, cut_pieces, measure_codes, measure_context
 from duotok.recipes.research.code_usage import count_usage
-from duotok.recipes.research.tag_scores import score_majority, score_tags
+from duotok.recipes.research.corruption import measure_corruption, relative_cost
+from duotok.recipes.research.probe_data import score_classes, score_majority
 from duotok.tokenizer.common.errors import DataError
 
 RATE_HZ = 25.0
@@ -120,22 +118,23 @@ def test_usage_of_uniform_and_of_collapsed_codes():
     assert few["vocal"].largest_utilization == pytest.approx(1 - np.exp(-1), abs=0.01)
 
 
-def test_tag_scores_leave_out_what_cannot_be_tested():
+def test_scores_leave_out_what_cannot_be_tested():
     truth = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [np.nan] * 3], dtype=np.float32)
     scores = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
-    found = score_tags(truth, scores, exclusive=True)
-    assert found.recordings == 3 and set(found.by_class) == {0, 1}  # class 2 has no positive
+    found = score_classes(truth, scores)
+    assert found.recordings == 3
     assert found.accuracy == pytest.approx(1 / 3)
+    # Class 2 has no positive: means over the other two.
     assert found.roc_auc == pytest.approx(0.5)
-    expected = average_precision_score([1, 0, 1], [0.9, 0.6, 0.2])
-    assert found.by_class[0] == (pytest.approx(expected), pytest.approx(0.5))
-    assert score_tags(truth, scores, exclusive=False).accuracy is None
+    each = (([1, 0, 1], [0.9, 0.6, 0.2]), ([0, 1, 0], [0.1, 0.4, 0.8]))
+    expected = np.mean([average_precision_score(*one) for one in each])
+    assert found.average_precision == pytest.approx(expected)
     with pytest.raises(DataError, match="more test items"):
-        score_tags(truth[:1], scores[:1], exclusive=True)
+        score_classes(truth[:1], scores[:1])
 
 
 def test_the_anchor_answers_the_most_frequent_class():
     train = np.eye(2, dtype=np.float32)[[0, 0, 1]]
     test = np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]
-    found = score_majority(train, test, exclusive=True)
+    found = score_majority(train, test)
     assert (found.accuracy, found.roc_auc, found.average_precision) == (0.25, 0.5, 0.5)

@@ -5,10 +5,9 @@ import torch
 
 from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.recipes.evaluation import decoding_part, decoding_speed
-from duotok.recipes.evaluation.coherence import Coherence
-from duotok.recipes.evaluation.plain_decoding import generate_plainly
-from duotok.recipes.research.decoding_plot import draw_guidance
+from duotok.recipes.evaluation import decoding_part
+from duotok.recipes.evaluation.heard_coherence import Coherence
+from duotok.recipes.evaluation.pictures import draw_guidance
 from duotok.tokenizer.common.errors import ConfigError
 
 
@@ -59,14 +58,14 @@ def test_the_plain_loop_samples_the_same_codes(tiny_bundle, guidance):
     vocal = torch.randint(0, 64, (20,), generator=torch.Generator().manual_seed(1))
     config = SamplingConfig(guidance=guidance)
     ours = lm.compose(vocal, seeds=[3], sampling=config).codes[0]
-    assert torch.equal(generate_plainly(lm, vocal, 3, config), ours)
+    assert torch.equal(decoding_part.generate_plainly(lm, vocal, 3, config), ours)
     with pytest.raises(ConfigError, match="one window"):
-        generate_plainly(lm, vocal, 3, SamplingConfig(window_frames=10, overlap_frames=2))
+        decoding_part.generate_plainly(lm, vocal, 3, SamplingConfig(window_frames=10, overlap_frames=2))
 
 
 def test_timing_counts_seconds_of_audio(tiny_bundle):
     lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
-    figures = decoding_speed.time_decoding(lm, torch.zeros(10).long(), 25.0, 2.0)
+    figures = decoding_part.time_decoding(lm, torch.zeros(10).long(), 25.0, 2.0)
     assert figures["plain_loop_equal_codes"] == 1.0
     ratio = figures["plain_loop_seconds_per_second"] / figures["lm_seconds_per_second"]
     assert figures["times_faster_than_plain_loop"] == pytest.approx(ratio)

@@ -5,10 +5,9 @@ import torch
 
 from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.evaluation.excerpts import Excerpt
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings
 from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
-from duotok.recipes.evaluation.settings import Settings
-from duotok.recipes.evaluation.whole_song import measure_whole_song
+from duotok.recipes.evaluation.renderer_part import measure_whole_song
 from duotok.renderer.renderer import Renderer, plan_windows
 from duotok.tokenizer.model import DuoTokenizer
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from duotok.recipes.evaluation import encoding_part, readout_part
-from duotok.recipes.evaluation.excerpts import Excerpt, read_test_items
-from duotok.recipes.evaluation.settings import Settings
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, read_test_items
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer

@@ -9,17 +9,16 @@ import soundfile
 import torch
 from torch import Tensor
 
-pytest.importorskip("librosa")
-from duotok.recipes.corpus.song_files import find_songs  # noqa: E402
-from duotok.recipes.evaluation import score  # noqa: E402
-from duotok.recipes.evaluation.vae_quality import (  # noqa: E402
+from duotok.recipes.corpus.song_files import find_songs
+from duotok.recipes.evaluation import score
+from duotok.recipes.evaluation.renderer_part import (
     compare_sounds,
     measure_recordings,
     measure_vae,
     read_pieces,
 )
 from duotok.renderer.spectral_vae import SpectralVAE
-from duotok.tokenizer.common.errors import AudioError, DataError  # noqa: E402
+from duotok.tokenizer.common.errors import AudioError, DataError
 
 RATE = 48_000
 

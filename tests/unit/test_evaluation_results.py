@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation import excerpts, results, score, settings, sound, speed, table, tokenizer_part
+from duotok.recipes.evaluation import audio_metrics, excerpts, results, score, speed, table, tokenizer_part
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[2]
 FIGURES = {
     "generate.in_key": 0.8,
     "generate.in_key_mismatched": 0.55,
@@ -77,18 +78,29 @@ def test_table_shows_what_is_there_and_nothing_else():
     assert "Language model" not in text and "180 s" not in text
 
 
-def test_table_replaces_the_block_of_a_readme(tmp_path, capsys):
-    readme, path = tmp_path / "README.md", tmp_path / "results.json"
+def test_table_fills_the_block_of_a_readme_and_a_page(tmp_path, capsys):
+    readme, path, page = (tmp_path / name for name in ("README.md", "results.json", "page.md"))
     readme.write_text(f"before\n{table.BEGIN}\nold \\1\n{table.END}\nafter\n")
     path.write_text(json.dumps(FIGURES))
     for _ in range(2):
-        assert table.main([str(path), "--readme", str(readme)]) == 0
-    expected = f"before\n{table.BEGIN}\n{table.render_table(FIGURES)}\n{table.END}\nafter\n"
-    assert readme.read_text() == expected
+        assert table.main([str(path), "--readme", str(readme), "--results", str(page)]) == 0
+    few = table.render_table(FIGURES, in_readme=True)
+    link = "All figures: [page.md](page.md)."
+    assert readme.read_text() == f"before\n{table.BEGIN}\n{few}\n\n{link}\n{table.END}\nafter\n"
+    assert page.read_text().endswith(f"\n{table.render_table(FIGURES)}\n")
     readme.write_text("no marks")
     assert table.main([str(path), "--readme", str(readme)]) == 1
     assert readme.read_text() == "no marks"
     assert table.BEGIN in capsys.readouterr().err
+
+
+def test_readme_and_page_show_the_shipped_figures():
+    """Eight rows tell the most; the page has them all, and both are what the command makes."""
+    figures = results.read_results(ROOT / "recipes" / "small" / "results.json")
+    few = table.render_table(figures, in_readme=True).splitlines()
+    assert len(few) == 2 + 8
+    assert "\n".join(few) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table.render_table(figures) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_frame_correlation_leaves_out_silence():
@@ -107,11 +119,11 @@ def test_facts_about_a_sound():
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time).repeat(2, 1)
     gap = tone.clone()
     gap[:, SAMPLE_RATE_HZ : round(2.5 * SAMPLE_RATE_HZ)] = 0
-    assert sound.longest_silence_seconds(tone) == 0.0
-    assert sound.longest_silence_seconds(gap) == pytest.approx(1.5)
-    assert sound.measure_peak(tone) == pytest.approx(0.5, abs=1e-3)
-    assert sound.loudness_difference_lu(tone * 0.5, tone) == pytest.approx(-6.02, abs=0.02)
-    assert sound.loudness_difference_lu(torch.zeros_like(tone), tone) == -120.0
+    assert audio_metrics.longest_silence_seconds(tone) == 0.0
+    assert audio_metrics.longest_silence_seconds(gap) == pytest.approx(1.5)
+    assert audio_metrics.measure_peak(tone) == pytest.approx(0.5, abs=1e-3)
+    assert audio_metrics.loudness_difference_lu(tone * 0.5, tone) == pytest.approx(-6.02, abs=0.02)
+    assert audio_metrics.loudness_difference_lu(torch.zeros_like(tone), tone) == -120.0
 
 
 def test_excerpts_spread_over_songs_and_take_the_singing():
@@ -146,7 +158,7 @@ def test_a_missing_corpus_is_one_line_and_exit_code_1(tmp_path, capsys):
 
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match="--items"):
-        settings.Settings(corpus=Path("."), bundle=Path("."), items=1)
+        excerpts.Settings(corpus=Path("."), bundle=Path("."), items=1)
 
 
 def test_peak_memory_is_the_process_own_and_not_its_parents():

@@ -28,6 +28,7 @@ PROMISED = (
     "renderer.recordings_vae_log10_mel_l1",
     "quality.accompaniment_generated_mel_distance",
     "quality.vocal_vae_chroma_correlation",
+    "quality.kernel_distance_generated",
     "renderer.few_steps_loss_percent",
     "renderer.joint_flux_ratio",
     "renderer.chunk_joint_flux_ratio",
@@ -61,8 +62,6 @@ LONGER = (
 )
 # What a package, a style or a decoder is needed for that the tests do without.
 OPTIONAL = (
-    "quality.accompaniment_round_trip_frechet",
-    "quality.accompaniment_generated_frechet",
     "quality.frechet_same_style",
     "quality.frechet_other_style",
     "quality.vocal_round_trip_pesq",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from duotok.recipes.evaluation.intervals import mean_and_margin
+from duotok.recipes.evaluation.results import mean_and_margin
 from duotok.recipes.listening import listen
 from duotok.recipes.listening.page import COLUMNS, Key
 from duotok.recipes.listening.scores import Rating, read_ratings, score_systems, write_report

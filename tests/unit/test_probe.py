@@ -15,10 +15,12 @@ from duotok.recipes.research.probe_data import (
     label_items,
     name_labels,
     normalize_key,
+    score_classes,
     split_songs,
 )
-from duotok.recipes.research.probe_model import ConformerConfig, ConformerProbe
 from duotok.recipes.research.probe_training import (
+    ConformerConfig,
+    ConformerProbe,
     ProbeTraining,
     fit_linear,
     mean_by_owner,
@@ -26,7 +28,6 @@ from duotok.recipes.research.probe_training import (
     predict_conformer,
     train_conformer,
 )
-from duotok.recipes.research.tag_scores import TagScores, score_tags
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 CODES, FRAMES = 16, 60
@@ -36,7 +37,7 @@ VECTORS = {
 }
 LABELS = [
     Label(name="range", classes=("low", "high")),  # which half of the codes the vocal uses
-    Label(name="pulse", classes=("even", "odd", "none"), exclusive=False),  # codes 0 and 1 of the band
+    Label(name="pulse", classes=("even", "odd", "none")),  # codes 0 and 1 of the band
 ]
 TRAINING = ProbeTraining(clip_frames=20, epochs=6, batch=8, learning_rate=5e-3)
 TINY = ConformerConfig(dim=16, heads=2, blocks=1, kernel=5, stride=2, dropout=0.0)
@@ -71,18 +72,13 @@ def linear_scores(sets, label, tracks=("vocal", "accompaniment")):
     truth = [part.truth[label.name] for part in sets]
     found = fit_linear((parts[0], truth[0]), (parts[1], truth[1]), parts[2], label)
     assert found.shape == truth[2].shape and found.min() >= 0 and found.max() <= 1
-    return score_tags(truth[2], found, exclusive=label.exclusive)
-
-
-def accuracy_of(scores: TagScores) -> float:
-    assert scores.accuracy is not None
-    return scores.accuracy
+    return score_classes(truth[2], found)
 
 
 def test_the_linear_probe_finds_what_its_track_tells(sets):
-    assert accuracy_of(linear_scores(sets, LABELS[0])) > 0.9
+    assert linear_scores(sets, LABELS[0]).accuracy > 0.9
     assert linear_scores(sets, LABELS[1]).roc_auc > 0.95
-    assert accuracy_of(linear_scores(sets, LABELS[0], ("accompaniment",))) < 0.8  # it is in the vocal only
+    assert linear_scores(sets, LABELS[0], ("accompaniment",)).accuracy < 0.8  # it is in the vocal only
 
 
 def test_the_conformer_finds_both_kinds_of_label(sets):
@@ -91,8 +87,8 @@ def test_the_conformer_finds_both_kinds_of_label(sets):
     probe = train_conformer(train, held_out, VECTORS, LABELS, TRAINING, TINY)
     found = predict_conformer(probe, test, LABELS, TRAINING)
     np.testing.assert_allclose(found["range"].sum(axis=1), 1, rtol=1e-5)
-    assert accuracy_of(score_tags(test.truth["range"], found["range"], exclusive=True)) > 0.9
-    assert score_tags(test.truth["pulse"], found["pulse"], exclusive=False).roc_auc > 0.9
+    assert score_classes(test.truth["range"], found["range"]).accuracy > 0.9
+    assert score_classes(test.truth["pulse"], found["pulse"]).roc_auc > 0.9
     assert all(torch.equal(probe.get_buffer(f"vectors_{t}"), before[t]) for t in VECTORS)  # frozen
 
 
@@ -109,7 +105,7 @@ def test_codes_without_the_answer_give_chance(sets):
         dataclasses.replace(part, truth={"range": part.truth["range"][rng.permutation(len(part))]})
         for part in sets
     ]
-    assert accuracy_of(linear_scores(shuffled, LABELS[0])) < 0.75
+    assert linear_scores(shuffled, LABELS[0]).accuracy < 0.75
 
 
 def test_unknown_truth_is_neither_learned_nor_tested(sets):
@@ -117,7 +113,7 @@ def test_unknown_truth_is_neither_learned_nor_tested(sets):
     masked = train.truth["range"].copy()
     masked[::2] = np.nan
     masked_train = dataclasses.replace(train, truth={**train.truth, "range": masked})
-    assert accuracy_of(linear_scores((masked_train, held_out, test), LABELS[0])) > 0.9
+    assert linear_scores((masked_train, held_out, test), LABELS[0]).accuracy > 0.9
     probe = train_conformer(masked_train, held_out, VECTORS, LABELS, TRAINING, TINY)
     assert all(torch.isfinite(parameter).all() for parameter in probe.parameters())
     hopeless = dataclasses.replace(train, truth={"range": np.full_like(masked, np.nan)})
@@ -125,14 +121,12 @@ def test_unknown_truth_is_neither_learned_nor_tested(sets):
         linear_scores((hopeless, held_out, test), LABELS[0])
 
 
-def test_a_tag_that_training_never_has_is_never_told(sets):
-    truth = [np.zeros((len(part), 2), np.float32) for part in sets]
-    for rows, part in zip(truth, sets, strict=True):
-        rows[:, 0] = part.truth["range"][:, 0]
+def test_a_class_that_training_never_has_is_never_told(sets):
+    truth = [np.pad(part.truth["range"], ((0, 0), (0, 1))) for part in sets]
     parts = [pool_codes(part, VECTORS, 20) for part in sets]
-    label = Label(name="tags", classes=("low", "never"), exclusive=False)
+    label = Label(name="range", classes=("low", "high", "never"))
     found = fit_linear((parts[0], truth[0]), (parts[1], truth[1]), parts[2], label)
-    assert found[:, 1].max() == 0 and found[:, 0].max() > 0.5
+    assert found[:, 2].max() == 0 and found[:, 0].max() > 0.5
 
 
 def test_the_probe_reads_every_track_and_every_length():

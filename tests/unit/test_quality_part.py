@@ -1,94 +1,128 @@
-"""Quality by one command on real components of tiny size: figures, table, picture, going on."""
+"""Quality: each measure falls for its own fault; one command makes figures, table and picture."""
 
-import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("librosa")
-from duotok.recipes.evaluation import music_features, quality_part, score, voice_metrics  # noqa: E402
-from duotok.recipes.evaluation.music_features import MusicFeatures  # noqa: E402
-from duotok.recipes.evaluation.quality_sounds import SOUNDS, SoundMaker  # noqa: E402
+from duotok.recipes.evaluation import audio_metrics
+from duotok.recipes.evaluation.audio_metrics import log10_mel_l1, mel_distance, stereo_width_db
+from duotok.recipes.evaluation.excerpts import Settings
+from duotok.recipes.evaluation.pictures import draw_quality
+from duotok.recipes.evaluation.quality_part import judge_quality, level_sounds
+from duotok.recipes.evaluation.quality_report import SOUNDS, write_quality
 
 SPECTRAL = ("chroma_correlation", "fine_structure_50_300_hz", "log10_mel_l1", "mel_distance")
 OTHERS = ("stereo_width_error_db", "level_error_lu", "frechet", "frechet_all")
 
 
+def noise(seconds: float = 1.0, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(2, round(48_000 * seconds), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_mel_distance_is_about_four_times_a_log10_mel_l1():
+    wave = noise()
+    assert mel_distance(wave, wave) == 0
+    tenth = mel_distance(wave, 0.1 * wave)
+    # Two spectrograms, squared magnitudes: 2 x 2 x log10(10), and the magnitudes' own difference.
+    assert tenth == pytest.approx(4 * log10_mel_l1(wave, 0.1 * wave), rel=0.2)
+    assert tenth > 4 and mel_distance(wave, 0.5 * wave) < tenth
+    assert mel_distance(wave, noise(seed=1)) > 0.3
+
+
+def test_the_width_is_the_energy_of_the_side_over_the_mid():
+    left, right = noise().double()
+    mid, side = left + right, left - right
+    expected = 10 * math.log10(float(side.square().sum() / mid.square().sum()))
+    assert stereo_width_db(torch.stack([left, right])) == pytest.approx(expected)
+    assert stereo_width_db(torch.stack([left, left])) == -40
+    assert stereo_width_db(torch.stack([left, -left])) == 40
+    assert stereo_width_db(torch.zeros(2, 100)) == -40
+    assert stereo_width_db(torch.stack([left, 0 * left])) == pytest.approx(0, abs=1e-9)
+
+
+def test_only_sounds_that_cannot_know_the_level_are_levelled():
+    wave = noise()
+    sounds = {"original": wave, "vae": 0.5 * wave, "round_trip": 0.5 * wave, "silent": 0 * wave}
+    found = level_sounds(sounds)
+    assert torch.equal(found["vae"], 0.5 * wave) and torch.equal(found["original"], wave)
+    assert torch.allclose(found["round_trip"], wave, atol=1e-6)
+    assert not found["silent"].any()
+
+
+def speak(seconds: float = 3.0) -> torch.Tensor:
+    """Something voiced with syllables."""
+    times = np.arange(round(48_000 * seconds)) / 48_000
+    tone = sum(np.sin(2 * np.pi * k * 150 * times) / k for k in range(1, 20))
+    return torch.from_numpy(0.1 * tone * np.clip(np.sin(2 * np.pi * 2 * times), 0, 1)).float().repeat(2, 1)
+
+
+@pytest.mark.parametrize(("package", "name", "best"), [("pesq", "pesq", 4.6), ("pystoi", "stoi", 0.999)])
+def test_voice_measures_fall_with_noise(package, name, best):
+    pytest.importorskip(package)
+    measure = audio_metrics.find_voice_metrics()[name]
+    voice = speak()
+    little, much = (measure(voice, voice + gain * noise(3.0)) for gain in (0.02, 0.5))
+    assert measure(voice, voice) > best > little > much > 0
+    assert math.isnan(found := measure(voice, 0 * voice)) or found < much
+    assert math.isnan(measure(voice[:, :1000], voice[:, :1000]))
+
+
+def test_missing_packages_are_told_and_left_out(monkeypatch):
+    monkeypatch.setattr(audio_metrics, "find_spec", lambda name: None)
+    assert audio_metrics.find_voice_metrics() == {}
+    assert audio_metrics.missing_voice_metrics() == {"pesq": "pesq", "stoi": "pystoi"}
+
+
 @pytest.fixture(scope="module")
-def measured(tiny_corpus, tiny_bundle, musicnn_weights, tmp_path_factory):
-    """Run the command twice; (folder, figures, figures of the second run, which may make no sound)."""
-    root = tmp_path_factory.mktemp("quality")
-    options = ["quality", "--corpus", str(tiny_corpus), "--bundle", str(tiny_bundle)]
-    options += ["--items", "2", "--seconds", "4"]
-    with pytest.MonkeyPatch.context() as patch:
-        # The network is musicnn's, its weights are random: the package need not be installed.
-        patch.setattr(quality_part, "has_music_features", lambda: True)
-        patch.setattr(MusicFeatures, "from_package", classmethod(lambda cls: MusicFeatures(musicnn_weights)))
-        assert score.main([*options, "--out", str(root / "results.json")]) == 0
-        figures = json.loads((root / "results.json").read_text())
-
-        def make_nothing(*arguments):
-            raise AssertionError("what was kept is measured again")
-
-        patch.setattr(SoundMaker, "make", make_nothing)
-        again = ["--out", str(root / "again.json"), "--folder", str(root / "quality")]
-        assert score.main([*options, *again]) == 0
-    return root / "quality", figures, json.loads((root / "again.json").read_text())
+def quality(tiny_corpus, tiny_bundle):
+    return judge_quality(Settings(corpus=tiny_corpus, bundle=tiny_bundle, items=2, seconds=4.0))
 
 
-def test_every_sound_has_every_measure(measured):
-    folder, figures, _ = measured
-    found = {name.removeprefix("quality.") for name in figures}
-    assert all(name.startswith("quality.") and math.isfinite(value) for name, value in figures.items())
+def test_every_sound_has_every_measure(quality):
+    figures = quality.figures()
+    found = set(figures)
+    assert all(math.isfinite(value) for value in figures.values())
     for measure in (*SPECTRAL, *OTHERS):
         for sound in set(SOUNDS) - {"original"}:
             # As a set, the other songs are the same songs.
             expected = not (sound == "shuffled" and measure.startswith("frechet"))
             assert (f"accompaniment_{sound}_{measure}" in found) == expected, (sound, measure)
         assert f"vocal_vae_{measure}" in found
+    distances = {name for name in found if name.startswith("kernel_distance_")}
+    assert distances == {f"kernel_distance_{sound}" for sound in set(SOUNDS) - {"original"}}
+    # The other songs' bands are the corpus' own; noise is nothing like them.
+    assert figures["kernel_distance_random"] > figures["kernel_distance_shuffled"]
     assert "vocal_round_trip_mel_distance" not in found  # this bundle has no decoder of it
-    assert figures["quality.excerpts"] == 2 and figures["quality.excerpt_seconds"] == 4
+    assert figures["excerpts"] == 2 and figures["excerpt_seconds"] == 4
 
 
-def test_the_references_span_the_scale(measured):
-    told = json.loads((measured[0] / "quality.json").read_text())
-    sounds = told["tracks"]["accompaniment"]
-    perfect = {name: found["mean"] for name, found in sounds["original"].items()}
+def test_the_references_span_the_scale(quality):
+    sounds = {
+        sound: {name: value.mean for name, value in found.items()}
+        for sound, found in quality.values["accompaniment"].items()
+    }
+    perfect = sounds["original"]
     assert perfect["chroma_correlation"] > 0.99 and perfect["log10_mel_l1"] == 0
     assert [perfect[name] for name in OTHERS] == pytest.approx([0, 0, 0, 0], abs=1e-6)
     for measure in ("log10_mel_l1", "mel_distance", "level_error_lu"):
-        assert sounds["silent"][measure]["mean"] > sounds["shuffled"][measure]["mean"] > 0
+        assert sounds["silent"][measure] > sounds["shuffled"][measure] > 0
     for sound in ("shuffled", "random", "silent"):
-        assert sounds[sound]["chroma_correlation"]["mean"] < 0.9
-    assert sounds["silent"]["frechet"]["mean"] > 0 and sounds["random"]["frechet"]["mean"] > 0
-    assert sounds["shuffled"]["mel_distance"]["count"] == 2
-    assert sounds["shuffled"]["mel_distance"]["margin"] > 0
+        assert sounds[sound]["chroma_correlation"] < 0.9
+    assert sounds["silent"]["frechet"] > 0 and sounds["random"]["frechet"] > 0
+    assert quality.values["accompaniment"]["shuffled"]["mel_distance"].margin > 0
 
 
-def test_the_second_run_listens_to_nothing_again(measured):
-    assert measured[1] == measured[2]
-
-
-def test_table_and_picture_are_written(measured):
-    folder, figures, _ = measured
-    table = (folder / "quality.md").read_text()
+def test_table_and_picture_are_written(quality, tmp_path):
+    write_quality(quality, tmp_path / "new")
+    draw_quality(quality, tmp_path / "quality.png")
+    table = (tmp_path / "new" / "quality.md").read_text()
     for name in SOUNDS.values():
         assert f"| {name} |" in table
     assert "## Accompaniment" in table and "## Vocal" in table
-    assert f"{figures['quality.accompaniment_vae_mel_distance']:.2f}" in table
+    assert f"{quality.figures()['accompaniment_vae_mel_distance']:.2f}" in table
     assert "| *paper, round trip* |" in table and "| 1.14 |" in table
     assert "round trip of the vocal: this bundle has no decoder of it" in table
     assert "there must be two styles" in table
-    assert (folder / "quality.png").stat().st_size > 30_000
-
-
-def test_missing_packages_are_told_and_nothing_else_is_lost(monkeypatch):
-    monkeypatch.setattr(voice_metrics, "find_spec", lambda name: None)
-    monkeypatch.setattr(music_features, "find_spec", lambda name: None)
-    listener = quality_part.Listener()
-    assert listener.measures == [] and listener.music is None
-    assert listener.left_out == [
-        "PESQ: pip install pesq",
-        "STOI: pip install pystoi",
-        "Frechet distances: pip install --no-deps musicnn",
-    ]
+    assert (tmp_path / "quality.png").stat().st_size > 30_000

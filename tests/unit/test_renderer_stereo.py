@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from duotok.recipes.evaluation.sound import loudness_difference_lu, stereo_width_db
+from duotok.recipes.evaluation.audio_metrics import loudness_difference_lu, stereo_width_db
 from duotok.recipes.renderer.train_spectral_vae import fit_energy_gains, fit_linear
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import BANDS, StereoFeatures, band_filters

@@ -5,11 +5,7 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("librosa")
-from duotok.recipes.evaluation.audio_metrics import (  # noqa: E402
-    chroma_correlation,
-    fine_structure,
-    log10_mel_l1,
-)
+from duotok.recipes.evaluation.audio_metrics import chroma_correlation, fine_structure, log10_mel_l1
 
 
 def play(pitches: tuple[int, ...]) -> Tensor:

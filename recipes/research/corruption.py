@@ -5,7 +5,7 @@ whole windows after the paper's prefix of 2 s, and over the first 5 s without a 
 accompaniment's own past cannot yet tell key and tempo.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import mask_source, score_batch, shift_source
-from duotok.lm.metrics import corruption_cost_percent, rising_share
-from duotok.recipes.evaluation.diagnosis import Windows
+from duotok.lm.metrics import corruption_cost_percent
+from duotok.recipes.evaluation.lm_part import PREFIX_SECONDS, Windows, severity_figures
 
 SHIFTS_SECONDS = (0.04, 0.08, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 MASK_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-PREFIX_SECONDS = 2.0
 START_SECONDS = 5.0
 SCOPES = ("whole", "first_5s")
 PAPER_MISMATCH_PERCENT = 17.3  # P 6.1, whole windows
@@ -91,21 +90,6 @@ def measure_corruption(lm: DualTrackLM, windows: Windows, seed: int = 0) -> Corr
         windows=windows.count,
         seconds=windows.seconds,
     )
-
-
-def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[str, float]:
-    """What costs by rising severity come to.
-
-    The least; how much more the severest costs than the mildest; the share of the steps at which they rise,
-    which stays below 1 where costs saturate, as those of shifts do in the paper.
-    """
-    if not percents:
-        return {}
-    found = {f"{kind}_cost_least{suffix}_percent": min(percents)}
-    if len(percents) > 1:
-        found[f"{kind}_cost_rise{suffix}_percent"] = percents[-1] - percents[0]
-        found[f"{kind}_cost_rising_share{suffix}"] = rising_share(percents)
-    return found
 
 
 def relative_cost(damaged: Tensor, intact: Tensor) -> Cost:

@@ -1,6 +1,6 @@
 """What the diagnostics share: their settings, the models, the test windows, the codes of whole items."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import Item, read_manifest
-from duotok.recipes.evaluation.coherence import pair_with_others
 from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.heard_coherence import pair_with_others
+from duotok.recipes.evaluation.lm_part import Windows
 from duotok.recipes.lm.tokenize import encode_waves, open_index, read_waves
 from duotok.recipes.lm.tokens import TokenShards, append_shard
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError, DuoTokError
@@ -34,7 +35,6 @@ class DiagnosisSettings:
     seconds: float = 30.0  # of each window
     train_items: int | None = None  # items the probe learns from; None = all
     tokens: Path | None = None  # shards of the corpus' train split; None = encoded into out/tokens
-    magnatagatune: Path | None = None
     epochs: int = 10  # of the Conformer probe
     mel: bool = True  # whether the probe is also given mel statistics, which needs all of the sound
     device: str = "cpu"
@@ -46,35 +46,6 @@ class DiagnosisSettings:
                 raise ConfigError(f"--{name} must be at least {lowest}, got {getattr(self, name):g}")
         if self.train_items is not None and self.train_items < 2:
             raise ConfigError(f"--train-items must be at least 2, got {self.train_items}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Windows:
-    """Test windows of one length, one per item, of as many songs as possible."""
-
-    codes: dict[str, Tensor]  # by track, each [windows, frames]
-    partners: list[int]  # for every window one of another song
-    rate_hz: float
-
-    @property
-    def count(self) -> int:
-        """Number of windows."""
-        return len(self.partners)
-
-    @property
-    def seconds(self) -> float:
-        """Length of each window."""
-        return self.codes["vocal"].shape[1] / self.rate_hz
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """Something to encode."""
-
-    id: str
-    song: str
-    split: str
-    read: Callable[[], dict[str, Tensor]]  # mono wave [1, samples] by track
 
 
 class Diagnosis:
@@ -161,51 +132,38 @@ class Diagnosis:
         return {song.id: shards.codes(song) for song in shards.index.songs if song.id in wanted}
 
     def item_codes(self, items: Sequence[Item], folder: Path) -> dict[str, dict[str, Tensor]]:
-        """Codes of whole items of a corpus."""
-        return self.encode([self.recording(item) for item in items], folder)
+        """{id: {track: codes [frames]}} of whole items, kept as token shards in a folder.
 
-    @staticmethod
-    def recording(item: Item) -> Recording:
-        """An item of a corpus as something to encode."""
-        return Recording(id=item.id, song=item.song, split=item.split, read=lambda: _read(item))
-
-    def encode(self, recordings: Sequence[Recording], folder: Path) -> dict[str, dict[str, Tensor]]:
-        """{id: {track: codes [frames]}} of the recordings, kept as token shards in a folder.
-
-        Goes on where an earlier run stopped. A recording that cannot be read is left out and goes with its
+        Goes on where an earlier run stopped. An item that cannot be read is left out and goes with its
         reason into `unreadable`; DataError where none is left.
         """
         index = open_index(folder, self.tokenizer)
         known = {song.id for song in index.songs}
-        new = [recording for recording in recordings if recording.id not in known]
+        new = [item for item in items if item.id not in known]
         pairs: dict[str, tuple[str, str, dict[str, Tensor]]] = {}
-        for recording in tqdm(new, desc=f"codes of {folder.name}", disable=None):
+        for item in tqdm(new, desc=f"codes of {folder.name}", disable=None):
             try:
-                waves = recording.read()
+                waves = read_waves([item])
             except DuoTokError as error:
-                self.unreadable[recording.id] = str(error)
+                self.unreadable[item.id] = str(error)
                 continue
-            codes = {track: encode_waves([waves[track]], track, self.tokenizer)[0] for track in TRACKS}
-            pairs[recording.id] = (recording.song, recording.split, codes)
+            codes = {track: encode_waves(waves[track], track, self.tokenizer)[0] for track in TRACKS}
+            pairs[item.id] = (item.song, item.split, codes)
             if len(pairs) >= _ITEMS_PER_SHARD:
                 append_shard(folder, index, pairs)
                 pairs = {}
         if pairs:
             append_shard(folder, index, pairs)
-        wanted = {recording.id for recording in recordings} & {song.id for song in index.songs}
+        wanted = {item.id for item in items} & {song.id for song in index.songs}
         if not wanted:
             reason = next(iter(self.unreadable.values()), "the list is empty")
-            raise DataError(f"no recording for {folder} can be read; the first: {reason}")
+            raise DataError(f"no item for {folder} can be read; the first: {reason}")
         shards = TokenShards(folder)
         return {song.id: shards.codes(song) for song in shards.index.songs if song.id in wanted}
 
     def _some(self, items: Sequence[Item], count: int | None) -> list[Item]:
         order = np.random.default_rng(self.settings.seed).permutation(len(items))
         return [items[index] for index in order[:count]]
-
-
-def _read(item: Item) -> dict[str, Tensor]:
-    return {track: waves[0] for track, waves in read_waves([item]).items()}
 
 
 def _standardize(vectors: Tensor) -> Tensor:

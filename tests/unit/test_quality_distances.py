@@ -1,10 +1,80 @@
-"""Frechet distances have their textbook values, and the anchors tell styles apart."""
+"""Distances of sets of sounds have their textbook values; the tagger hears as musicnn's own network does."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
 
-from duotok.recipes.evaluation.frechet import frechet_distance, matched_distance, measure_anchors
+from duotok.recipes.evaluation.distances import (
+    MusicFeatures,
+    frechet_distance,
+    kernel_distance,
+    matched_distance,
+    measure_anchors,
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> MusicFeatures:
+    return MusicFeatures.from_pretrained()
+
+
+def test_patches_are_of_three_seconds_and_heard_on_their_own(network):
+    times = torch.arange(48_000 * 7) / 48_000
+    tone = 0.1 * torch.sin(2 * torch.pi * 440 * times).repeat(2, 1)
+    features = network.of_wave(tone)
+    assert features.shape == (2, 200) and bool(torch.isfinite(features).all())  # 7 s hold two patches
+    # One that is too short is continued by silence.
+    assert torch.allclose(network.of_wave(tone[:, : 48_000 * 4])[0], features[0], atol=1e-3)
+    assert network.of_wave(tone[:, :48_000]).shape == (1, 200)
+    assert not torch.allclose(network.of_wave(0 * tone)[0], features[0], atol=0.1)
+
+
+def test_features_are_those_of_the_package(network):
+    """Against the full-precision weights of musicnn 0.1.0, read out of its TensorFlow checkpoint."""
+    times = torch.arange(3 * 48_000) / 48_000
+    chord = sum(0.1 * torch.sin(2 * torch.pi * hertz * times) for hertz in (262, 330, 392))
+    features = network.of_wave((chord * (1 + torch.sin(4 * torch.pi * times)) / 2)[None])[0]
+    expected = [-0.07995, -0.03288, -0.09226, -0.18606, -0.07870, 0.44959]
+    assert features[:6].tolist() == pytest.approx(expected, abs=5e-3)
+    assert float(features.norm()) == pytest.approx(8.5104, rel=2e-3)
+
+
+def test_tones_are_nearer_to_each_other_than_to_noise(network):
+    times = torch.arange(48_000 * 3) / 48_000
+    tones = [0.1 * torch.sin(2 * torch.pi * hertz * times)[None] for hertz in (262, 277)]
+    noise = 0.1 * torch.randn(1, len(times), generator=torch.Generator().manual_seed(0))
+    first, second, other = (network.of_wave(wave)[0] for wave in (*tones, noise))
+    assert (first - second).norm() < 0.5 * (first - other).norm()
+
+
+def test_pooling_sees_all_frames(network):
+    mel = torch.from_numpy(np.random.default_rng(1).uniform(0, 2, (1, 187, 96)).astype(np.float32))
+    base = network.of_patches(mel)
+    for frame in (0, 93, 186):
+        changed = mel.clone()
+        changed[:, frame] += 5
+        assert (network.of_patches(changed) - base).abs().max() > 1e-3
+
+
+def test_the_kernel_distance_is_unbiased_and_that_of_the_formula():
+    rng = np.random.default_rng(0)
+    alike = [kernel_distance(draw(rng, 12), draw(rng, 20)) for _ in range(300)]
+    assert abs(np.mean(alike)) < 3 * np.std(alike) / 300**0.5  # no bias, however few there are
+    assert min(alike) < 0
+    real, found = draw(rng, 3), draw(rng, 4, mean=1.0)
+    scale = np.sqrt(np.mean(real**2))
+
+    def kernel(first, second):
+        return (np.dot(first, second) / scale**2 / 6 + 1) ** 3
+
+    within = [
+        np.mean([kernel(values[i], values[j]) for i in range(n) for j in range(n) if i != j])
+        for values, n in ((real, 3), (found, 4))
+    ]
+    across = np.mean([kernel(one, other) for one in real for other in found])
+    assert kernel_distance(real, found) == pytest.approx(1000 * (sum(within) - 2 * across))
+    assert kernel_distance(5 * real, 5 * found) == pytest.approx(kernel_distance(real, found))
 
 
 def draw(rng, count, mean=0.0, scale=1.0, features=6):

@@ -1,14 +1,23 @@
-"""The measured quality as a Markdown table and as JSON."""
+"""What is known about the quality of the sound after it was measured, as figures and as a Markdown page."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from duotok.recipes.evaluation.quality_result import Quality, Value
-from duotok.recipes.evaluation.quality_sounds import SOUNDS
-from duotok.tokenizer.common.files import write_json, write_text
+from duotok.recipes.evaluation.distances import Anchors
+from duotok.tokenizer.common.files import write_text
 
+# Sound -> what it is. The last four are references.
+SOUNDS = {
+    "vae": "VAE alone",
+    "round_trip": "tokens, round trip",
+    "generated": "generated for the vocal",
+    "original": "the original itself",
+    "shuffled": "another song's original",
+    "random": "white noise",
+    "silent": "silence",
+}
 # Measure -> heading, digits, what is good.
 MEASURES = {
     "chroma_correlation": ("chroma correlation", 2, "1"),
@@ -23,6 +32,7 @@ MEASURES = {
     "level_error_lu": ("level error (LU)", 2, "0"),
     "frechet": ("Frechet distance", 2, "0"),
     "frechet_all": ("Frechet distance, all patches", 2, "0"),
+    "kernel_distance": ("kernel distance x 1000", 0, "0"),
 }
 # P table 4: the round trip through DuoTok's tokens.
 PAPER = {
@@ -35,31 +45,46 @@ round trip and the references are compared at the level of the original, as code
 error is taken before that, and is an absolute value, as the stereo width error is. Mel distance: the one of
 descript-audio-codec's evaluation (two mel spectrograms, log10 of squared magnitudes plus magnitudes); the
 paper does not define its own. Frechet distance: from the originals of the same excerpts, for features of the
-tagger musicnn; another song's original has none, as all of them are one set of songs. A width below -40 dB
+tagger musicnn; another song's original has none, as all of them are one set of songs. Kernel distance: of
+the same features, unbiased, from the accompaniments of all test items. A width below -40 dB
 of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A measure over the excerpts."""
+
+    mean: float
+    margin: float = math.nan  # half the width of its 95 % interval; NaN where it is a single number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Everything that was measured."""
+
+    values: Mapping[str, Mapping[str, Mapping[str, Value]]]  # track -> sound -> measure
+    anchors: Anchors | None
+    excerpts: int
+    seconds: float
+    left_out: tuple[str, ...]  # what could not be measured, and why
+
+    def figures(self) -> dict[str, float]:
+        """Flat figures; those of the original itself are left out."""
+        found: dict[str, float] = {"excerpts": self.excerpts, "excerpt_seconds": self.seconds}
+        if self.anchors is not None:
+            found |= self.anchors.figures()
+        for track, sounds in self.values.items():
+            for sound, measures in sounds.items():
+                for name, value in measures.items() if sound != "original" else ():
+                    # Only accompaniments have kernel distances.
+                    own = name == "kernel_distance"
+                    found[f"{name}_{sound}" if own else f"{track}_{sound}_{name}"] = value.mean
+        return found
+
+
 def write_quality(quality: Quality, folder: Path) -> None:
-    """Write quality.md and quality.json into a folder; raises DataError where that fails."""
-    write_json(folder / "quality.json", describe_quality(quality))
+    """Write quality.md into a folder; raises DataError where that fails."""
     write_text(folder / "quality.md", render_quality(quality))
-
-
-def describe_quality(quality: Quality) -> dict:
-    """Everything, ready for JSON; a number that is not there is null."""
-    return {
-        "excerpts": quality.excerpts,
-        "excerpt_seconds": quality.seconds,
-        "left_out": list(quality.left_out),
-        "frechet_anchors": None if quality.anchors is None else asdict(quality.anchors),
-        "tracks": {
-            track: {
-                sound: {name: _describe(value) for name, value in measures.items()}
-                for sound, measures in sounds.items()
-            }
-            for track, sounds in quality.values.items()
-        },
-    }
 
 
 def render_quality(quality: Quality) -> str:
@@ -102,11 +127,3 @@ def _cell(found: Mapping[str, Value], name: str) -> str:
     value, digits = found[name], MEASURES[name][1]
     margin = "" if math.isnan(value.margin) else f" ± {value.margin:.{digits}f}"
     return f"{value.mean:.{digits}f}{margin}"
-
-
-def _describe(value: Value) -> dict:
-    return {
-        "mean": round(value.mean, 5),
-        "margin": None if math.isnan(value.margin) else round(value.margin, 5),
-        "count": value.count,
-    }

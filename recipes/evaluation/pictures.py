@@ -1,17 +1,27 @@
-"""A picture of the measured quality: one panel per measure, one bar per sound and track."""
+"""The pictures of the evaluation, one PNG file each: the measured quality, and fit by guidance."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from duotok.recipes.evaluation.quality_result import Quality
-from duotok.recipes.evaluation.quality_sounds import SOUNDS
-from duotok.recipes.evaluation.quality_table import MEASURES, PAPER
-from duotok.recipes.research.plots import COLORS, save_figure
+from duotok.recipes.evaluation.quality_report import MEASURES, PAPER, SOUNDS, Quality
+from duotok.tokenizer.common.files import whole_file
 
+COLORS = {
+    "whole": "#1f6f8b",
+    "first_5s": "#d1495b",
+    "vocal": "#d1495b",
+    "accompaniment": "#1f6f8b",
+    "unconditional_vocal": "#d1495b",
+    "unconditional_accompaniment": "#1f6f8b",
+    "vocal_to_accompaniment": "#3a9d5d",
+    "accompaniment_to_vocal": "#e08e45",
+}
+DOTS_PER_INCH = 110
 _COLUMNS = 4
 _ANCHORS = {
     "same_style": ("halves of one style", ":"),
@@ -20,6 +30,10 @@ _ANCHORS = {
 }
 # A reference far off would flatten what is to be seen: bars are cut here and told in numbers.
 _LARGEST = {"level_error_lu": 12.0, "log10_mel_l1": 1.5, "mel_distance": 6.0, "stereo_width_error_db": 20.0}
+# guidance -> (mean, standard error)
+Curve = Mapping[float, tuple[float, float]]
+_UNITS = {"in_key": "sung frames in the band's key (0 to 1)", "harmony": "harmony (1 = chance)"}
+_COLORS = {"tokens": COLORS["accompaniment"], "sound": COLORS["vocal"]}
 
 
 def draw_quality(quality: Quality, path: Path) -> None:
@@ -79,3 +93,43 @@ def _draw_measure(axes: Axes, quality: Quality, measure: str, sounds: list[str])
     axes.set_title(f"{heading} (perfect: {perfect})", fontsize=10)
     axes.margins(x=0.15)
     axes.grid(axis="x", alpha=0.3)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the picture as PNG, whole or not at all."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+
+
+def draw_guidance(
+    curves: Mapping[tuple[str, str], Curve], references: Mapping[str, float], title: str, path: Path
+) -> None:
+    """Draw in-key share and harmony by guidance.
+
+    curves: (measure, source) -> curve, measure one of "in_key" and "harmony", source "tokens" or "sound";
+    references: by measure what the corpus' own accompaniments reach, read from tokens.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    for axes, (measure, unit) in zip(figure.subplots(1, 2), _UNITS.items(), strict=True):
+        for (name, source), curve in curves.items():
+            if name != measure:
+                continue
+            strengths = sorted(curve)
+            axes.errorbar(
+                strengths,
+                [curve[strength][0] for strength in strengths],
+                yerr=[curve[strength][1] for strength in strengths],
+                marker="o",
+                capsize=3,
+                color=_COLORS[source],
+                label=f"read from {source}",
+            )
+            axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+        label = "the corpus' own band, from tokens"
+        axes.axhline(references[measure], linestyle="--", linewidth=1.2, color="black", label=label)
+        axes.set_xlabel("guidance (1 = none)")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    save_figure(figure, path)
