@@ -55,7 +55,7 @@ def mix_stems(vocal: np.ndarray, band: dict[str, np.ndarray], rng: np.random.Gen
 
 def finish(stems: dict[str, np.ndarray]) -> Mix:
     """Scale the stems so that nothing clips, round them to int16 and add them up."""
-    total = sum(np.broadcast_to(wave, (2, wave.shape[-1])) for wave in stems.values())
+    total = np.sum([np.broadcast_to(wave, (2, wave.shape[-1])) for wave in stems.values()], axis=0)
     peak = max([float(np.abs(total).max()), *(float(np.abs(wave).max()) for wave in stems.values())])
     scale = FULL_SCALE * min(1.0, HEADROOM / max(peak, 1e-9))
     whole = {name: np.rint(wave * np.float32(scale)).astype(np.int16) for name, wave in stems.items()}
@@ -118,10 +118,11 @@ def color(
     low_cut_hz: float,
 ) -> np.ndarray:
     """Equalizer (low cut, tilt, one broad bell) and room, in one pass over the spectrum."""
-    from scipy import fft, signal
+    from scipy.fft import next_fast_len
+    from scipy.signal import oaconvolve
 
     tail = int(room_seconds * SAMPLE_RATE_HZ) if wet_db is not None else 0
-    size = fft.next_fast_len(tail + 2 * EQUALIZER_TAPS, real=True)
+    size = int(next_fast_len(tail + 2 * EQUALIZER_TAPS, real=True) or 0)
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ).astype(np.float32)
     octaves = np.log2(np.maximum(frequency, 20.0) / 1_000).astype(np.float32)
     tilt_db, bell_db, bell = rng.uniform(-1.0, 1.0), rng.normal(0, 2.0), rng.uniform(-2.5, 3.0)
@@ -134,10 +135,10 @@ def color(
     for channel in range(len(wave)):
         spectrum = curve.astype(np.complex64)
         if wet_db is not None:
-            spectrum *= 1 + fft.rfft(make_room(room_seconds, wet_db, rng), size)
+            spectrum *= 1 + np.fft.rfft(make_room(room_seconds, wet_db, rng), size)
         # The equalizer reaches EQUALIZER_TAPS into the past: the filter is delayed and the sound moved back.
-        taps = np.roll(fft.irfft(spectrum, size), EQUALIZER_TAPS)[: tail + 2 * EQUALIZER_TAPS]
-        filtered = signal.oaconvolve(wave[channel], taps.astype(np.float32))
+        taps = np.roll(np.fft.irfft(spectrum, size), EQUALIZER_TAPS)[: tail + 2 * EQUALIZER_TAPS]
+        filtered = oaconvolve(wave[channel], taps.astype(np.float32))
         result[channel] = filtered[EQUALIZER_TAPS : EQUALIZER_TAPS + wave.shape[-1]]
     return result
 

@@ -29,7 +29,7 @@ class WhisperRecognizer:
                 "model converted for CTranslate2 by --whisper"
             )
         try:
-            from faster_whisper import WhisperModel
+            from faster_whisper import WhisperModel  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError(
                 "--whisper needs the package faster-whisper: pip install faster-whisper"

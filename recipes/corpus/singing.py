@@ -85,8 +85,8 @@ def assign_lyrics(
         previous = notes[index - 1] if index else None
         gap = note.start - previous.end if previous else np.inf
         starts_phrase = gap > PHRASE_GAP or (in_phrase >= breath_after and gap > 0.08)
-        joined = not starts_phrase and gap < 0.09 and previous is not None
-        if joined and note.pitch != previous.pitch and rng.random() < manner.melisma:
+        joined = not starts_phrase and gap < 0.09
+        if joined and previous and note.pitch != previous.pitch and rng.random() < manner.melisma:
             sung[-1].end = note.end
             texts.append(MELISMA)
             continue

@@ -75,7 +75,7 @@ class SoundFont:
                 events.append((first, 1, channel, pitch, velocity))
                 events.append((last, 0, channel, pitch, 0))
         wave = np.zeros((samples + BLOCK_SAMPLES, 2), dtype=np.float32)
-        view = memoryview(wave).cast("B")
+        view = memoryview(wave.data).cast("B")
         blocks, position = samples // BLOCK_SAMPLES + 1, 0
         for block, kind, channel, pitch, velocity in sorted(events):
             if block >= blocks:

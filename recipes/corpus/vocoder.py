@@ -54,8 +54,6 @@ def synthesize(
     (bands -> BINS) spread them over the FFT bins. pitch_hz, voiced: [frames]. Only frames where `active`
     is set sound.
     """
-    from scipy import fft
-
     frames = len(log_power)
     samples = frames * HOP_SAMPLES
     margin = WINDOW_SAMPLES
@@ -74,14 +72,14 @@ def synthesize(
         batch = chosen[first : first + BATCH_FRAMES]
         starts = margin + batch * HOP_SAMPLES - HOP_SAMPLES  # the window is centered on the frame
         pieces = starts[:, None] + span[None]
-        periodic = fft.rfft(pulses[pieces] * window, FFT_SIZE)
-        random = fft.rfft(noise[pieces] * window, FFT_SIZE)
+        periodic = np.fft.rfft(pulses[pieces] * window, FFT_SIZE)
+        random = np.fft.rfft(noise[pieces] * window, FFT_SIZE)
         share = np.clip(aperiodicity[batch].astype(np.float32) @ expand_aperiodicity, 0.001, 1.0)
         log_spectrum = log_power[batch].astype(np.float32) @ expand_power
-        cepstrum = fft.irfft(log_spectrum, FFT_SIZE)
-        transfer = np.exp(fft.rfft(cepstrum * fold, FFT_SIZE))  # exp(log power / 2) and its phase
+        cepstrum = np.fft.irfft(log_spectrum, FFT_SIZE)
+        transfer = np.exp(np.fft.rfft(cepstrum * fold, FFT_SIZE))  # exp(log power / 2) and its phase
         transfer *= np.sqrt(1 - np.square(share)) * periodic + share * random
-        sound = fft.irfft(transfer, FFT_SIZE)
+        sound = np.fft.irfft(transfer, FFT_SIZE)
         for start, piece in zip(starts, sound, strict=True):
             output[start : start + FFT_SIZE] += piece
     return output[margin : margin + samples]

@@ -116,7 +116,7 @@ class SileroDetector:
 
     def __init__(self) -> None:
         threads = torch.get_num_threads()
-        from silero_vad import load_silero_vad
+        from silero_vad import load_silero_vad  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(threads)  # importing it sets one thread for the whole process
         self.model: Any = load_silero_vad()

@@ -153,15 +153,16 @@ def trim_vowels(syllables: list[Syllable], voiced: np.ndarray, level: np.ndarray
 
 def analyse(speech: Speech) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """WORLD analysis (Morise et al. 2016): envelope and noise points and voicing of each frame."""
-    import pyworld
+    # A compiled module without stubs.
+    from pyworld import cheaptrick, d4c, harvest  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
     wave, rate = speech.wave, speech.rate_hz
     period = FRAME_SECONDS * 1000
-    pitch, times = pyworld.harvest(wave, rate, f0_floor=60, f0_ceil=500, frame_period=period)
+    pitch, times = harvest(wave, rate, f0_floor=60, f0_ceil=500, frame_period=period)
     if not (pitch > 0).any():
         raise DataError("a spoken phrase has no voiced sound")
-    envelope = pyworld.cheaptrick(wave, pitch, times, rate)
-    noise = pyworld.d4c(wave, pitch, times, rate, threshold=0.0)
+    envelope = cheaptrick(wave, pitch, times, rate)
+    noise = d4c(wave, pitch, times, rate, threshold=0.0)
     noise[pitch == 0] = 1.0
     fft_size = (envelope.shape[1] - 1) * 2
     to_points = _interpolation(np.arange(fft_size // 2 + 1) * rate / fft_size, mel_points(rate))

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.objective import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.recipes.lm.train import batch_flops
