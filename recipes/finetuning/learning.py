@@ -19,8 +19,8 @@ from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, SHOR
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong
-from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.run_state import TrainingState
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.files import read_json, write_json, write_tensors

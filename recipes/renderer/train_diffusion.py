@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
-from duotok.recipes.training.command import recipe_main
 from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.training.recipe_command import recipe_main
 from duotok.renderer.diffusion import (
     LATENTS_PER_FEATURE,
     Condition,

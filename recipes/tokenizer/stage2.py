@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
-from duotok.recipes.training.command import recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer

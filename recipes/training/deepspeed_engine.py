@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, KwargsHandler
 
-from duotok.recipes.training.checkpoint import RunState, damaged_checkpoint
 from duotok.recipes.training.failures import is_lost_process
+from duotok.recipes.training.run_state import RunState, damaged_checkpoint
 from duotok.recipes.training.task import TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.common.files import WriteError

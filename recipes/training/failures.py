@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from duotok.recipes.training.batches import BatchKey
-from duotok.recipes.training.checkpoint import RunState
 from duotok.recipes.training.meter import NotFinite
+from duotok.recipes.training.run_state import RunState
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import DuoTokError
 

@@ -22,11 +22,11 @@ from torch import nn
 from tqdm import tqdm
 
 from duotok.recipes.training.batches import MicroBatch, open_batches
-from duotok.recipes.training.checkpoint import RunState, TrainingState, export_component, make_folder
 from duotok.recipes.training.deepspeed_engine import DeepSpeedState, explained_refusal, make_accelerator
 from duotok.recipes.training.failures import explained_failures, refuse_not_finite, stopped_by_signal
 from duotok.recipes.training.log import VALIDATION, RunLog, section_of
 from duotok.recipes.training.meter import Meter
+from duotok.recipes.training.run_state import RunState, TrainingState, export_component, make_folder
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.precision import multiplies_bf16

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from duotok.recipes.lm import data, tokens, train
-from duotok.recipes.training import checkpoint, deepspeed_engine, failures
+from duotok.recipes.training import deepspeed_engine, failures
+from duotok.recipes.training import run_state as checkpoint
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import ConfigError
 

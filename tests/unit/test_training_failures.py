@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from duotok.recipes.training.checkpoint import TrainingState
 from duotok.recipes.training.failures import explained_failures
 from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.run_state import TrainingState
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
 
