@@ -5,7 +5,8 @@ of what is done become the prefix of the next window. All candidates of a song, 
 source for classifier-free guidance, are computed side by side, all of it on the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -201,14 +202,30 @@ def sample_song(
     frames, given = len(source), done.shape[1]
     sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(done), device=source.device)
-    while done.shape[1] < frames:
-        start = next_window_start(done.shape[1], frames, config)
-        window = slice(start, start + config.window_frames)
-        report = None if progress is None else _offset(progress, start)
-        notes = None if sheet is None else sheet[window]
-        codes, likely = sampler.sample(source[window], done[:, start:], uniform[:, window], report, notes)
-        done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
+    with one_thread():
+        while done.shape[1] < frames:
+            start = next_window_start(done.shape[1], frames, config)
+            window = slice(start, start + config.window_frames)
+            report = None if progress is None else _offset(progress, start)
+            notes = None if sheet is None else sheet[window]
+            codes, likely = sampler.sample(source[window], done[:, start:], uniform[:, window], report, notes)
+            done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
     return done, nats / (frames - given)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one CPU thread inside of the block.
+
+    A step of a few rows is too small to share. Threads that meet after every operator gain nothing on an idle
+    machine, and wait for each other most of the time where another program takes a core.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def next_window_start(done_frames: int, frames: int, config: SamplingConfig) -> int:

@@ -139,6 +139,16 @@ def test_the_vocal_matters_and_guidance_raises_it() -> None:
     )
 
 
+def test_one_thread_decodes_and_the_others_come_back() -> None:
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        generate_track(make_lm(), make_vocal(6), seed=0, progress=lambda _: seen.add(torch.get_num_threads()))
+        assert seen == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_seeds() -> None:
     lm, vocal = make_lm(), make_vocal(40)
     first = generate_track(lm, vocal, seed=1, temperature=1.0)

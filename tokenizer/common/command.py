@@ -36,6 +36,8 @@ def guard(run: Callable[[], None], *, interrupted: str = "run the same command a
     0; 1 with one line on stderr; 130 where it was interrupted, 143 (129) where it was told to end by SIGTERM
     (SIGHUP). A reader of the output that goes away is no failure, an output that cannot be written is one.
     """
+    # Read when torch is loaded: threads that spin while they wait take the core from whoever else needs it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8, consoles of few letters
     try:
