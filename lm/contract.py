@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..tokenizer.common.component import Component, ConfigT
+from ..tokenizer.common.checkpoint import Component, ConfigT
 from ..tokenizer.common.errors import ConfigError
 
 

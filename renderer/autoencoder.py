@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..tokenizer.common.audio import SAMPLE_RATE_HZ, resample
+from ..tokenizer.common.checkpoint import Component, ConfigT
 from ..tokenizer.common.chunks import plan_chunks
-from ..tokenizer.common.component import Component, ConfigT
 from ..tokenizer.common.errors import ConfigError
 
 ENCODER_CHUNK_SECONDS = 40

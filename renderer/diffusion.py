@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..tokenizer.blocks import FeedForward, RotaryPositions, rotate
-from ..tokenizer.common.component import Component
+from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import AUTO, OBJECTIVES, DiffusionPath, SolverConfig, make_solver
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tokenizer.common.component import open_component
+from ..tokenizer.common.checkpoint import open_component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from ..tokenizer.common.precision import native_autocast
 from .autoencoder import Autoencoder

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
+from .common.checkpoint import Component
 from .common.chunks import join_chunks
-from .common.component import Component
 from .common.errors import AudioError, CheckpointError, ConfigError
 from .common.long_waves import let_go
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks

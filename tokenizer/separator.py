@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .common.checkpoint import Component
 from .common.chunks import plan_chunks
-from .common.component import Component
 from .common.errors import AudioError, ConfigError
 from .common.long_waves import let_go, new_wave
 from .heads import MASKS_PER_FRAME, STEMS

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...tokenizer.common.checkpoint import Component
 from ...tokenizer.common.chunks import join_chunks
-from ...tokenizer.common.component import Component
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
 from ...tokenizer.music.labels import CHORDS

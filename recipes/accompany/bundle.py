@@ -20,7 +20,7 @@ from duotok.tokenizer.common.errors import CheckpointError
 if TYPE_CHECKING:
     from duotok.lm.contract import LanguageModel
     from duotok.renderer.renderer import Renderer
-    from duotok.tokenizer.common.component import Component
+    from duotok.tokenizer.common.checkpoint import Component
     from duotok.tokenizer.model import DuoTokenizer
 
 FORMAT = 1

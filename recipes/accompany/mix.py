@@ -1,14 +1,96 @@
-"""The mix of a vocal with its accompaniment: level, end and peaks."""
+"""The waves on both sides of the model: the vocal, read and checked, and its mix with the band."""
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.long_waves import amplify, map_blocks, peak
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
+from duotok.tokenizer.common.errors import AudioError
+from duotok.tokenizer.common.files import shown_name
+from duotok.tokenizer.common.long_waves import amplify, blocks, map_blocks, peak
 from duotok.tokenizer.common.loudness import measure_loudness
+
+SHORTEST_SECONDS = 1.0
+_SILENT_PEAK = 1e-4  # -80 dBFS, three steps of 16 bits
+_QUIET_PEAK = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocal:
+    """A usable vocal."""
+
+    wave: Tensor  # [2, samples] at 48 kHz, peak <= 1
+    name: str  # file name as it is shown, or "" for a tensor
+    warnings: tuple[str, ...]
+
+    @property
+    def listened(self) -> Tensor:
+        """What the tokenizer hears, [1, channels, samples]: both sides, or the left where they cancel out."""
+        middle_power = left_power = 0.0
+        for _, (block,) in blocks(self.wave):
+            middle_power += float(block.mean(dim=0).square().sum(dtype=torch.float64))
+            left_power += float(block[0].square().sum(dtype=torch.float64))
+        return self.wave[None, :1] if middle_power < 1e-3 * left_power else self.wave[None]
+
+
+def load_vocal(source: str | Path | Tensor, *, what: str = "vocal") -> Vocal:
+    """Read and check a vocal: a file of any rate and channel count, or a wave at 48 kHz.
+
+    source: a path, or a tensor [samples] or [channels, samples]; what: what messages call it. Raises
+    AudioError when it cannot be read, is shorter than SHORTEST_SECONDS, silent, or holds NaN.
+    """
+    if isinstance(source, Tensor):
+        return check_vocal(_to_stereo(source), name="", what=what)
+    return check_vocal(read_audio(source), name=shown_name(Path(source).name), what=what)
+
+
+def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
+    """wave [2, samples] at 48 kHz -> a vocal with a peak of at most 1; AudioError if it is unusable."""
+    subject = name or f"the {what}"
+    seconds = wave.shape[-1] / SAMPLE_RATE_HZ
+    if wave.shape[-1] < SHORTEST_SECONDS * SAMPLE_RATE_HZ:
+        raise AudioError(f"{subject} has {seconds:.3f} s; give a {what} of at least {SHORTEST_SECONDS:g} s")
+    highest = peak(wave)
+    if not math.isfinite(highest):
+        raise AudioError(f"{subject} holds NaN or infinite samples; export it again from your audio editor")
+    if highest < _SILENT_PEAK:
+        raise AudioError(f"{subject} is silent; give a recording in which somebody sings")
+    warnings = []
+    if highest > 1:
+        wave = map_blocks(lambda block: block / highest, wave)
+        warnings.append(f"the {what}'s peak was {highest:.4g}, above full scale; it was turned down to 1")
+    if highest < _QUIET_PEAK:
+        warnings.append(f"the {what} is very quiet, and so is what is made of it; turn the recording up")
+    return Vocal(wave=wave, name=name, warnings=tuple(warnings))
+
+
+def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
+    """The given start of the accompaniment, [1, 2, samples], cut to whole token frames by the caller.
+
+    Raises AudioError when it cannot be read or does not leave anything to generate.
+    """
+    wave = _to_stereo(source) if isinstance(source, Tensor) else read_audio(source)
+    if not math.isfinite(peak(wave)):
+        raise AudioError("the prefix holds NaN or infinite samples; export it again from your audio editor")
+    if wave.shape[-1] >= vocal.wave.shape[-1]:
+        seconds, song = (part.shape[-1] / SAMPLE_RATE_HZ for part in (wave, vocal.wave))
+        raise AudioError(
+            f"the prefix has {seconds:.2f} s, the vocal {song:.2f} s; give a prefix shorter than the song"
+        )
+    return wave[None]
+
+
+def _to_stereo(wave: Tensor) -> Tensor:
+    wave = wave.detach().cpu().float()
+    if wave.ndim == 1:
+        wave = wave[None]
+    if wave.ndim != 2 or wave.shape[0] > wave.shape[1]:
+        raise AudioError(f"a wave must be [samples] or [channels, samples], got shape {tuple(wave.shape)}")
+    return wave if wave.shape[0] == 2 else wave.mean(dim=0, keepdim=True).repeat(2, 1)
+
 
 PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
 _FADE_SECONDS = 0.25  # about how long a played note takes to die away

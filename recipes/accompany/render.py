@@ -70,10 +70,9 @@ def render(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
-    from duotok.recipes.accompany.mix import match_level
+    from duotok.recipes.accompany.mix import load_vocal, match_level
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.accompany.request import resolve_settings
-    from duotok.recipes.accompany.vocal import load_vocal
     from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
     recording = None if arguments.audio is None else load_vocal(arguments.audio, what="recording")

@@ -14,7 +14,7 @@ from duotok.tokenizer.common.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duotok.recipes.accompany.vocal import Vocal
+    from duotok.recipes.accompany.mix import Vocal
     from duotok.recipes.accompany.wishes import Chart, SheetWishes
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -124,7 +124,7 @@ class Request:
 
         What is no file name stays, so reading twice is as good as once. Raises AudioError and DataError.
         """
-        from duotok.recipes.accompany.vocal import Vocal, load_prefix, load_vocal
+        from duotok.recipes.accompany.mix import Vocal, load_prefix, load_vocal
         from duotok.recipes.accompany.wishes import read_chart
 
         chart = read_chart(self.chords) if isinstance(self.chords, (str, Path)) else self.chords

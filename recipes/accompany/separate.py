@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _separate(arguments: argparse.Namespace) -> None:
+    from duotok.recipes.accompany.mix import load_vocal
     from duotok.recipes.accompany.pipeline import choose_device
-    from duotok.recipes.accompany.vocal import load_vocal
     from duotok.recipes.separation.adapters import open_separator
     from duotok.tokenizer.common.audio import write_audio
     from duotok.tokenizer.heads import STEMS

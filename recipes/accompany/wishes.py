@@ -14,7 +14,7 @@ from duotok.lm.contract import LanguageModel
 from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.input_files import read_small_text, shown_name
+from duotok.tokenizer.common.files import read_small_text, shown_name
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, name_chord, nearest_triad, parse_chord
 
 Chart = list[tuple[float, float, str]]  # start seconds, end seconds, label

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.tokenizer.common.component import Component
+from duotok.tokenizer.common.checkpoint import Component
 from duotok.tokenizer.common.errors import ConfigError
 
 

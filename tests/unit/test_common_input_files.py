@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.input_files import open_input, read_small_text, shown_name
+from duotok.tokenizer.common.files import open_input, read_small_text, shown_name
 
 _ACCENT = os.fsdecode(b"caf\xe9.txt")  # no UTF-8
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
-from duotok.recipes.accompany.mix import measure_loudness, mix_down
-from duotok.recipes.accompany.vocal import load_vocal
+from duotok.recipes.accompany.mix import load_vocal, measure_loudness, mix_down
 from duotok.tokenizer.common import long_waves
 from duotok.tokenizer.common.audio import read_audio, write_audio
 from duotok.tokenizer.common.chunks import join_chunks, plan_chunks

@@ -2,7 +2,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.accompany.vocal import load_prefix, load_vocal
+from duotok.recipes.accompany.mix import load_prefix, load_vocal
 from duotok.tokenizer.common.errors import AudioError
 
 

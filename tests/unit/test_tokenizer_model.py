@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from duotok.tokenizer.common.component import open_component
+from duotok.tokenizer.common.checkpoint import open_component
 from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError, DuoTokError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import AudioError
-from .files import WriteError, whole_file
-from .input_files import open_input, shown_name
+from .files import WriteError, open_input, shown_name, whole_file
 from .long_waves import blocks, let_go, new_wave
 
 SAMPLE_RATE_HZ = 48_000

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..common.component import Component
+from ..common.checkpoint import Component
 from ..common.errors import ConfigError
 from .chroma import average_blocks, block_frames
 from .labels import CHORDS, NO_CHORD, count_fifths, name_chord, name_note
