@@ -33,13 +33,7 @@ class Scores:
 
 @torch.no_grad()
 def score_batch(
-    lm: DualTrackLM,
-    vocal: Tensor,
-    accompaniment: Tensor,
-    mode: str,
-    prefix_frames: int = 0,
-    *,
-    rows: int = 8,
+    lm: DualTrackLM, vocal: Tensor, accompaniment: Tensor, mode: str, prefix_frames: int = 0, *, rows: int = 8
 ) -> Scores:
     """Score windows under teacher forcing (P B.1.3, B.1.4); the paper's prefix is 50 frames.
 

@@ -20,10 +20,7 @@ BAR_COST, HALF_COST, QUARTER_COST, OTHER_COST = 3.0, 4.0, 6.0, 20.0
 
 
 def track_bars(
-    log_probabilities: np.ndarray,
-    rate_hz: float,
-    *,
-    bar_seconds: tuple[float, float] = BAR_SECONDS,
+    log_probabilities: np.ndarray, rate_hz: float, *, bar_seconds: tuple[float, float] = BAR_SECONDS
 ) -> np.ndarray:
     """Return bar lines [bars + 1] in frames, the first at 0 or before, the last at the end or behind it.
 

@@ -429,11 +429,7 @@ def _sampling_config(settings: GenerationSettings) -> SamplingConfig:
 
 
 def describe_music(
-    *,
-    vocal: Tensor,
-    mixdown: Mixdown,
-    read_outs: Mapping[str, ReadOut],
-    sheet: Tensor | None = None,
+    *, vocal: Tensor, mixdown: Mixdown, read_outs: Mapping[str, ReadOut], sheet: Tensor | None = None
 ) -> dict[str, Any]:
     """The musical part of report.json.
 

@@ -12,13 +12,7 @@ from duotok.recipes.tokenizer.train_text_model import train_text_model
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.heads import TextHead
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
-from duotok.tokenizer.objectives import (
-    LossWeights,
-    chroma_distances,
-    mask_distances,
-    summarize,
-    text_losses,
-)
+from duotok.tokenizer.objectives import LossWeights, chroma_distances, mask_distances, summarize, text_losses
 from duotok.tokenizer.text import (
     SentencePieceVocabulary,
     collapse_alignment,
