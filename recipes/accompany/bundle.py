@@ -155,7 +155,16 @@ def assemble_bundle(
             extra |= {key: fingerprints[part] for key, part in _RECORDED.items() if key in extra}
             model.save_pretrained(temporary / component, half=half, extra=extra)
             fingerprints[component] = model.fingerprint
-        description = _describe(temporary, name, fingerprints, dict(defaults or {}))
+        listed = sorted(path for path in temporary.rglob("*") if path.is_file())
+        description = {
+            "format": FORMAT,
+            "name": name,
+            "fingerprint": _join(fingerprints.values()),
+            "tokenizer_fingerprint": fingerprints["tokenizer"],
+            "components": fingerprints,
+            "defaults": dict(defaults or {}),
+            "files": {path.relative_to(temporary).as_posix(): _sha256(path) for path in listed},
+        }
         write_json(temporary / _DESCRIPTION, description, indent=2)
         if card is not None:
             shutil.copyfile(card, temporary / CARD)
@@ -181,21 +190,6 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
         "renderer/accompaniment": DiffusionDecoder.from_pretrained,
         "renderer/vocal": DiffusionDecoder.from_pretrained,
         "separator": MaskSeparator.from_pretrained,
-    }
-
-
-def _describe(
-    folder: Path, name: str, fingerprints: Mapping[str, str | None], defaults: dict[str, Any]
-) -> dict[str, Any]:
-    listed = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        "format": FORMAT,
-        "name": name,
-        "fingerprint": _join(fingerprints.values()),
-        "tokenizer_fingerprint": fingerprints["tokenizer"],
-        "components": dict(fingerprints),
-        "defaults": defaults,
-        "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in listed},
     }
 
 
@@ -282,21 +276,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--out", True, "bundle folder to write; replaced when it exists"),
     ):
         parser.add_argument(option, type=Path, required=required, metavar="DIR", help=text)
-    parser.add_argument(
-        "--card",
-        type=Path,
-        metavar="FILE",
-        help=f"model card, copied as {CARD} (default: the one of the bundle that is replaced)",
-    )
+    text = f"model card, copied as {CARD} (default: the one of the bundle that is replaced)"
+    parser.add_argument("--card", type=Path, metavar="FILE", help=text)
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
-    parser.add_argument(
-        "--default",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="generation setting this model works best with, e.g. guidance=2.0; may be repeated",
-    )
+    text = "generation setting this model works best with, e.g. guidance=2.0; may be repeated"
+    parser.add_argument("--default", action="append", default=[], metavar="KEY=VALUE", help=text)
     options = vars(parser.parse_args(argv))
 
     def assemble() -> None:

@@ -43,20 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vocal", metavar="FILE", help="the singer alone (WAV, FLAC, OGG, MP3; any rate)")
     add("--mix", metavar="FILE", help="a whole song instead; its vocal is separated from it first")
     add = sung.add_argument
-    add(
-        "--tempo",
-        dest="tempo_bpm",
-        type=float,
-        metavar="BPM",
-        help="four beats a bar (default: as it is sung)",
-    )
+    text = "four beats a bar (default: as it is sung)"
+    add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
     text = "chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)"
     add("--chords", metavar="FILE", help=text)
     add("--prefix", metavar="FILE", help="a given start of the accompaniment that the band goes on from")
 
-    add = parser.add_argument_group(
-        "what is played (defaults are those of the model in the package)"
-    ).add_argument
+    text = "what is played (defaults are those of the model in the package)"
+    add = parser.add_argument_group(text).add_argument
     add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
     text = f"how strictly the band follows the singer; 1 = no guidance (default: {own.guidance:g})"
     add("--cfg", dest="guidance", type=float, metavar="X", help=text)
@@ -74,9 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--level", dest="accompaniment_db", type=float, metavar="DB", help=text)
 
     add = parser.add_argument_group("what is written").add_argument
-    add(
-        "--out", type=Path, metavar="DIR", help="folder for the result (default: <vocal>-accompaniment, here)"
-    )
+    text = "folder for the result (default: <vocal>-accompaniment, here)"
+    add("--out", type=Path, metavar="DIR", help=text)
     text = "make N, ranked by fit, best first (default: 1)"
     add("--variations", type=int, default=1, metavar="N", help=text)
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
@@ -103,13 +96,8 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     inputs = request.files
     request = request.read()
-    song = request.vocal or request.mix
-    expected = expected_files(
-        song.wave.shape[-1],
-        renderings=request.renderings,
-        stems=request.stems,
-        separated=request.mix is not None,
-    )
+    samples, wanted = request.song.wave.shape[-1], {"renderings": request.renderings, "stems": request.stems}
+    expected = expected_files(samples, **wanted, separated=request.mix is not None)
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
@@ -133,9 +121,8 @@ def _shipped_settings() -> GenerationSettings:
 def _summarize(out: Path, report: dict[str, Any]) -> str:
     tempo = f"{report['tempo_bpm']:.0f} BPM" if report["tempo_bpm"] else "free tempo"
     computing = sum(report["computing_seconds"].values())
-    return (
-        f"{out}: {report['seconds']:.1f} s, {report['accompaniment_key']}, {tempo}, made in {computing:.1f} s"
-    )
+    key = report["accompaniment_key"]
+    return f"{out}: {report['seconds']:.1f} s, {key}, {tempo}, made in {computing:.1f} s"
 
 
 class _Bar:

@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 from duotok.tokenizer.common.files import failure_reason, printable, read_json, write_text
@@ -24,8 +23,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
 REPORT = "report.json"
 _STEMS = ("drums", "bass", "other")
@@ -109,9 +106,7 @@ class OutputFolder:
             raise OutputError(f"cannot write into {self.folder}: {failure_reason(error)}") from error
         self._published = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._leave()
         if not self._published:
             self._remove_parents()
@@ -149,11 +144,7 @@ class OutputFolder:
             (self.folder / name).unlink(missing_ok=True)
 
     def _make_parents(self, folder: Path) -> None:
-        missing = []
-        while not folder.exists():
-            missing.append(folder)
-            folder = folder.parent
-        for parent in reversed(missing):
+        for parent in [path for path in (*reversed(folder.parents), folder) if not path.exists()]:
             parent.mkdir(exist_ok=True)
             self._made.append(parent)
 
@@ -197,7 +188,8 @@ def _take(work: Path, folder: Path) -> int | None:
         except FileNotFoundError:
             continue
         if lock is not None:
-            _empty(work)
+            for path in work.iterdir():
+                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
             return lock
         if is_mine:
             return None
@@ -237,14 +229,6 @@ def _remove_left_over(place: Path) -> None:
                     os.close(lock)
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def expected_files(
     samples: int, *, renderings: int = 1, stems: bool = False, separated: bool = False
 ) -> dict[str, int]:
@@ -257,18 +241,6 @@ def expected_files(
     if separated:
         files["separated-vocal.wav"] = plain
     return files
-
-
-def write_result(
-    folder: Path, accompaniment: "Tensor", mix: "Tensor", report: dict[str, Any], *, suffix: str = ""
-) -> None:
-    """Write accompaniment<suffix>.wav, mix<suffix>.wav and (without a suffix) report.json."""
-    from duotok.tokenizer.common.audio import write_audio
-
-    write_audio(folder / f"accompaniment{suffix}.wav", accompaniment)
-    write_audio(folder / f"mix{suffix}.wav", mix)
-    if not suffix:
-        write_report(folder, report)
 
 
 def write_report(folder: Path, report: Mapping[str, Any], *, command: str = "generate") -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, mix_down
-from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report, write_result
+from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.request import (
     DEVICES,
@@ -46,8 +46,8 @@ from duotok.tokenizer.music.chroma import (
     estimate_activity,
     measure_chroma,
 )
-from duotok.tokenizer.music.harmony import Key, estimate_chords, read_key
-from duotok.tokenizer.music.pitch import Coherence, measure_coherence, sung_pitch
+from duotok.tokenizer.music.harmony import estimate_chords, read_key
+from duotok.tokenizer.music.pitch import measure_coherence, sung_pitch
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 
 STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
@@ -102,9 +102,8 @@ class Accompaniment:
 
         Stems and a separated vocal, where there are any, go into files of their own.
         """
-        expected = expected_files(
-            self.mix.shape[-1], stems=bool(self.stems), separated=self.separated_vocal is not None
-        )
+        separated = self.separated_vocal is not None
+        expected = expected_files(self.mix.shape[-1], stems=bool(self.stems), separated=separated)
         with OutputFolder(folder, expected) as output:
             self.write(output.work)
             output.publish()
@@ -121,7 +120,10 @@ class Accompaniment:
                 write_audio(folder / names[stem], wave, subtype="FLOAT")
         if self.separated_vocal is not None:
             write_audio(folder / "separated-vocal.wav", self.separated_vocal)
-        write_result(folder, self.accompaniment, self.mix, report, suffix=suffix)
+        write_audio(folder / f"accompaniment{suffix}.wav", self.accompaniment)
+        write_audio(folder / f"mix{suffix}.wav", self.mix)
+        if not suffix:
+            write_report(folder, report)
         return report
 
 
@@ -168,9 +170,8 @@ class Accompanist:
         self.device = choose_device(device)
         self.bundle = bundle
         self.defaults = resolve_settings(bundle.defaults, {}, where=f"defaults of the model {bundle.name}")
-        bundle.tokenizer.to(self.device)
-        bundle.lm.to(self.device)
-        bundle.renderer.to(self.device)
+        for part in (bundle.tokenizer, bundle.lm, bundle.renderer):
+            part.to(self.device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
@@ -204,9 +205,10 @@ class Accompanist:
         sketches = self.compose(request, progress=progress)
         count = request.renderings
         suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
-        reports: list[dict[str, Any]] = []
-        for composition, suffix in zip(sketches.ranked, suffixes, strict=False):
-            reports.append(self.perform(sketches, composition).write(folder, suffix))
+        reports = [
+            self.perform(sketches, composition).write(folder, suffix)
+            for composition, suffix in zip(sketches.ranked, suffixes, strict=False)
+        ]
         for kind in ("accompaniment", "mix") if count > 1 else ():
             try:
                 shutil.copyfile(folder / f"{kind}-1.wav", folder / f"{kind}.wav")
@@ -220,10 +222,9 @@ class Accompanist:
             ]
             report = {**report, "variations": [{**a, **b} for a, b in zip(files, reports, strict=True)]}
         if len(sketches.ranked) > 1:
-            others = list(enumerate(sketches.ranked, start=1))[count:]
             not_rendered = [
                 {"rank": number, "seed": composition.seed, "ranking": composition.fit.describe()}
-                for number, composition in others
+                for number, composition in enumerate(sketches.ranked[count:], start=count + 1)
             ]
             report = {**report, "not_rendered": not_rendered}
             write_report(folder, report)
@@ -249,6 +250,8 @@ class Accompanist:
             sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes)
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
+        names = ("guidance", "temperature", "top_k", "top_p")
+        sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})
         compositions: list[Composition] = []
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
@@ -258,12 +261,7 @@ class Accompanist:
                     clock.tell("compose", (start + count * done / len(vocal_codes)) / len(seeds))
 
                 candidates = self.bundle.lm.compose(
-                    vocal_codes,
-                    seeds=together,
-                    sampling=_sampling_config(settings),
-                    prefix=given,
-                    sheet=sheet,
-                    progress=tell,
+                    vocal_codes, seeds=together, sampling=sampling, prefix=given, sheet=sheet, progress=tell
                 )
                 compositions += self._judge(sung, together, candidates)
             order = rank([composition.fit for composition in compositions])
@@ -289,17 +287,15 @@ class Accompanist:
 
     def _judge(self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates) -> list[Composition]:
         """What the candidates' codes say and how that fits what is sung."""
-        likelihood, information = candidates.likelihood_nats, candidates.information_nats
+        nats = {
+            "likelihood_nats": candidates.likelihood_nats,
+            "information_nats": candidates.information_nats,
+        }
         compositions = []
-        for number, seed in enumerate(seeds):
-            codes = candidates.codes[number]
+        for number, (seed, codes) in enumerate(zip(seeds, candidates.codes, strict=True)):
             told = self._read_out(codes, "accompaniment")
-            fit = measure_fit(
-                sung,
-                read_track(told, "accompaniment"),
-                likelihood_nats=None if likelihood is None else float(likelihood[number]),
-                information_nats=None if information is None else float(information[number]),
-            )
+            found = {name: float(values[number]) for name, values in nats.items() if values is not None}
+            fit = measure_fit(sung, read_track(told, "accompaniment"), **found)
             compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
         return compositions
 
@@ -383,17 +379,13 @@ def choose_device(name: str) -> torch.device:
 
 def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
     """The vocal of a request that has been read, taken out of its mix where it has one."""
-    if not isinstance(request.mix, Vocal):
-        assert isinstance(request.vocal, Vocal)
-        return request.vocal
-    assert separator is not None
-    song = request.mix
+    song = request.song
+    if request.mix is None or separator is None:
+        return song
     vocal = check_vocal(separator.separate(song.wave)["vocal"], song.name, what="separated vocal")
-    told = (
-        f"the vocal was separated from {song.name or 'the song'} by {separator.name}; "
-        f"a clean vocal fits better"
-    )
-    return replace(vocal, warnings=(*song.warnings, told, *vocal.warnings))
+    told = f"the vocal was separated from {song.name or 'the song'} by {separator.name}"
+    warnings = (*song.warnings, f"{told}; a clean vocal fits better", *vocal.warnings)
+    return replace(vocal, warnings=warnings)
 
 
 def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:
@@ -410,22 +402,12 @@ def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
     reached_db = mixdown.accompaniment_lufs - mixdown.vocal_lufs
     if asked_db is None or not -math.inf < reached_db < asked_db - _LEVEL_TOLERANCE_DB:
         return []
-    turned_down = (
-        f", with both turned down by {-mixdown.mix_gain_db:.1f} dB" if mixdown.mix_gain_db < 0 else ""
-    )
+    gain_db = mixdown.mix_gain_db
+    turned_down = f", with both turned down by {-gain_db:.1f} dB" if gain_db < 0 else ""
     return [
         f"accompaniment.wav is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
         f"clip; in the mix it is as asked{turned_down}"
     ]
-
-
-def _sampling_config(settings: GenerationSettings) -> SamplingConfig:
-    return SamplingConfig(
-        guidance=settings.guidance,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
 
 
 def describe_music(
@@ -434,8 +416,7 @@ def describe_music(
     """The musical part of report.json.
 
     vocal: [2, samples]; read_outs: what the codes of "vocal" and "accompaniment" say, each a batch of one.
-    sheet [frames, COLUMNS]: what the band played from. Tempo and beats are those of its bars; where there are
-    none, what the accompaniment sounds like. Chords are spelled as in the key of the accompaniment.
+    Tempo and beats are those of the bars of sheet [frames, COLUMNS]; without bars, what is heard.
     """
     heard = measure_chroma(mixdown.accompaniment)
     coherence = measure_coherence(heard, sung_pitch(vocal))
@@ -444,16 +425,11 @@ def describe_music(
     if sheet is not None:
         activity["accompaniment"] &= ~find_rests(sheet)
     sounding = {track: at_chroma_rate(active) for track, active in activity.items()}
-    accompaniment_chroma = chromas["accompaniment"]
-    keys = {
-        track: read_key(chroma, CHROMA_RATE_HZ, track, sounding=sounding[track])
-        for track, chroma in chromas.items()
-    }
+    played = chromas["accompaniment"]
+    keys = {t: read_key(chroma, CHROMA_RATE_HZ, t, sounding=sounding[t]) for t, chroma in chromas.items()}
     key = keys["accompaniment"] or keys["vocal"]
     fifths = 0 if key is None else key.fifths
-    chords = estimate_chords(
-        accompaniment_chroma, CHROMA_RATE_HZ, sounding=sounding["accompaniment"], fifths=fifths
-    )
+    chords = estimate_chords(played, CHROMA_RATE_HZ, sounding=sounding["accompaniment"], fifths=fifths)
     lead_sheet = describe_sheet(sheet, ACTIVITY_RATE_HZ, fifths)
     beats = find_beats(sheet) / ACTIVITY_RATE_HZ
     tempo_bpm = lead_sheet["tempo_bpm"] if lead_sheet is not None else None
@@ -467,28 +443,19 @@ def describe_music(
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "tempo_bpm": _rounded(tempo_bpm, 2),
         "beats_seconds": [round(float(beat), 3) for beat in beats],
-        **{f"{track}_key": _name(key) for track, key in keys.items()},
-        **{f"{track}_key_probability": _probability(key) for track, key in keys.items()},
+        **{f"{track}_key": key and str(key) for track, key in keys.items()},
+        **{f"{track}_key_probability": key and _rounded(key.probability, 4) for track, key in keys.items()},
         "chords": [[round(start, 3), round(end, 3), name] for start, end, name in chords],
         "activity": {track: _describe_activity(active) for track, active in activity.items()},
         "coherence": {
-            **_describe_coherence(coherence),
-            "tokens_to_sound_chroma_correlation": _rounded(correlate_chroma(accompaniment_chroma, heard), 4),
+            **{name: _rounded(getattr(coherence, name), 4) for name in ("score", "harmony", "in_key")},
+            "tokens_to_sound_chroma_correlation": _rounded(correlate_chroma(played, heard), 4),
         },
         "levels": {
-            "vocal_lufs": _rounded(mixdown.vocal_lufs, 2),
-            "accompaniment_lufs": _rounded(mixdown.accompaniment_lufs, 2),
-            "mix_gain_db": _rounded(mixdown.mix_gain_db, 2),
+            name: _rounded(getattr(mixdown, name), 2)
+            for name in ("vocal_lufs", "accompaniment_lufs", "mix_gain_db")
         },
         "lead_sheet": lead_sheet,
-    }
-
-
-def _describe_coherence(coherence: Coherence) -> dict[str, float | None]:
-    return {
-        "score": _rounded(coherence.score, 4),
-        "harmony": _rounded(coherence.harmony, 4),
-        "in_key": _rounded(coherence.in_key, 4),
     }
 
 
@@ -503,11 +470,3 @@ def _describe_activity(active: np.ndarray) -> dict[str, Any]:
         "share": round(float(np.mean(active)), 4) if len(active) else 0.0,
         "segments_seconds": [[round(start, 3), round(end, 3)] for start, end in segments],
     }
-
-
-def _name(key: Key | None) -> str | None:
-    return None if key is None else str(key)
-
-
-def _probability(key: Key | None) -> float | None:
-    return None if key is None else _rounded(key.probability, 4)

@@ -105,11 +105,15 @@ def read_track(told: ReadOut, track: str, reader: HarmonyReader | None = None) -
     power = mel_power(told.mel[0]).numpy()
     silent = torch.zeros(CHORDS)
     silent[NO_CHORD] = 1.0
+    scales = None
+    if sounding.any():
+        keys = reader.key_logits(reader.key_evidence(blocks[sounding], track)[None], track)[0].softmax(dim=0)
+        scales = keys[:12] + keys[12:].roll(3)  # A minor (9) has the scale of C major (0)
     return TrackReading(
         chroma=blocks * sounding[:, None],
         power=torch.from_numpy(average_blocks(power, _MEL_RATE_HZ)).float(),
         chords=torch.where(sounding[:, None], reader.judge(blocks).exp(), silent),
-        scales=_read_scales(blocks[sounding], track, reader) if sounding.any() else None,
+        scales=scales,
     )
 
 
@@ -150,11 +154,6 @@ def sung_over_chords() -> Tensor:
     rows = [np.roll(shape, root) for shape in (_SUNG_OVER_MAJOR, _SUNG_OVER_MINOR) for root in range(12)]
     table = torch.tensor(np.array([*rows, np.full(12, 1 / 12)]), dtype=torch.float32)
     return (1 - _UNEXPLAINED) * table / table.sum(dim=1, keepdim=True) + _UNEXPLAINED / 12
-
-
-def _read_scales(blocks: Tensor, track: str, reader: HarmonyReader) -> Tensor:
-    keys = reader.key_logits(reader.key_evidence(blocks, track)[None], track)[0].softmax(dim=0)
-    return keys[:12] + keys[12:].roll(3)  # A minor (9) has the scale of C major (0)
 
 
 def _long_runs(flags: Tensor) -> Tensor:

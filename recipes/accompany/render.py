@@ -79,9 +79,8 @@ def render(arguments: argparse.Namespace) -> None:
     folder = arguments.model or default_bundle()
     device = choose_device(arguments.device)
     bundle = load_bundle(folder)
-    settings = resolve_settings(
-        bundle.defaults, {"steps": arguments.steps, "render_guidance": arguments.guidance}
-    )
+    chosen = {"steps": arguments.steps, "render_guidance": arguments.guidance}
+    settings = resolve_settings(bundle.defaults, chosen)
     tokenizer, renderer = bundle.tokenizer.to(device), bundle.renderer.to(device)
     if recording is None:
         stored = read_codes(arguments.codes, tokenizer)
@@ -131,14 +130,14 @@ def write_codes(path: Path, found: TrackCodes, tokenizer: "DuoTokenizer") -> Non
 
     from duotok.tokenizer.common.files import write_tensors
 
-    header = {
-        "kind": CODES_KIND,
-        "track": found.track,
-        "samples": str(found.samples),
-        "frame_rate_hz": f"{tokenizer.frame_rate_hz:g}",
-        "tokenizer_fingerprint": str(tokenizer.fingerprint),
-    }
+    header = {"track": found.track, "samples": str(found.samples), **_header(tokenizer)}
     write_tensors(path, {"codes": found.codes.to(torch.int32)}, header)
+
+
+def _header(tokenizer: "DuoTokenizer") -> dict[str, str]:
+    """What is written into a codes file beside the codes and must be the same in the model that reads it."""
+    rate, fingerprint = f"{tokenizer.frame_rate_hz:g}", str(tokenizer.fingerprint)
+    return {"kind": CODES_KIND, "frame_rate_hz": rate, "tokenizer_fingerprint": fingerprint}
 
 
 def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
@@ -155,12 +154,7 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
         raise DataError(
             f"{path} is no codes file; make one by duotok.recipes.accompany.render --audio"
         ) from error
-    expected = {
-        "kind": CODES_KIND,
-        "frame_rate_hz": f"{tokenizer.frame_rate_hz:g}",
-        "tokenizer_fingerprint": str(tokenizer.fingerprint),
-    }
-    for name, value in expected.items():
+    for name, value in _header(tokenizer).items():
         if header.get(name) != value:
             raise DataError(
                 f"{path} has the {name.replace('_', ' ')} {header.get(name)}, this model needs {value}; "
@@ -173,10 +167,10 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
             f"{path} must hold a row of at least one code, got {codes.dtype} {tuple(codes.shape)}"
         )
     codes = codes.long()
-    if int(codes.min()) < 0 or int(codes.max()) >= size:
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= size:
         raise DataError(
-            f"{path} has codes from {int(codes.min())} to {int(codes.max())}, this model's {track} codebook "
-            f"has 0 to {size - 1}"
+            f"{path} has codes from {low} to {high}, this model's {track} codebook 0 to {size - 1}"
         )
     longest = len(codes) * tokenizer.hop_samples
     if not samples.isdecimal() or not longest - tokenizer.hop_samples < int(samples) <= longest:

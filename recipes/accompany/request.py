@@ -103,6 +103,15 @@ class Request:
         return [source for source in named if isinstance(source, (str, Path))]
 
     @property
+    def song(self) -> "Vocal":
+        """The recording that is accompanied, or the mix with it in; of a request that has been read."""
+        from duotok.recipes.accompany.mix import Vocal
+
+        song = self.vocal if self.mix is None else self.mix
+        assert isinstance(song, Vocal)
+        return song
+
+    @property
     def renderings(self) -> int:
         """How many accompaniments are rendered."""
         return self.variations if self.keep is None else self.keep

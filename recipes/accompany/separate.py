@@ -23,12 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--mix", type=Path, required=True, metavar="FILE", help="the song (WAV, FLAC, OGG, MP3; any rate)")
     add("--out", type=Path, metavar="DIR", help="folder for the stems (default: <song>-stems, here)")
-    add(
-        "--separator",
-        default="mask-head",
-        metavar="NAME",
-        help="mask-head (default), demucs or bs-roformer, when installed",
-    )
+    text = "mask-head (default), demucs or bs-roformer, when installed"
+    add("--separator", default="mask-head", metavar="NAME", help=text)
     add("--checkpoint", metavar="PATH", help="its weights (default: those of this package, or the package's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
     return parser
@@ -51,9 +47,8 @@ def _separate(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path(f"{arguments.mix.stem}-stems")
     expected = dict.fromkeys((f"{stem}.wav" for stem in STEMS), 8 * mix.wave.shape[-1])  # floats
     with OutputFolder(out, expected, command="separate", inputs=[arguments.mix]) as output:
-        separator = open_separator(
-            arguments.separator, arguments.checkpoint, str(choose_device(arguments.device))
-        )
+        device = str(choose_device(arguments.device))
+        separator = open_separator(arguments.separator, arguments.checkpoint, device)
         for stem, wave in separator.separate(mix.wave).items():
             # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
             write_audio(output.work / f"{stem}.wav", wave, subtype="FLOAT")

@@ -121,13 +121,7 @@ def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> N
             whole_file(path) as temporary,
             open(temporary, "wb") as raw,
             soundfile.SoundFile(
-                _handle(raw, temporary),
-                "w",
-                SAMPLE_RATE_HZ,
-                len(wave),
-                subtype=subtype,
-                format=kind,
-                closefd=False,
+                _handle(raw, temporary), "w", SAMPLE_RATE_HZ, len(wave), subtype, format=kind, closefd=False
             ) as file,
         ):
             for _, (block,) in blocks(wave.detach()):

@@ -125,10 +125,8 @@ def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
 
 
 def _storable(tensor: Tensor, half: bool) -> Tensor:
-    tensor = tensor.detach().cpu()
-    if half and tensor.is_floating_point():
-        tensor = tensor.to(torch.float16)
-    return tensor.contiguous().clone()
+    kind = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().cpu().to(kind).contiguous().clone()
 
 
 def _fingerprint(state: dict[str, Tensor]) -> str:
@@ -158,8 +156,7 @@ def _write_shards(folder: Path, state: dict[str, Tensor]) -> None:
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_tensors(folder / file_name, shard)
         weight_map.update(dict.fromkeys(shard, file_name))
-    index = {"weight_map": weight_map}
-    write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -172,8 +169,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         names = sorted(set(weight_map.values()))
     state: dict[str, Tensor] = {}
     for name in names:
-        # A name from the index must stay inside the folder.
-        path = folder / Path(name).name
+        path = folder / Path(name).name  # a name from the index must stay inside the folder
         try:
             state.update(load_file(path))
         except (OSError, SafetensorError) as error:
@@ -225,16 +221,10 @@ class Component(nn.Module, Generic[ConfigT]):
 AnyComponent = TypeVar("AnyComponent", bound=Component[Any])
 
 
-def read_kind(folder: str | Path, *kinds: str) -> str:
-    """Return which of the kinds a component folder holds; raises CheckpointError if it is none of them."""
-    return read_description(folder, *kinds)["kind"]
-
-
 def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
     """Read a folder (CPU, eval) as the class of the family whose KIND its config.json names.
 
-    The one way into a family of components: `open_vae` is this with the classes of all autoencoders.
     Raises CheckpointError in one line when the folder is damaged or of no kind of the family.
     """
     classes = {cls.KIND: cls for cls in family}
-    return classes[read_kind(folder, *classes)].from_pretrained(folder)
+    return classes[read_description(folder, *classes)["kind"]].from_pretrained(folder)

@@ -150,11 +150,10 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far, in 10^9 bytes."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: a started process inherits its parent's peak there (Linux, exec_mmap).
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e9
+    # Not getrusage: a started process inherits its parent's peak there (Linux, exec_mmap).
+    for line in status.read_text(encoding="ascii").splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e9
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name only when they are whole.
+"""Files: those that are written appear under their name only when they are whole; those that are given are
+told apart from what is no usable file, in one line.
 
-They are written under a temporary name beside it, which goes when the writing fails or is interrupted, and
-then renamed. Their rights are those that the umask leaves.
+What is written stands under a temporary name until it is renamed, with the rights that the umask leaves.
 """
 
 import errno
@@ -108,7 +108,7 @@ def write_tensors(
 
 
 def read_json(path: str | Path) -> Any:
-    """Return what a JSON file holds; raise DataError where it is missing or damaged."""
+    """Return what a JSON file of this program holds; raise DataError where it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -161,12 +161,8 @@ _LONGEST_SHOWN = 100  # characters of a name in a message
 
 
 def shown_name(path: str | Path) -> str:
-    """Return a path as text for one line of a message or report: what cannot be printed is escaped.
-
-    Bytes that are no UTF-8 become \\xe9 and the like; of a very long name the middle is left out.
-    """
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return a path for one line of a message: `printable`, controls escaped, cut in the middle."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(path))
     half = _LONGEST_SHOWN // 2
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
@@ -221,12 +217,12 @@ def _require_regular(mode: int, name: str, wanted: str, error: type[DuoTokError]
 
 
 def _why_not(reason: OSError, name: str) -> str:
-    if reason.errno == errno.ENOENT:
-        return f"{name} does not exist; check the path"
-    if reason.errno == errno.ENOTDIR:
-        return f"{name} cannot exist, what should be its folder is a file; check the path"
-    if reason.errno == errno.ENAMETOOLONG:
-        return f"{name} cannot exist, the name is too long; check the path"
     if reason.errno in (errno.EACCES, errno.EPERM):
         return f"{name} may not be read; change its permissions (chmod +r) or those of its folders (chmod +x)"
-    return f"{name} cannot be read: {reason.strerror or reason}; check the path"
+    known = {
+        errno.ENOENT: "does not exist",
+        errno.ENOTDIR: "cannot exist, what should be its folder is a file",
+        errno.ENAMETOOLONG: "cannot exist, the name is too long",
+    }
+    told = known.get(reason.errno or 0, f"cannot be read: {reason.strerror or reason}")
+    return f"{name} {told}; check the path"
