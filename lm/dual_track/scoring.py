@@ -71,11 +71,6 @@ def mask_source(codes: Tensor, share: float, pad: int, generator: torch.Generato
     return torch.where(hidden.to(codes.device), pad, codes)
 
 
-def mismatch_source(codes: Tensor) -> Tensor:
-    """Return the codes of the next row in place of each row's own (P 6.1, mismatch); rows are songs."""
-    return codes.roll(1, dims=0)
-
-
 class LMObjective(nn.Module):
     """Cross-entropy of the target segment's codes of one batch of laid-out windows (P B.1).
 

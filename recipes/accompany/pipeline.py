@@ -287,10 +287,7 @@ class Accompanist:
 
     def _judge(self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates) -> list[Composition]:
         """What the candidates' codes say and how that fits what is sung."""
-        nats = {
-            "likelihood_nats": candidates.likelihood_nats,
-            "information_nats": candidates.information_nats,
-        }
+        nats = {name: getattr(candidates, name) for name in ("likelihood_nats", "information_nats")}
         compositions = []
         for number, (seed, codes) in enumerate(zip(seeds, candidates.codes, strict=True)):
             told = self._read_out(codes, "accompaniment")

@@ -163,15 +163,12 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
     track, samples = header.get("track", ""), header.get("samples", "")
     size = tokenizer.codebook_size(track)
     if codes.ndim != 1 or len(codes) < 1 or codes.is_floating_point():
-        raise DataError(
-            f"{path} must hold a row of at least one code, got {codes.dtype} {tuple(codes.shape)}"
-        )
+        found = f"{codes.dtype} {tuple(codes.shape)}"
+        raise DataError(f"{path} must hold a row of at least one code, got {found}")
     codes = codes.long()
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= size:
-        raise DataError(
-            f"{path} has codes from {low} to {high}, this model's {track} codebook 0 to {size - 1}"
-        )
+        raise DataError(f"{path} has codes {low} to {high}, this model's {track} codebook 0 to {size - 1}")
     longest = len(codes) * tokenizer.hop_samples
     if not samples.isdecimal() or not longest - tokenizer.hop_samples < int(samples) <= longest:
         raise DataError(f"{path} has {len(codes)} codes, which do not fit its {samples or 'unknown'} samples")

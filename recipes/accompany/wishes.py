@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,7 @@ def read_chart(path: str | Path) -> Chart:
     chart: Chart = []
     places: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        words: list[str] = []
-        for word in line.split():
-            if word.startswith("#"):
-                break
-            words.append(word)
+        words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
         if not words:
             continue
         place = f"{path}, line {number}"

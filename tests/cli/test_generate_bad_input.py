@@ -82,13 +82,8 @@ def test_bundles_that_cannot_be_used(tiny_bundle, vocal_file, tmp_path, capsys):
     ("option", "message"),
     [
         ("--steps=0", "steps must be from 1 to 1000, got 0"),
-        ("--temperature=-1", "temperature"),
-        ("--top-p=1.5", "top_p"),
         ("--cfg=nan", "guidance (--cfg) must be"),
         ("--level=inf", "accompaniment_db (--level) must be"),
-        ("--seed=-3", "seed"),
-        ("--candidates=0", "candidates"),
-        ("--variations=0", "variations"),
         ("--keep=2", "keep must be from 1 to variations (1), got 2"),
         ("--tempo=20", "tempo"),
         ("--separator=foo", "separator"),
@@ -110,15 +105,8 @@ def test_files_and_device_are_checked_before_the_model(vocal_file, tmp_path, cap
 
 
 def test_an_error_from_a_shell_is_one_line(tiny_bundle, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "duotok.recipes.accompany.generate",
-        "--vocal",
-        "nothing.wav",
-        "--model",
-        str(tiny_bundle),
-    ]
+    options = ["--vocal", "nothing.wav", "--model", str(tiny_bundle)]
+    command = [sys.executable, "-m", "duotok.recipes.accompany.generate", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert (done.returncode, done.stdout) == (1, "")

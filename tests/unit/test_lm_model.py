@@ -8,7 +8,7 @@ from torch import Tensor
 
 from duotok.lm.dual_track.layout import lay_out, mode_into
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.scoring import mask_source, mismatch_source, score_batch, shift_source
+from duotok.lm.dual_track.scoring import mask_source, score_batch, shift_source
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
@@ -183,7 +183,6 @@ def test_scores_count_after_the_prefix_only() -> None:
 def test_damaged_sources() -> None:
     codes = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     assert shift_source(codes, 1).tolist() == [[4, 1, 2, 3], [8, 5, 6, 7]]
-    assert mismatch_source(codes).tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]
     generator = torch.Generator().manual_seed(0)
     masked = mask_source(codes.repeat(50, 50), 0.3, 99, generator)
     assert (masked == 99).float().mean().item() == pytest.approx(0.3, abs=0.02)

@@ -25,7 +25,7 @@ def test_mono_and_many_channels_become_stereo():
     [
         (wave(47_999), "at least 1 s"),
         (torch.zeros(2, 96_000), "silent"),
-        (torch.full((2, 96_000), torch.nan), "NaN"),
+        (torch.where(torch.arange(96_000) == 50_000, torch.nan, wave()), "NaN"),  # one is enough
         (torch.full((2, 96_000), torch.inf), "NaN or infinite"),
         (torch.zeros(2, 3, 96_000), "shape"),
         (wave().T, "shape"),
@@ -33,13 +33,6 @@ def test_mono_and_many_channels_become_stereo():
 )
 def test_unusable_vocals_are_refused(bad, message):
     with pytest.raises(AudioError, match=message):
-        load_vocal(bad)
-
-
-def test_one_nan_is_enough():
-    bad = wave()
-    bad[1, 50_000] = torch.nan
-    with pytest.raises(AudioError, match="NaN"):
         load_vocal(bad)
 
 

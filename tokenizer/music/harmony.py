@@ -20,7 +20,6 @@ from ..common.errors import ConfigError
 from .chroma import average_blocks, block_frames
 from .labels import CHORDS, NO_CHORD, count_fifths, name_chord, name_note
 
-KEYS = 24  # twelve major, twelve minor
 # The mean chroma of these stretches of blocks around the judged one, finer near it: 1.2 s to each side.
 STRETCHES = ((-12, -6), (-6, -3), (-3, -1), (-1, 0), (0, 1), (1, 2), (2, 4), (4, 7), (7, 13))
 WEIGHTS = Path(__file__).parent / "weights"
@@ -149,17 +148,10 @@ def estimate_chords(
     scores[silent] = _IMPOSSIBLE
     scores[silent, NO_CHORD] = 0.0
     path = find_path(scores, np.full(len(scores), _CHANGE_PENALTY))
-    changes = np.flatnonzero(np.diff(path)) + 1
-    edges = [0, *changes.tolist(), len(path)]
-    width, total_seconds = block_frames(rate_hz), len(chroma) / rate_hz
-    return [
-        (
-            begin * width / rate_hz,
-            min(end * width / rate_hz, total_seconds),
-            name_chord(int(path[begin]), fifths),
-        )
-        for begin, end in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    edges = np.array([0, *(np.flatnonzero(np.diff(path)) + 1), len(path)])
+    seconds = np.minimum(edges * block_frames(rate_hz), len(chroma)) / rate_hz
+    names = [name_chord(int(path[begin]), fifths) for begin in edges[:-1]]
+    return list(zip(seconds[:-1].tolist(), seconds[1:].tolist(), names, strict=True))
 
 
 def find_path(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
 from ..common.long_waves import let_go
-from .harmony import Key, estimate_key
+from .harmony import estimate_key
 
 PITCH_RATE_HZ = 50.0
 _DECIMATION = 4  # 12 kHz is plenty for a fundamental below 1 kHz
@@ -115,14 +115,9 @@ def measure_coherence(chroma: np.ndarray, pitches: np.ndarray) -> Coherence:
     total = energy.sum(axis=1)
     share = energy[np.arange(len(classes)), classes] / np.maximum(total, 1e-12)
     harmony = float(12 * np.where(total > 1e-9, share, 0.0).mean())
-    key = estimate_chroma_key(chroma)
-    in_key = float(np.isin(classes, sorted(key.scale)).mean()) if key is not None else None
-    return Coherence(harmony=harmony, in_key=in_key)
-
-
-def estimate_chroma_key(chroma: np.ndarray) -> Key | None:
-    """Key of chroma amplitudes [frames, 12], every sounding frame counting alike."""
     energy = np.square(chroma)
     total = energy.sum(axis=1, keepdims=True)
-    heard = total[:, 0] > 1e-9
-    return estimate_key(energy[heard] / total[heard]) if heard.any() else None
+    heard = total[:, 0] > 1e-9  # every sounding frame counts alike
+    key = estimate_key(energy[heard] / total[heard]) if heard.any() else None
+    in_key = float(np.isin(classes, sorted(key.scale)).mean()) if key is not None else None
+    return Coherence(harmony=harmony, in_key=in_key)
