@@ -96,10 +96,9 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
             f"{folder} has bundle format {description.get('format')!r}, this version reads {FORMAT}; "
             f"upgrade duotok or get a bundle of this version"
         )
-    kinds = {"components": dict, "defaults": dict, "name": str, "fingerprint": str}
-    for key, kind in kinds.items():
+    for key in ("components", "defaults", "name", "fingerprint"):
+        kind, wanted = (dict, "a mapping") if key in ("components", "defaults") else (str, "a text")
         if not isinstance(description.get(key), kind):
-            wanted = "a text" if kind is str else "a mapping"
             raise CheckpointError(f"{path} is damaged: {key} must be {wanted}; get the bundle again")
     for name in description["files"]:
         if name.startswith("/") or ".." in PurePosixPath(name).parts or set(name) & set("\\:"):
@@ -210,9 +209,7 @@ def _check_files(folder: Path, description: Mapping[str, Any]) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; get the bundle again")
         if _sha256(path) != digest:
-            raise CheckpointError(
-                f"{path} is damaged (its SHA-256 is not the listed one); get the bundle again"
-            )
+            raise CheckpointError(f"{path} is damaged, its SHA-256 not the listed one; get the bundle again")
     for room in sorted({name.partition("/")[0] for name in (*COMPONENTS, *OPTIONAL_COMPONENTS)}):
         for path in sorted((folder / room).rglob("*")):
             name = path.relative_to(folder).as_posix()

@@ -131,16 +131,14 @@ class _Bar:
     def __init__(self, shown: bool, renderings: int) -> None:
         from tqdm import tqdm
 
-        self._once = sum(width for _, width in _TOGETHER.values())
-        self._each = sum(width for _, width in _EACH.values())
+        self._once, self._each = (sum(width for _, width in part.values()) for part in (_TOGETHER, _EACH))
         self._bar = tqdm(
             total=self._once + self._each * renderings,
             disable=not shown,
             file=sys.stderr,
             bar_format="{desc:<10} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
         )
-        self._finished = 0
-        self._stage = ""
+        self._finished, self._stage = 0, ""
 
     def __enter__(self) -> "_Bar":
         return self

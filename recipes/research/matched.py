@@ -8,7 +8,7 @@ validation songs; then writes matched.md and matched.json. The same command goes
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from duotok.recipes.training.loop import TrainConfig, run_training
 from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
 from duotok.renderer.renderer import Renderer, open_vae
 from duotok.tokenizer.common.command import guard, show_progress_messages
-from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
+from duotok.tokenizer.common.config import config_from_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS
 
@@ -180,7 +180,7 @@ def run_codec(
     from duotok.tokenizer.common.files import read_json, write_json
 
     settings = {
-        **config_to_dict(replace(config, codecs={name: config.codecs[name]})),
+        **asdict(replace(config, codecs={name: config.codecs[name]})),
         "minutes": minutes,
     }
     kept, done = folder / "settings.json", folder / "result.json"

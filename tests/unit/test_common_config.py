@@ -1,8 +1,8 @@
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pytest
 
-from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
+from duotok.tokenizer.common.config import config_from_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def test_yaml_with_overrides(tmp_path):
     path.write_text("name: x\ninner: {rate: 3e-4}\n")
     config = load_config(Outer, path, ["inner.sizes=[4]", "limit=2", "shares={mix: 2}"])
     assert config == Outer(name="x", inner=Inner(rate=3e-4, sizes=(4,)), limit=2.0, shares={"mix": 2.0})
-    assert config_from_dict(Outer, config_to_dict(config)) == config
+    assert config_from_dict(Outer, asdict(config)) == config
 
 
 @pytest.mark.parametrize(

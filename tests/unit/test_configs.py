@@ -12,7 +12,7 @@ import pytest
 from accelerate import init_empty_weights
 from torch import nn
 
-from duotok.tokenizer.common.config import config_from_dict, config_to_dict, load_config
+from duotok.tokenizer.common.config import config_from_dict, load_config
 from duotok.tokenizer.common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_head_names_its_program_and_itself(path):
 @all_recipes
 def test_recipe_loads_and_survives_a_round_trip(path):
     config = load_config(module_of(path).Config, path)
-    assert config_from_dict(type(config), config_to_dict(config)) == config
+    assert config_from_dict(type(config), dataclasses.asdict(config)) == config
 
 
 @all_recipes

@@ -146,9 +146,7 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
     with open_input(path, wanted="an audio file (WAV, FLAC, OGG, MP3)", error=AudioError) as raw:
         size = os.fstat(raw.fileno()).st_size
         if size == 0:
-            raise AudioError(
-                f"{name} is an empty file, not readable as audio; give a recording that has sound"
-            )
+            raise AudioError(f"{name} is an empty file, not readable as audio; give a recording with sound")
         try:
             with soundfile.SoundFile(_handle(raw, path), closefd=False) as file:
                 if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .config import config_from_dict, config_to_dict
+from .config import config_from_dict
 from .errors import CheckpointError
 from .files import read_json_mapping, whole_folder, write_json, write_tensors
 
@@ -41,7 +42,7 @@ def save_component(
         "kind": kind,
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "config": config_to_dict(config),
+        "config": asdict(config),
         "extra": extra or {},
     }
     with whole_folder(folder) as temporary:

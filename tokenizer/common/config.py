@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,11 +50,6 @@ def config_from_dict(cls: type[ConfigT], mapping: Mapping[str, Any], where: str 
     if missing:
         raise ConfigError(f"{where}: the setting {missing[0]!r} is missing; add it")
     return cls(**values)
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """Return the plain nested mapping of a config, ready for JSON or YAML."""
-    return dataclasses.asdict(config)
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -105,15 +101,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 3e-4 as text
-        try:
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError):  # a text, for YAML reads 3e-4 as one
             return float(value)
-        except ValueError:
-            pass
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    if hint in (int, float, str, bool):
+    if hint in (int, float, str, bool) and type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}")
     return value
