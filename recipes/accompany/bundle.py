@@ -85,9 +85,7 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
 
     path = folder / _DESCRIPTION
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a model: it has no {_DESCRIPTION}; give a bundle folder by --model"
-        )
+        raise CheckpointError(f"{folder} is not a model, it has no {_DESCRIPTION}; give a bundle by --model")
     description = {"defaults": {}, "name": folder.name} | read_json_mapping(path, "bundle")
     if not isinstance(description.get("files"), dict):
         raise CheckpointError(f"{path} is damaged: it lists no files; get the bundle again")

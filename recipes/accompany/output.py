@@ -123,9 +123,7 @@ class OutputFolder:
             path = self.folder / name
             for given in self._inputs:
                 if path.exists() and given.exists() and path.samefile(given):
-                    raise OutputError(
-                        f"{given} is an input and would be replaced; choose another folder by --out"
-                    )
+                    raise OutputError(f"{given} is an input and would be replaced; choose another by --out")
             if os.path.lexists(path) and (name not in earlier or path.is_dir()):
                 raise OutputError(
                     f"{path} is in the way and of no earlier result of {self._command}; move it, or choose "

@@ -151,9 +151,7 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check the path") from error
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path} is no codes file; make one by duotok.recipes.accompany.render --audio"
-        ) from error
+        raise DataError(f"{path} is no codes file; make one by accompany.render --audio") from error
     for name, value in _header(tokenizer).items():
         if header.get(name) != value:
             raise DataError(
