@@ -166,7 +166,7 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
     codes = codes.long()
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= size:
-        raise DataError(f"{path} has codes {low} to {high}, this model's {track} codebook 0 to {size - 1}")
+        raise DataError(f"{path} has codes from {low} to {high}, the {track} codebook 0 to {size - 1}")
     longest = len(codes) * tokenizer.hop_samples
     if not samples.isdecimal() or not longest - tokenizer.hop_samples < int(samples) <= longest:
         raise DataError(f"{path} has {len(codes)} codes, which do not fit its {samples or 'unknown'} samples")
