@@ -1,1 +1,1 @@
-"""PopBand: the small corpus of sung melodies with full bands that the project makes for itself."""
+"""Corpora: PopBand, which the project makes for itself, and those of your own recordings."""

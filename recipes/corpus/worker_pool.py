@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.errors import DataError, DuoTokError
 
 TaskT = TypeVar("TaskT")
 
@@ -77,4 +77,6 @@ def _result(future: Future) -> Any:
         raise DataError(
             f"cannot write: {error.strerror}; make room and run the same command again"
         ) from error
+    if isinstance(error, DuoTokError):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

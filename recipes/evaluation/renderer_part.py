@@ -14,7 +14,7 @@ from tqdm import tqdm
 from duotok.recipes.accompany.bundle import read_bundle_description
 from duotok.recipes.accompany.mix import match_level
 from duotok.recipes.accompany.request import GenerationSettings, resolve_settings
-from duotok.recipes.corpus.song_files import SongFile, find_songs
+from duotok.recipes.corpus.songs.recordings import SongFile, find_songs
 from duotok.recipes.evaluation.audio_metrics import (
     compare_spectra,
     loudness_difference_lu,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from duotok.recipes.accompany.bundle import Bundle
-    from duotok.recipes.corpus.song_files import SongFile
+    from duotok.recipes.corpus.songs.recordings import SongFile
     from duotok.recipes.finetuning.song_tokens import Listened
     from duotok.recipes.separation.stems import Separator
 
@@ -82,7 +82,7 @@ def _finetune(arguments: argparse.Namespace) -> str:
     )
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
-    from duotok.recipes.corpus.song_files import find_songs
+    from duotok.recipes.corpus.songs.recordings import find_songs
     from duotok.recipes.finetuning.learning import require_peft
     from duotok.recipes.finetuning.personal_model import require_free, train_model
     from duotok.recipes.finetuning.song_tokens import discard_unfinished

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.accompany.bundle import Bundle, assemble_bundle, read_bundle_description
-from duotok.recipes.corpus.song_records import check_settings
+from duotok.recipes.corpus.songs.maker import check_settings
 from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (
     LossMeter,

@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.manifest import ACCOMPANIMENT_STEMS
-from duotok.recipes.corpus.song_files import SongFile
-from duotok.recipes.corpus.song_records import SongRecord, check_settings, read_record, write_record
-from duotok.recipes.corpus.song_stems import PARTS, SongStems, make_stems
-from duotok.recipes.corpus.voice_activity import (
+from duotok.recipes.corpus.songs.maker import SongRecord, check_settings, read_record, write_record
+from duotok.recipes.corpus.songs.recordings import PARTS, SongFile, SongStems, make_stems
+from duotok.recipes.corpus.songs.segments import (
     FLOOR_DB,
     Spans,
     frame_levels,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.item_pool import open_items
+from duotok.recipes.corpus.shards import open_items
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, change_speed
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.heads import STEMS

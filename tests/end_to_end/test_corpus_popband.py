@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.corpus import popband
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.corpus.rendering import ItemMaker
-from duotok.recipes.corpus.soundfont import find_sound_font
-from duotok.recipes.corpus.voicebank import BANDS, NOISE_BANDS, Syllable, VoiceBank, bank_path, save_bank
-from duotok.recipes.corpus.voices import VOICES
+from duotok.recipes.corpus.popband import __main__ as popband
+from duotok.recipes.corpus.popband.rendering import ItemMaker, Order, find_sound_font
+from duotok.recipes.corpus.popband.voicebank import (
+    BANDS,
+    NOISE_BANDS,
+    Syllable,
+    VoiceBank,
+    bank_path,
+    save_bank,
+)
+from duotok.recipes.corpus.popband.voices import VOICES
 from duotok.tokenizer.common.errors import DataError
 
 PHRASES = 1
@@ -76,9 +82,10 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, split: str = "train") -> ItemMaker:
-    return ItemMaker(
+    order = Order(
         songs=songs, out=out, split=split, seed=1, sound_font=sound_font, voice_cache=voices, phrases=PHRASES
     )
+    return ItemMaker(order)
 
 
 def test_an_item_depends_on_nothing_but_seed_split_and_index(

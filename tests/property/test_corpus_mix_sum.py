@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from duotok.recipes.corpus.mixing import finish
+from duotok.recipes.corpus.popband.rendering import finish
 
 SAMPLES = 64
 VALUES = st.floats(-100, 100, width=32, allow_nan=False)

@@ -36,7 +36,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "recipes": (),
 }
 LONGEST_FILE_LINES = 700
-ROLES = ("__init__", "model")  # each folder's own, called alike in all of them
+ROLES = ("__init__", "__main__", "model")  # each folder's own, called alike in all of them
 
 
 def module_files(root: Path) -> dict[str, Path]:

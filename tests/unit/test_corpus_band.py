@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from duotok.recipes.corpus.band import Band
-from duotok.recipes.corpus.excerpt import Excerpt, cut_excerpt, label_chords
-from duotok.recipes.corpus.pop909 import Note, Song, Span
-from duotok.recipes.corpus.styles import DRUM_KEYS, STYLES, Style
+from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style
+from duotok.recipes.corpus.scores.pop909 import Excerpt, Note, Song, Span, cut_excerpt, label_chords
 from duotok.tokenizer.music.labels import parse_chord
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from duotok.recipes.corpus.mixing import (
+from duotok.recipes.corpus.popband.rendering import (
     active_level,
     color,
     compress,

@@ -7,7 +7,7 @@ from pathlib import Path
 import mido
 import pytest
 
-from duotok.recipes.corpus.pop909 import Note, Songs, make_monophonic
+from duotok.recipes.corpus.scores.pop909 import Note, Songs, make_monophonic
 from duotok.tokenizer.common.errors import DataError
 
 

@@ -5,19 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duotok.recipes.corpus.pop909 import Note
-from duotok.recipes.corpus.singing import (
+from duotok.recipes.corpus.popband.singing import (
     MELISMA,
     Manner,
     assign_lyrics,
     draw_manner,
+    make_pulses,
     map_time,
     pitch_curve,
     sing,
 )
-from duotok.recipes.corpus.speech import Sound
-from duotok.recipes.corpus.vocoder import make_pulses
-from duotok.recipes.corpus.voicebank import (
+from duotok.recipes.corpus.popband.voicebank import (
     BANDS,
     NOISE_BANDS,
     Syllable,
@@ -29,7 +27,8 @@ from duotok.recipes.corpus.voicebank import (
     split_syllables,
     trim_vowels,
 )
-from duotok.recipes.corpus.voices import VOICES, find_voice, voices_of_split
+from duotok.recipes.corpus.popband.voices import VOICES, Sound, find_voice, voices_of_split
+from duotok.recipes.corpus.scores.pop909 import Note
 from duotok.tokenizer.common.errors import DataError
 
 STEADY = Manner(vibrato_semitones=0.0, drift_semitones=0.0, scoop=0.0, melisma=0.0, breaths=0.0)

@@ -9,8 +9,8 @@ import torch
 
 from duotok.lm.sheet.columns import CHORD, PLACE, UNKNOWN
 from duotok.recipes.corpus import transpose
-from duotok.recipes.corpus.audio_shards import pack_items, read_shards
 from duotok.recipes.corpus.manifest import Item, item_from_line, item_to_line, read_manifest, write_manifest
+from duotok.recipes.corpus.shards import pack_items, read_shards
 from duotok.recipes.corpus.transpose import transpose_item
 from duotok.recipes.lm.sheets import label_frames
 from duotok.tokenizer.common.audio import write_audio

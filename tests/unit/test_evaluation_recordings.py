@@ -9,7 +9,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.song_files import find_songs
+from duotok.recipes.corpus.songs.recordings import find_songs
 from duotok.recipes.evaluation import score
 from duotok.recipes.evaluation.renderer_part import (
     compare_sounds,

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from duotok.lm.dual_track.layout import TRACKS
-from duotok.recipes.corpus.song_files import find_songs
+from duotok.recipes.corpus.songs.recordings import find_songs
 from duotok.recipes.finetuning.song_tokens import (
     Listened,
     SongListener,

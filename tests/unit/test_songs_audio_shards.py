@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.audio_shards import pack_items, packed_ids, read_shards
-from duotok.recipes.corpus.item_pool import is_sung_item, open_items
 from duotok.recipes.corpus.manifest import PARTS, Item, item_to_line, read_manifest
+from duotok.recipes.corpus.shards import is_sung_item, open_items, pack_items, packed_ids, read_shards
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.corpus import songs
-from duotok.recipes.corpus.audio_shards import read_shards
 from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.corpus.shards import read_shards
+from duotok.recipes.corpus.songs import __main__ as songs
 from duotok.recipes.corpus.worker_pool import run_all
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 

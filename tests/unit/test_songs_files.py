@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.corpus.song_files import find_songs
+from duotok.recipes.corpus.songs.recordings import find_songs
 from duotok.tokenizer.common.audio import read_audio, stream_audio
 from duotok.tokenizer.common.errors import DataError
 

@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
-from duotok.recipes.corpus.song_files import SongFile, find_songs
-from duotok.recipes.corpus.song_maker import SongMaker, SongsConfig
-from duotok.recipes.corpus.song_records import (
+from duotok.recipes.corpus.songs.maker import (
+    SongMaker,
     SongRecord,
+    SongsConfig,
     check_settings,
     in_shard,
     read_record,
@@ -22,7 +22,7 @@ from duotok.recipes.corpus.song_records import (
     write_manifests,
     write_record,
 )
-from duotok.recipes.corpus.song_stems import make_stems
+from duotok.recipes.corpus.songs.recordings import SongFile, find_songs, make_stems
 from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
@@ -87,7 +87,7 @@ def test_the_four_kinds_of_sample_come_out(song_folder: Path, tmp_path: Path):
 def test_a_separator_is_asked_in_blocks_and_its_stems_sum_to_the_mix(
     tmp_path: Path, make_singing: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("duotok.recipes.corpus.song_stems.BLOCK_SECONDS", 4)
+    monkeypatch.setattr("duotok.recipes.corpus.songs.recordings.BLOCK_SECONDS", 4)
     path = tmp_path / "song.wav"
     soundfile.write(path, make_singing(13.7, rate_hz=11_025), 11_025)
     separator = HalfSeparator()

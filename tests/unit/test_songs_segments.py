@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duotok.recipes.corpus.segments import SegmentConfig, plan_segments
-from duotok.recipes.corpus.transcripts import Sentence
-from duotok.recipes.corpus.voice_activity import join_spans, overlap_seconds
+from duotok.recipes.corpus.songs.segments import (
+    SegmentConfig,
+    Sentence,
+    join_spans,
+    overlap_seconds,
+    plan_segments,
+)
 from duotok.tokenizer.common.errors import ConfigError
 
 CONFIG = SegmentConfig()

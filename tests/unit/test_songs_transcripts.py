@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from duotok.recipes.corpus.transcripts import Sentence, fit_sentences, read_transcript
+from duotok.recipes.corpus.songs.segments import Sentence
+from duotok.recipes.corpus.songs.transcripts import fit_sentences, read_transcript
 from duotok.tokenizer.common.errors import DataError
 
 LRC = """[ti:Song]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.voice_activity import (
+from duotok.recipes.corpus.songs.segments import (
     HarmonicDetector,
     SileroDetector,
     frame_levels,

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from duotok.recipes.corpus.lyrics import write_phrases
-from duotok.recipes.corpus.speech import Sound, Speech, speak
-from duotok.recipes.corpus.vocoder import BINS, FFT_SIZE
-from duotok.recipes.corpus.voices import Voice
+from duotok.recipes.corpus.popband.voices import Sound, Speech, Voice, speak, write_phrases
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_file
 
 FRAME_SECONDS = 0.005
+FFT_SIZE = 2048  # of the synthesis at 48 kHz
+BINS = FFT_SIZE // 2 + 1
 BANDS = 128  # points of the stored spectral envelope, evenly spaced on the mel scale
 VOICE_BANDS = slice(4, 80)  # points from about 100 to 3000 Hz
 NOISE_BANDS = 8  # points of the stored aperiodicity, evenly spaced in frequency

@@ -9,48 +9,20 @@ OUT/SPLIT.1-of-8.jsonl and so on, and the same command without --shard then join
 import argparse
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
-from duotok.tokenizer.common.errors import DataError, DuoTokError
+from duotok.tokenizer.common.errors import DataError
 
 if TYPE_CHECKING:
-    from duotok.recipes.corpus.song_files import SongFile
-    from duotok.recipes.corpus.song_maker import SongMaker, SongsConfig
-    from duotok.recipes.corpus.song_records import SongRecord
+    from duotok.recipes.corpus.songs.maker import SongRecord, SongsConfig
+    from duotok.recipes.corpus.songs.recordings import SongFile
 
 LEAST_FREE_BYTES = 1_000_000_000
 SHOWN_REASONS = 3
-
-_maker: "SongMaker | None" = None  # one per worker process
-
-
-def _start_worker(config: "SongsConfig", out: Path, device: str, threads: int) -> None:
-    global _maker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: nothing half-made is ever listed
-    import torch
-
-    from duotok.recipes.corpus.song_maker import SongMaker
-
-    torch.set_num_threads(threads)
-    _maker = SongMaker(config, out, device)
-
-
-def _make_song(song: "SongFile") -> "SongRecord":
-    """Make and store the record of a song; a song that gives nothing has its reason in the record."""
-    from duotok.recipes.corpus.song_records import SongRecord, write_record
-
-    assert _maker is not None
-    try:
-        record = _maker.make(song)
-    except DuoTokError as error:
-        record = SongRecord(song=song.name, signature=song.signature, reason=str(error))
-    write_record(_maker.out, song, record)
-    return record
 
 
 def make_corpus(
@@ -63,15 +35,16 @@ def make_corpus(
     shard: tuple[int, int] | None = None,
 ) -> "list[SongRecord]":
     """Make what is missing and write the manifests; return the records that they hold."""
+    import torch
     from tqdm import tqdm
 
-    from duotok.recipes.corpus import song_records as records
+    from duotok.recipes.corpus.songs import maker
     from duotok.recipes.corpus.worker_pool import run_all
     from duotok.recipes.separation.adapters import open_separator
 
-    songs = [song for song in songs if shard is None or records.in_shard(song, shard)]
-    records.check_settings(out, config.stored())
-    pending = [song for song in songs if records.read_record(out, song) is None]
+    songs = [song for song in songs if shard is None or maker.in_shard(song, shard)]
+    maker.check_settings(out, config.stored())
+    pending = [song for song in songs if maker.read_record(out, song) is None]
     if any(not song.stems for song in pending):
         open_separator(config.separator, config.checkpoint, device)  # a missing one ends the run at once
     progress = tqdm(total=len(songs), initial=len(songs) - len(pending), unit="song", desc="songs")
@@ -82,17 +55,16 @@ def make_corpus(
                 raise DataError(f"less than 1 GB is free in {out}; make room and run the same command again")
             yield song
 
-    threads = 0 if workers > 1 else _default_threads()
-    arguments = (config, out, device, max(1, threads))
+    arguments = (config, out, device, 1 if workers > 1 else torch.get_num_threads())
     try:
         for song, result in run_all(
-            tasks(), _make_song, workers=workers, start=_start_worker, arguments=arguments
+            tasks(), maker.make_song, workers=workers, start=maker.start_worker, arguments=arguments
         ):
             if isinstance(result, str):
-                result = records.SongRecord(
+                result = maker.SongRecord(
                     song=song.name, signature=song.signature, reason=result, is_final=False
                 )
-                records.write_record(out, song, result)
+                maker.write_record(out, song, result)
             for text in (result.reason, *(reason for _, reason in result.notes)):
                 if text:
                     progress.write(f"{song.name}: left out: {text}", sys.stderr)
@@ -100,9 +72,9 @@ def make_corpus(
     finally:
         progress.close()
         keys = None if shard is None else [song.key for song in songs]
-        found = records.read_records(out, keys)
+        found = maker.read_records(out, keys)
         ending = "" if shard is None else f".{shard[0]}-of-{shard[1]}"
-        records.write_manifests(out, found, ending)
+        maker.write_manifests(out, found, ending)
     return found
 
 
@@ -160,11 +132,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from duotok.recipes.corpus.audio_shards import check_webdataset, pack_items
-    from duotok.recipes.corpus.segments import SegmentConfig
-    from duotok.recipes.corpus.song_files import find_songs
-    from duotok.recipes.corpus.song_maker import SongsConfig
-    from duotok.recipes.corpus.voice_activity import open_detector
+    from duotok.recipes.corpus.shards import check_webdataset, pack_items
+    from duotok.recipes.corpus.songs.maker import SongsConfig
+    from duotok.recipes.corpus.songs.recordings import find_songs
+    from duotok.recipes.corpus.songs.segments import SegmentConfig, open_detector
 
     config = SongsConfig(
         separator=arguments.separator,
@@ -181,7 +152,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.shards is not None:
         check_webdataset()
     if config.whisper is not None:
-        from duotok.recipes.corpus.recognition import WhisperRecognizer
+        from duotok.recipes.corpus.songs.transcripts import WhisperRecognizer
 
         WhisperRecognizer(config.whisper, arguments.device)
     found = make_corpus(
@@ -207,12 +178,6 @@ def _shard(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
         raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
     return int(match.group(1)), int(match.group(2))
-
-
-def _default_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 if __name__ == "__main__":

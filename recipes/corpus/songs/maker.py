@@ -1,29 +1,166 @@
-"""One recording to its items: stems, voice, sentences, cuts, files."""
+"""One recording to its items (stems, voice, sentences, cuts, files), and the record of what became of it.
 
+OUT/songs/KEY.json holds a song's items or the reason why it has none. A run reads them to go on where
+another one stopped; any number of processes and machines can write them side by side.
+"""
+
+import json
 import shutil
+import signal
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 
-from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.corpus.recognition import WhisperRecognizer
-from duotok.recipes.corpus.segments import Segment, SegmentConfig, plan_segments, unheard
-from duotok.recipes.corpus.song_files import SongFile
-from duotok.recipes.corpus.song_records import SongRecord, split_of
-from duotok.recipes.corpus.song_stems import PARTS, SongStems, make_stems
-from duotok.recipes.corpus.transcripts import Sentence, fit_sentences, read_transcript
-from duotok.recipes.corpus.voice_activity import FLOOR_DB, Spans, frame_levels, loud_level, open_detector
+from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to_line, write_manifest
+from duotok.recipes.corpus.songs.recordings import PARTS, SongFile, SongStems, make_stems
+from duotok.recipes.corpus.songs.segments import (
+    FLOOR_DB,
+    Segment,
+    SegmentConfig,
+    Spans,
+    frame_levels,
+    loud_level,
+    open_detector,
+    plan_segments,
+    unheard,
+)
+from duotok.recipes.corpus.songs.transcripts import (
+    Sentence,
+    WhisperRecognizer,
+    fit_sentences,
+    read_transcript,
+)
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.common.files import whole_folder
+from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
+from duotok.tokenizer.common.files import whole_folder, write_json, write_text
 from duotok.tokenizer.heads import STEMS
 
+SETTINGS_FILE = "settings.json"
+LEFT_OUT_FILE = "left_out.jsonl"
 PEAK_LIMIT = 0.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongRecord:
+    """The result of one song."""
+
+    song: str
+    signature: dict[str, int]  # names and sizes of the files it was made from
+    items: list[Item] = field(default_factory=list)
+    reason: str = ""  # why there are no items
+    is_final: bool = True  # False: it may go better next time, as after a lack of memory
+    notes: list[tuple[str, str]] = field(default_factory=list)  # other files left out, with the reason
+
+
+def split_of(song: SongFile, validation_share: float, test_share: float) -> str:
+    """The split of a song by a hash of its name, the same on every machine and in every run."""
+    fraction = song.fraction("split")
+    if fraction < test_share:
+        return "test"
+    return "validation" if fraction < test_share + validation_share else "train"
+
+
+def in_shard(song: SongFile, shard: tuple[int, int]) -> bool:
+    """Whether a song belongs to shard (number from 1, of how many)."""
+    number, count = shard
+    return int(song.fraction("shard") * count) == number - 1
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Remember the settings of a corpus folder; another run must have the same."""
+    path = out / SETTINGS_FILE
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path} is damaged; delete it if you know that the settings are the same"
+            ) from error
+        if stored != settings:
+            changed = [
+                key for key in settings if not isinstance(stored, dict) or stored.get(key) != settings[key]
+            ]
+            raise ConfigError(
+                f"{out} was made with other settings ({', '.join(changed)}); use the same or another --out"
+            )
+        return
+    write_json(path, settings)
+
+
+def read_record(out: Path, song: SongFile) -> SongRecord | None:
+    """The record of a song; None if it is to be made: new, changed, damaged, or not left out for good."""
+    record = _read_record(_record_path(out, song.key), out)
+    if record is not None and record.signature == song.signature and record.is_final:
+        return record
+    if record is not None:
+        for item in record.items:
+            shutil.rmtree(item.path("mix").parent, ignore_errors=True)
+    return None
+
+
+def write_record(out: Path, song: SongFile, record: SongRecord) -> None:
+    """Store a record; it appears under its name when it is whole."""
+    values = {
+        "song": record.song,
+        "signature": record.signature,
+        "reason": record.reason,
+        "is_final": record.is_final,
+        "notes": record.notes,
+        "items": [json.loads(item_to_line(item)) for item in record.items],
+    }
+    write_text(_record_path(out, song.key), json.dumps(values, ensure_ascii=False))
+
+
+def read_records(out: Path, keys: Sequence[str] | None = None) -> list[SongRecord]:
+    """The records of some songs or of all, in the order of their names."""
+    paths = (
+        sorted((out / "songs").glob("*.json")) if keys is None else [_record_path(out, key) for key in keys]
+    )
+    records = [record for path in paths if (record := _read_record(path, out)) is not None]
+    return sorted(records, key=lambda record: record.song)
+
+
+def write_manifests(out: Path, records: Sequence[SongRecord], ending: str = "") -> None:
+    """Write OUT/SPLIT<ending>.jsonl of every split and OUT/left_out<ending>.jsonl anew."""
+    for split in SPLITS:
+        items = [item for record in records for item in record.items if item.split == split]
+        path = out / f"{split}{ending}.jsonl"
+        if items or path.exists():
+            write_manifest(path, items)
+    lines = [{"song": record.song, "reason": record.reason} for record in records if record.reason]
+    lines += [
+        {"song": record.song, "file": file, "reason": reason}
+        for record in records
+        for file, reason in record.notes
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(out / LEFT_OUT_FILE.replace(".", f"{ending}.", 1), text)
+
+
+def _record_path(out: Path, key: str) -> Path:
+    return out / "songs" / f"{key}.json"
+
+
+def _read_record(path: Path, out: Path) -> SongRecord | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return SongRecord(
+            song=values["song"],
+            signature=values["signature"],
+            reason=values["reason"],
+            is_final=values["is_final"],
+            notes=[(file, reason) for file, reason in values["notes"]],
+            items=[item_from_line(json.dumps(item), out) for item in values["items"]],
+        )
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None  # missing or damaged: the song is made again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,3 +300,25 @@ def _write_folder(folder: Path, waves: torch.Tensor) -> None:
             data = np.ascontiguousarray(wave.numpy().T)
             path = str(temporary / f"{part}.flac")
             soundfile.write(path, data, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
+
+
+_maker: SongMaker | None = None  # one per worker process
+
+
+def start_worker(config: SongsConfig, out: Path, device: str, threads: int) -> None:
+    """Make this process ready for `make_song`."""
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: nothing half-made is ever listed
+    torch.set_num_threads(threads)
+    _maker = SongMaker(config, out, device)
+
+
+def make_song(song: SongFile) -> SongRecord:
+    """Make and store the record of a song; a song that gives nothing has its reason in the record."""
+    assert _maker is not None
+    try:
+        record = _maker.make(song)
+    except DuoTokError as error:
+        record = SongRecord(song=song.name, signature=song.signature, reason=str(error))
+    write_record(_maker.out, song, record)
+    return record

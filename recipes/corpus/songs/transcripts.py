@@ -1,15 +1,23 @@
-"""Sentence times of a song from a transcript file: LRC, SRT, WebVTT, or the JSON of WhisperX and its kin."""
+"""Sentence times of a song: from LRC, SRT, WebVTT, JSON of WhisperX and its kin, or faster-whisper."""
 
 import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from duotok.tokenizer.common.errors import DataError
+from duotok.recipes.corpus.songs.recordings import SongStems
+from duotok.recipes.corpus.songs.segments import Sentence, Spans
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample
+from duotok.tokenizer.common.errors import ConfigError, DataError
 
 SHORTEST_SECONDS = 0.2
+WHISPER_RATE_HZ = 16_000
+LONGEST_WINDOW_SECONDS = 28.0  # the model looks at 30 s
+LONGEST_JOINED_GAP_SECONDS = 1.5
+MARGIN_SECONDS = 0.2
+MOST_SILENCE = 0.6  # sentences that the model takes for silence more than this are not kept
+WHISPER_FILES = ("model.bin", "config.json")
 _LRC_TIME = re.compile(r"\[(\d+):(\d{1,2}(?:[.:]\d+)?)\]")
 _LRC_OFFSET = re.compile(r"\[offset:\s*([+-]?\d+)\s*\]", re.IGNORECASE)
 _LRC_WORD_TIME = re.compile(r"<\d+:\d{1,2}(?:[.:]\d+)?>")
@@ -17,14 +25,6 @@ _CUE = re.compile(
     r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:[.,]\d+)?)\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{2}(?:[.,]\d+)?)"
 )
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
-
-
-class Sentence(NamedTuple):
-    """One sung line."""
-
-    start: float  # seconds
-    end: float  # seconds; infinite where the file does not say
-    text: str  # "" = sung, the words are unknown
 
 
 def read_transcript(path: str | Path) -> list[Sentence]:
@@ -117,3 +117,64 @@ def _read_json(text: str) -> Iterable[Sentence]:
     values = json.loads(text)
     segments = values["segments"] if isinstance(values, dict) else values
     return [Sentence(float(each["start"]), float(each["end"]), str(each["text"])) for each in segments]
+
+
+class WhisperRecognizer:
+    """Transcribes the sung stretches of a vocal stem."""
+
+    def __init__(self, model: str, device: str = "cpu", language: str | None = None) -> None:
+        folder = Path(model)
+        missing = [name for name in WHISPER_FILES if not (folder / name).is_file()]
+        if missing:
+            raise ConfigError(
+                f"{folder} is not a faster-whisper model ({missing[0]} is missing); give the folder of a "
+                "model converted for CTranslate2 by --whisper"
+            )
+        try:
+            from faster_whisper import WhisperModel  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError(
+                "--whisper needs the package faster-whisper: pip install faster-whisper"
+            ) from error
+        try:
+            self.model = WhisperModel(
+                str(folder),
+                device=device,
+                compute_type="int8" if device == "cpu" else "float16",
+                cpu_threads=1,
+                local_files_only=True,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"cannot load the faster-whisper model in {folder}: {reason}") from error
+        self.language = language
+
+    def transcribe(self, stems: SongStems, voice: Spans) -> list[Sentence]:
+        """Sentences in seconds of the song, in order; voice: where singing was found."""
+        sentences, language = [], self.language
+        for start, end in join_for_recognition(voice):
+            start, end = max(0.0, start - MARGIN_SECONDS), min(stems.seconds, end + MARGIN_SECONDS)
+            audio = resample(stems.read(start, end)[0].mean(dim=0), SAMPLE_RATE_HZ, WHISPER_RATE_HZ).numpy()
+            found, info = self.model.transcribe(audio, language=language, condition_on_previous_text=False)
+            for each in found:
+                if each.no_speech_prob < MOST_SILENCE and each.text.strip():
+                    stop = min(end, start + each.end)
+                    sentences.append(Sentence(start + each.start, stop, " ".join(each.text.split())))
+            language = language or info.language  # one language a song
+        return [each for each in sentences if each.end > each.start]
+
+
+def join_for_recognition(voice: Sequence[tuple[float, float]]) -> Spans:
+    """Neighbouring spans joined as far as the model's window reaches; longer ones are parted evenly."""
+    joined: Spans = []
+    for start, end in voice:
+        pieces = int((end - start) // LONGEST_WINDOW_SECONDS) + 1
+        step = (end - start) / pieces
+        for piece in range(pieces):
+            begin, stop = start + piece * step, start + (piece + 1) * step
+            near = bool(joined) and begin - joined[-1][1] <= LONGEST_JOINED_GAP_SECONDS
+            if near and stop - joined[-1][0] <= LONGEST_WINDOW_SECONDS:
+                joined[-1] = (joined[-1][0], stop)
+            else:
+                joined.append((begin, stop))
+    return joined

@@ -1,0 +1,423 @@
+"""Makes one item of PopBand from (seed, split, index): draws it, sings it, plays it, mixes it, writes it."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from duotok.recipes.corpus.manifest import SPLITS, Item
+from duotok.recipes.corpus.popband.band import STYLES, Band, Part
+from duotok.recipes.corpus.popband.singing import draw_manner, sing
+from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
+from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
+from duotok.recipes.corpus.scores.pop909 import Excerpt, Note, Songs, cut_excerpt, label_chords
+from duotok.recipes.corpus.worker_pool import run_all
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.common.files import whole_folder
+from duotok.tokenizer.heads import STEMS
+
+SOUND_FONT_FOLDERS = ("/usr/share/sounds/sf3", "/usr/share/sounds/sf2", "/usr/local/share/sounds")
+PREFERRED = ("MuseScore_General", "FluidR3", "default-GM", "TimGM6mb")
+DRUM_CHANNEL, DRUM_BANK = 9, 128
+BLOCK_SAMPLES = 64  # events are placed on this grid (1.3 ms), the synthesizer's own
+MOST_VOICES = 96
+MOST_STRETCH = np.log(1.15)  # tempo within 15 %
+MOST_SEMITONES = 6
+FULL_SCALE = 32_767
+HEADROOM = 0.97  # highest peak of the mix
+LEVEL_FRAME = 2_400  # samples; 50 ms
+COMPRESSOR_FRAME = 480  # samples; 10 ms
+EQUALIZER_TAPS = 2_048
+BALANCE_DB = {"drums": (-2.0, 2.5), "bass": (-1.0, 2.0), "other": (0.0, 2.0)}  # mean, spread
+
+
+def find_sound_font(path: str | Path | None = None) -> Path:
+    """The given sound font, or the best one in the standard places."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise DataError(f"the sound font {path} does not exist; give a .sf2 or .sf3 file")
+        return Path(path)
+    found = [
+        file
+        for folder in SOUND_FONT_FOLDERS
+        if Path(folder).is_dir()
+        for file in sorted(Path(folder).glob("*.sf[23]"))
+    ]
+    for name in PREFERRED:
+        for file in found:
+            if file.name.startswith(name):
+                return file
+    if found:
+        return found[0]
+    raise DataError(
+        f"no sound font in {', '.join(SOUND_FONT_FOLDERS)}; install musescore-general-soundfont-small "
+        "(apt-get) or give --sound-font FILE"
+    )
+
+
+class SoundFont:
+    """A loaded sound font; loading decodes all samples (seconds), rendering is many times real time."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tinysoundfont
+        except ImportError as error:
+            raise DataError("tinysoundfont is missing; run: pip install --no-deps tinysoundfont") from error
+        self.synth = tinysoundfont.Synth(samplerate=SAMPLE_RATE_HZ, gain=-6)
+        try:
+            self.font = self.synth.sfload(str(path), max_voices=MOST_VOICES)
+        except RuntimeError as error:
+            raise DataError(f"{path} is not a sound font: {error}") from error
+
+    def render(self, parts: list[Part], seconds: float) -> np.ndarray:
+        """The parts together: float32 [2, samples]; notes still sounding at the end are cut."""
+        samples = round(seconds * SAMPLE_RATE_HZ)
+        if not any(part.notes for part in parts):
+            return np.zeros((2, samples), dtype=np.float32)
+        self.synth.sounds_off()
+        # Voices of the last item die out within the shortest release; this block is thrown away.
+        self.synth.generate(BLOCK_SAMPLES * 64)
+        events: list[tuple[int, int, int, int, int]] = []  # block, kind (0 = off), channel, pitch, velocity
+        channels = iter([*range(DRUM_CHANNEL), *range(DRUM_CHANNEL + 1, 16)])
+        for part in parts:
+            channel = DRUM_CHANNEL if part.is_drums else next(channels)
+            self._select(channel, part)
+            self.synth.control_change(channel, 10, int(part.pan * 127))
+            for start, end, pitch, velocity in part.notes:
+                if not 0 <= pitch <= 127:
+                    continue
+                first = round(start * SAMPLE_RATE_HZ / BLOCK_SAMPLES)
+                last = max(round(end * SAMPLE_RATE_HZ / BLOCK_SAMPLES), first + 1)
+                events.append((first, 1, channel, pitch, velocity))
+                events.append((last, 0, channel, pitch, 0))
+        wave = np.zeros((samples + BLOCK_SAMPLES, 2), dtype=np.float32)
+        view = memoryview(wave.data).cast("B")
+        blocks, position = samples // BLOCK_SAMPLES + 1, 0
+        for block, kind, channel, pitch, velocity in sorted(events):
+            if block >= blocks:
+                break
+            if block > position:
+                self._fill(view, position, block)
+                position = block
+            if kind:
+                self.synth.noteon(channel, pitch, velocity)
+            else:
+                self.synth.noteoff(channel, pitch)
+        self._fill(view, position, blocks)
+        return np.ascontiguousarray(wave[:samples].T)
+
+    def _fill(self, view: memoryview, start: int, end: int) -> None:
+        width = BLOCK_SAMPLES * 2 * 4  # stereo float32
+        if end > start:
+            self.synth.generate_simple((end - start) * BLOCK_SAMPLES, view[start * width : end * width])
+
+    def _select(self, channel: int, part: Part) -> None:
+        bank = DRUM_BANK if part.is_drums else 0
+        try:
+            self.synth.program_select(channel, self.font, bank, part.program, part.is_drums)
+        except RuntimeError:
+            # A small font may lack the program: the first of its family (or the standard kit) stands in.
+            family = 0 if part.is_drums else part.program // 8 * 8
+            try:
+                self.synth.program_select(channel, self.font, bank, family, part.is_drums)
+            except RuntimeError as error:
+                raise DataError(
+                    f"the sound font has no program {part.program}; use a General MIDI one"
+                ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Finished stems as int16 [samples, channels]; mix = vocal + drums + bass + other."""
+
+    stems: dict[str, np.ndarray]
+    mix: np.ndarray
+
+
+def mix_stems(vocal: np.ndarray, band: dict[str, np.ndarray], rng: np.random.Generator) -> Mix:
+    """Mix a dry vocal [samples] with dry band stems [2, samples], all float32 at 48 kHz."""
+    room_seconds = rng.uniform(0.25, 1.8)
+    wet_db = {"vocal": rng.uniform(-28, -12), "drums": rng.uniform(-30, -15), "other": rng.uniform(-26, -12)}
+    voice = compress(normalize(vocal[None], 0.1), rng.uniform(1.5, 4.0))
+    voice = color(voice, room_seconds, wet_db["vocal"], rng, low_cut_hz=rng.uniform(60, 130))
+    voice_level = 10 ** (rng.uniform(-20, -16) / 20)
+    voice = normalize(voice, voice_level)
+    parts = {}
+    for name in ("drums", "bass", "other"):
+        mean, spread = BALANCE_DB[name]
+        wave = normalize(band[name], 0.1)
+        if name == "bass":
+            wave = wave.mean(axis=0, keepdims=True)  # bass stays in the middle, and is stored as mono
+        wave = compress(wave, rng.uniform(1.0, 3.0)) if name != "other" else wave
+        wave = color(wave, room_seconds, wet_db.get(name), rng, low_cut_hz=rng.uniform(20, 40))
+        parts[name] = normalize(wave, 10 ** (rng.normal(mean, spread) / 20))
+    together = parts["drums"] + parts["bass"] + parts["other"]
+    accompaniment_level = voice_level * 10 ** (rng.uniform(-4, 6) / 20)
+    gain = accompaniment_level / max(active_level(together), 1e-6)
+    parts = {name: wave * np.float32(gain) for name, wave in parts.items()}
+    if rng.random() < 0.15:  # what the singer's microphone or a separator lets through
+        voice = voice + together.mean(axis=0, keepdims=True) * np.float32(
+            gain * 10 ** (rng.uniform(-40, -28) / 20)
+        )
+    if rng.random() < 0.6:  # microphone noise
+        noise = rng.standard_normal(voice.shape, dtype=np.float32)
+        voice = voice + noise * np.float32(voice_level * 10 ** (rng.uniform(-65, -45) / 20))
+    return finish({"vocal": voice, **parts})
+
+
+def finish(stems: dict[str, np.ndarray]) -> Mix:
+    """Scale the stems so that nothing clips, round them to int16 and add them up."""
+    total = np.sum([np.broadcast_to(wave, (2, wave.shape[-1])) for wave in stems.values()], axis=0)
+    peak = max([float(np.abs(total).max()), *(float(np.abs(wave).max()) for wave in stems.values())])
+    scale = FULL_SCALE * min(1.0, HEADROOM / max(peak, 1e-9))
+    whole = {name: np.rint(wave * np.float32(scale)).astype(np.int16) for name, wave in stems.items()}
+    mix = np.zeros(total.shape, dtype=np.int32)
+    for wave in whole.values():
+        mix += wave
+    assert np.abs(mix).max() <= FULL_SCALE, "the headroom covers the rounding"
+    return Mix(stems={name: wave.T for name, wave in whole.items()}, mix=mix.astype(np.int16).T)
+
+
+def frame_levels(wave: np.ndarray, frame: int) -> np.ndarray:
+    """RMS of consecutive frames over all channels of wave [channels, samples]; at least one frame."""
+    count = max(1, wave.shape[-1] // frame)
+    frame = min(frame, wave.shape[-1])
+    frames = wave[:, : count * frame].reshape(len(wave), count, frame)
+    return np.sqrt(np.einsum("cnf,cnf->n", frames, frames) / (len(wave) * frame))
+
+
+def active_level(wave: np.ndarray) -> float:
+    """RMS of the frames that are not much quieter than the loud ones."""
+    levels = frame_levels(wave, LEVEL_FRAME)
+    loud = float(np.quantile(levels, 0.95))
+    active = levels[levels > 0.1 * loud]
+    return float(np.sqrt(np.square(active).mean())) if loud > 1e-6 else 0.0
+
+
+def normalize(wave: np.ndarray, level: float) -> np.ndarray:
+    """The wave at the given active RMS; silence stays silence."""
+    now = active_level(wave)
+    return wave * np.float32(level / now) if now > 1e-6 else wave
+
+
+def compress(wave: np.ndarray, ratio: float) -> np.ndarray:
+    """Gentle compression above the active level, with 20 ms attack and 120 ms release."""
+    if ratio <= 1.05:
+        return wave
+    levels = frame_levels(wave, COMPRESSOR_FRAME)
+    threshold = max(active_level(wave), 1e-6)
+    over = np.maximum(20 * np.log10(np.maximum(levels, 1e-6) / threshold), 0.0)
+    smooth, state = np.empty_like(over), 0.0
+    for index, value in enumerate(over):
+        state += (value - state) * (0.5 if value > state else 0.08)
+        smooth[index] = state
+    gain = 10 ** (-smooth * (1 - 1 / ratio) / 20)
+    # Straight lines between the frames, all frames at once.
+    ramp = np.arange(COMPRESSOR_FRAME, dtype=np.float32) / COMPRESSOR_FRAME
+    gain = np.append(gain, gain[-1]).astype(np.float32)
+    lines = (gain[:-1, None] + np.diff(gain)[:, None] * ramp).ravel()
+    curve = np.full(wave.shape[-1], gain[-1], dtype=np.float32)
+    curve[: min(len(lines), len(curve))] = lines[: len(curve)]
+    return wave * curve
+
+
+def color(
+    wave: np.ndarray,
+    room_seconds: float,
+    wet_db: float | None,
+    rng: np.random.Generator,
+    *,
+    low_cut_hz: float,
+) -> np.ndarray:
+    """Equalizer (low cut, tilt, one broad bell) and room, in one pass over the spectrum."""
+    from scipy.fft import next_fast_len
+    from scipy.signal import oaconvolve
+
+    tail = int(room_seconds * SAMPLE_RATE_HZ) if wet_db is not None else 0
+    size = int(next_fast_len(tail + 2 * EQUALIZER_TAPS, real=True) or 0)
+    frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ).astype(np.float32)
+    octaves = np.log2(np.maximum(frequency, 20.0) / 1_000).astype(np.float32)
+    tilt_db, bell_db, bell = rng.uniform(-1.0, 1.0), rng.normal(0, 2.0), rng.uniform(-2.5, 3.0)
+    curve_db = tilt_db * np.clip(octaves, -4, 4) + bell_db * np.exp(-0.5 * np.square(octaves - bell))
+    curve = np.exp(curve_db * np.float32(np.log(10) / 20))
+    # The magnitude of a second-order high-pass, with zero phase.
+    ratio = np.square(np.square(frequency / np.float32(low_cut_hz)))
+    curve *= np.sqrt(ratio / (1 + ratio))
+    result = np.empty_like(wave)
+    for channel in range(len(wave)):
+        spectrum = curve.astype(np.complex64)
+        if wet_db is not None:
+            spectrum *= 1 + np.fft.rfft(make_room(room_seconds, wet_db, rng), size)
+        # The equalizer reaches EQUALIZER_TAPS into the past: the filter is delayed and the sound moved back.
+        taps = np.roll(np.fft.irfft(spectrum, size), EQUALIZER_TAPS)[: tail + 2 * EQUALIZER_TAPS]
+        filtered = oaconvolve(wave[channel], taps.astype(np.float32))
+        result[channel] = filtered[EQUALIZER_TAPS : EQUALIZER_TAPS + wave.shape[-1]]
+    return result
+
+
+def make_room(seconds: float, wet_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Reverberation without the direct sound: noise that decays by 60 dB in `seconds`, darker later on."""
+    length = int(seconds * SAMPLE_RATE_HZ)
+    delay = int(rng.uniform(0.004, 0.03) * SAMPLE_RATE_HZ)
+    noise = rng.standard_normal(length, dtype=np.float32)
+    time = np.arange(length, dtype=np.float32) / length
+    # The dull part (a running mean of the noise) fades slower than the bright part.
+    dull = np.convolve(noise, np.full(12, 1 / np.sqrt(12), dtype=np.float32), "same")
+    tail = noise * np.exp(-11.0 * time) * 0.5 + dull * np.exp(-6.9 * time)
+    tail[:delay] = 0.0
+    tail *= 10 ** (wet_db / 20) / np.sqrt(np.square(tail).sum())
+    return tail.astype(np.float32)
+
+
+def prepare_voices(folder: Path, phrases: int, workers: int) -> None:
+    """Build the missing voice banks, several voices at a time."""
+    missing = [voice for voice in VOICES if not bank_path(folder, voice, phrases).exists()]
+    if any(voice.engine == "kokoro" for voice in missing):
+        unpack_kokoro()
+    from tqdm import tqdm
+
+    made = run_all(missing, functools.partial(_prepare_voice, folder, phrases), workers=workers)
+    for voice, failure in tqdm(made, total=len(missing), desc="voices", unit="voice", disable=not missing):
+        if failure is not None:
+            raise DataError(f"no voice {voice.name}: {failure}")
+
+
+def _prepare_voice(folder: Path, phrases: int, voice: Voice) -> None:
+    save_bank(bank_path(folder, voice, phrases), build_bank(voice, phrases))
+
+
+def place_melody(excerpt: Excerpt, voice: Voice) -> tuple[tuple[Note, ...], float]:
+    """The melody in the octave that suits the voice, and how far (mean semitones) it leaves the range."""
+    pitches = np.array([note.pitch for note in excerpt.melody])
+    costs = {
+        octave: float(
+            np.mean(
+                np.maximum(pitches + 12 * octave - voice.highest, 0)
+                + np.maximum(voice.lowest - pitches - 12 * octave, 0)
+            )
+        )
+        for octave in range(-4, 3)
+    }
+    best = min(costs, key=lambda octave: (costs[octave], abs(octave)))
+    melody = tuple(replace(note, pitch=note.pitch + 12 * best) for note in excerpt.melody)
+    return melody, costs[best]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What it takes to render any item of a split."""
+
+    songs: Path
+    out: Path
+    split: str
+    seed: int
+    sound_font: Path
+    voice_cache: Path
+    phrases: int
+
+    def item_id(self, index: int) -> str:
+        """Name of an item."""
+        return f"{self.split}-{index:05d}"
+
+
+@functools.cache
+def _open_maker(order: Order) -> "ItemMaker":
+    return ItemMaker(order)
+
+
+def make_item(order: Order, index: int) -> Item:
+    """Render an item; one process reads the songs and the sound font once."""
+    return _open_maker(order).make(index)
+
+
+class ItemMaker:
+    """Renders items of one split; keeps the sound font, songs and voice banks in memory."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.split, self.seed = order, order.split, order.seed
+        self.songs, self.out = Songs(order.songs), order.out
+        self.names = self.songs.of_split(order.split)
+        self.sound_font = SoundFont(order.sound_font)
+        self.banks: dict[str, VoiceBank] = {}
+
+    def song_name(self, index: int) -> str:
+        """The song of an item: all songs of the split come before any comes again."""
+        turn, place = divmod(index, len(self.names))
+        order = np.random.default_rng([self.seed, SPLITS.index(self.split), 1, turn]).permutation(
+            len(self.names)
+        )
+        return self.names[order[place]]
+
+    def bank(self, voice: Voice) -> VoiceBank:
+        """The voice's bank, read once."""
+        if voice.name not in self.banks:
+            self.banks[voice.name] = load_bank(bank_path(self.order.voice_cache, voice, self.order.phrases))
+        return self.banks[voice.name]
+
+    def make(self, index: int) -> Item:
+        """Render item `index` into its folder, unless it is there already in full."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), 0, index])
+        song = self.songs.read(self.song_name(index))
+        voices = voices_of_split(self.split)
+        voice = voices[rng.integers(len(voices))]
+        style = STYLES[rng.integers(len(STYLES))]
+        stretch = float(np.exp(rng.uniform(-MOST_STRETCH, MOST_STRETCH)))
+        # Of three random keys take the first in the voice's range, else the one that leaves it least.
+        keys = rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1, size=3)
+        cut_seed = int(rng.integers(2**31))
+        choices = []
+        for semitones in keys:
+            excerpt = cut_excerpt(
+                song, np.random.default_rng(cut_seed), stretch=stretch, semitones=int(semitones)
+            )
+            melody, cost = place_melody(excerpt, voice)
+            choices.append((cost, excerpt, melody))
+        _, excerpt, melody = min(choices, key=lambda choice: choice[0])
+        manner = draw_manner(rng, voice.formant)
+        vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
+        parts = Band(excerpt, style, rng).arrange()
+        band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
+        fade_out(vocal)
+        for wave in band.values():
+            fade_out(wave)
+        mix = mix_stems(vocal, band, rng)
+        name = self.order.item_id(index)
+        self._write(name, mix)
+        return Item(
+            id=name,
+            split=self.split,
+            source="pop909",
+            song=song.name,
+            seconds=len(mix.mix) / SAMPLE_RATE_HZ,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            stems={stem: f"audio/{self.split}/{name}/{stem}.wav" for stem in STEMS},
+            mix=f"audio/{self.split}/{name}/mix.wav",
+            tempo_bpm=round(60 / excerpt.beat_seconds, 3),
+            beats_seconds=[round(time, 4) for time in excerpt.beats],
+            downbeats_seconds=[round(excerpt.beats[beat], 4) for beat in excerpt.downbeats],
+            chords=label_chords(excerpt),
+            key=excerpt.key,
+            notes=[
+                (round(note.start, 4), round(note.end, 4), note.pitch, text)
+                for note, text in zip(melody, texts, strict=True)
+            ],
+            voice=voice.name,
+            style=style.name,
+            root=self.out,
+        )
+
+    def _write(self, name: str, mix: Mix) -> None:
+        import soundfile
+
+        folder = self.out / "audio" / self.split / name
+        with whole_folder(folder) as temporary:
+            for stem, wave in {**mix.stems, "mix": mix.mix}.items():
+                soundfile.write(temporary / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
+def fade_out(wave: np.ndarray, seconds: float = 0.06) -> None:
+    """Fade the last moment to silence, in place: the excerpt ends inside a song."""
+    samples = int(seconds * SAMPLE_RATE_HZ)
+    wave[..., -samples:] *= np.linspace(1, 0, samples, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Corpora of scores that PopBand is rendered from."""

@@ -1,0 +1,1 @@
+"""A corpus from recordings: stems, singing, sentences, cuts."""
