@@ -140,19 +140,9 @@ def test_bad_input_is_one_clear_line(
 ):
     font = tmp_path / "font.sf2"
     font.write_bytes(b"")
-    command = [
-        "--songs",
-        str(songs),
-        "--out",
-        str(tmp_path),
-        "--hours",
-        "1",
-        "--sound-font",
-        str(font),
-        *change,
-    ]
+    command = ["--songs", str(songs), "--out", str(tmp_path), "--hours", "1", "--sound-font", str(font)]
     try:
-        result = popband.main(command)
+        result = popband.main([*command, *change])
     except SystemExit as exit_:
         result = exit_.code
     assert result == status

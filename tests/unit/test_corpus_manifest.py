@@ -1,5 +1,6 @@
 """Manifest lines: what is written is what is read, and errors name the line."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.manifest import Item, append_items, item_to_line, read_manifest, write_manifest
-from duotok.tokenizer.common.errors import DataError
+from duotok.recipes.corpus.manifest import (
+    Item,
+    append_items,
+    item_from_line,
+    item_to_line,
+    read_manifest,
+    write_manifest,
+)
+from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.tokenizer.common.audio import change_speed
+from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
 def make_item(root: Path, name: str = "train-00000") -> Item:
@@ -83,3 +93,77 @@ def test_unknown_parts_are_refused(tiny_corpus: Path):
         item.path("accompaniment")
     with pytest.raises(DataError, match="seconds"):
         replace(item, seconds=np.float64(0.0))
+
+
+@pytest.fixture
+def item(tiny_corpus: Path) -> Item:
+    """An item with a score."""
+    return read_manifest(tiny_corpus / "train.jsonl")[0]
+
+
+def test_lines_of_items_without_lyrics_are_as_before(item: Item):
+    assert "lyrics" not in json.loads(item_to_line(item)) and item.lyrics == []
+
+
+def test_lyrics_and_unknown_key_and_tempo_are_kept(item: Item):
+    real = replace(item, lyrics=[(1.0, 3.0, "hello"), (3.5, 6.0, "")], notes=[], key=None, tempo_bpm=None)
+    assert item_from_line(item_to_line(real), item.root) == real
+    broken = item_to_line(real).replace("[1.0,3.0,", '["x",3.0,')
+    with pytest.raises(DataError, match="bad value"):
+        item_from_line(broken, item.root)
+
+
+def test_text_is_whole_sentences_or_whole_syllables(item: Item):
+    notes = [(0.0, 1.0, 60, "a"), (1.0, 1.5, 62, "-"), (1.5, 2.0, 60, "b"), (2.0, 3.0, 60, "c")]
+    scored = replace(item, notes=notes)
+    assert scored.text_between(0.0, 2.5) == "a b" and scored.text_between(0.5, 3.0) == "b c"
+    worded = replace(scored, lyrics=[(0.0, 2.0, "hello"), (2.5, 3.0, "there"), (4.0, 5.0, "")])
+    assert worded.text_between(0.0, 3.0) == "hello there" and worded.text_between(0.5, 3.5) == "there"
+    assert worded.text_between(3.9, 5.1) == ""
+
+
+def test_singing_is_counted_by_notes_or_else_by_lyrics(item: Item):
+    notes = [(0.0, 1.0, 60, "a"), (2.0, 4.0, 60, "b")]
+    assert replace(item, notes=notes).sung_between(0.5, 3.0) == pytest.approx(1.5)
+    real = replace(item, notes=[], lyrics=[(1.0, 3.0, "x"), (4.0, 6.0, "")])
+    assert real.sung_between(2.0, 5.0) == pytest.approx(2.0)
+    assert replace(real, lyrics=[]).sung_between(0.0, 9.0) == 0.0
+
+
+def test_cuts_of_real_songs_begin_with_a_sentence_and_vocals_come_from_sung_items(tiny_corpus, tmp_path):
+    first, second = (
+        replace(item, stems={stem: str(item.path(stem)) for stem in item.stems}, mix=str(item.path("mix")))
+        for item in read_manifest(tiny_corpus / "train.jsonl")[:2]
+    )
+    sung = replace(first, notes=[], lyrics=[(1.0, 2.5, "one two"), (4.5, 6.0, "three")])
+    instrumental = replace(second, notes=[], lyrics=[])
+    write_manifest(tmp_path / "songs.jsonl", [sung, instrumental])
+    sampler = CutSampler(CutConfig(manifest=str(tmp_path / "songs.jsonl"), seconds=2.0))
+    cuts = [sampler.cut(np.random.default_rng(seed), "vocal") for seed in range(12)]
+    assert {cut.lines[0][2] for cut in cuts} == {"one two", "three"}
+    assert all(0 <= begin < end <= 2.0 for cut in cuts for begin, end, _ in cut.lines)
+    assert all(cut.stems[0].any() and not cut.stems[1:].any() for cut in cuts)
+    others = [sampler.cut(np.random.default_rng(seed), "instrumental") for seed in range(12)]
+    assert not any(cut.lines or cut.stems[0].any() for cut in others)
+
+
+def test_speed_changes_pitch_and_the_times_of_the_words(tiny_corpus):
+    config = CutConfig(manifest=str(tiny_corpus / "train.jsonl"), seconds=2.0, speed_semitones=3)
+    sampler = CutSampler(config)
+    speeds = {sampler._draw_speed(np.random.default_rng(seed), 60.0) for seed in range(80)}
+    assert sorted(round(12 * np.log2(speed)) for speed in speeds) == [-3, -2, -1, 0, 1, 2, 3]
+    assert sampler._draw_speed(np.random.default_rng(0), 2.0) <= 1.0  # no more is read than there is
+    wave = torch.sin(2 * torch.pi * 440 * torch.arange(48_000) / 48_000)
+    faster = change_speed(wave[None], 2 ** (3 / 12))[0]
+    assert len(faster) == round(48_000 / 2 ** (3 / 12))
+    peak_hz = int(torch.fft.rfft(faster).abs().argmax()) * 48_000 / len(faster)
+    assert peak_hz == pytest.approx(440 * 2 ** (3 / 12), rel=0.005)
+    for seed in range(6):
+        cut = sampler.cut(np.random.default_rng(seed), "vocal")
+        assert cut.stems.shape == (4, 96_000) and cut.stems[0].any()
+        assert all(-1e-3 <= begin < end <= 2.0 + 1e-3 for begin, end, _ in cut.lines)
+
+
+def test_a_bad_speed_is_refused():
+    with pytest.raises(ConfigError, match="speed_semitones"):
+        CutConfig(manifest="x", speed_semitones=-1)

@@ -27,7 +27,7 @@ from duotok.recipes.corpus.popband.voicebank import (
     split_syllables,
     trim_vowels,
 )
-from duotok.recipes.corpus.popband.voices import VOICES, Sound, find_voice, voices_of_split
+from duotok.recipes.corpus.popband.voices import VOICES, Sound, voices_of_split
 from duotok.recipes.corpus.scores.pop909 import Note
 from duotok.tokenizer.common.errors import DataError
 
@@ -182,5 +182,3 @@ def test_there_are_enough_voices_and_held_out_ones_stay_out_of_training():
     test = {voice.name for voice in voices_of_split("test")}
     assert len(VOICES) == len({voice.name for voice in VOICES}) >= 8
     assert train < test and len(test - train) >= 2
-    with pytest.raises(DataError, match="nobody"):
-        find_voice("nobody")

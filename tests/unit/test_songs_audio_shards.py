@@ -30,12 +30,7 @@ def tars(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 
 def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
-    assert [tar.name for tar in tars] == [
-        "train-000000.tar",
-        "train-000001.tar",
-        "test-000000.tar",
-        "test-000001.tar",
-    ]
+    assert [tar.name for tar in tars] == [f"{s}-{n:06d}.tar" for s in ("train", "test") for n in (0, 1)]
     streamed = list(read_shards(tars))
     assert [item_to_line(item) for item in streamed] == [item_to_line(item) for item in items]
     for item, again in zip(items, streamed, strict=True):

@@ -56,19 +56,7 @@ def test_a_folder_becomes_a_corpus_and_running_again_changes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out, tars = tmp_path / "out", tmp_path / "tars"
-    command = [
-        "--songs",
-        str(folder),
-        "--out",
-        str(out),
-        "--workers",
-        "1",
-        "--validation",
-        "0",
-        "--test",
-        "0",
-    ]
-    command += ["--shards", str(tars)]
+    command = ["--songs", str(folder), "--out", str(out), *ONE_SPLIT, "--shards", str(tars)]
     assert songs.main(command) == 0
     closing = capsys.readouterr().out.splitlines()[-1]
     assert "2 songs, 4 cuts" in closing and "2 sung (1 with words), 2 instrumental" in closing
@@ -91,18 +79,7 @@ def test_a_folder_becomes_a_corpus_and_running_again_changes_nothing(
 
 
 def test_shards_of_the_songs_join_without_work(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    base = [
-        "--songs",
-        str(folder),
-        "--out",
-        str(tmp_path),
-        "--workers",
-        "1",
-        "--validation",
-        "0",
-        "--test",
-        "0",
-    ]
+    base = ["--songs", str(folder), "--out", str(tmp_path), *ONE_SPLIT]
     codes = [songs.main([*base, "--shard", f"{number}/2"]) for number in (1, 2)]
     parts = [tmp_path / f"train.{number}-of-2.jsonl" for number in (1, 2)]
     ids = [item.id for path in parts if path.exists() for item in read_manifest(path)]

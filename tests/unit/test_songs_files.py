@@ -20,14 +20,7 @@ def touch(path: Path) -> Path:
 
 
 def test_stems_and_transcripts_next_to_a_song_are_its_own(tmp_path: Path):
-    for name in (
-        "plain.mp3",
-        "plain.lrc",
-        "plain.wav",
-        "album/live.flac",
-        "album/live.flac.srt",
-        "notes.txt",
-    ):
+    for name in "plain.mp3 plain.lrc plain.wav album/live.flac album/live.flac.srt notes.txt".split():
         touch(tmp_path / name)
     for name in ("vocals", "drums", "bass", "other"):
         touch(tmp_path / "album/live" / f"{name}.wav")

@@ -39,18 +39,11 @@ def find_sound_font(path: str | Path | None = None) -> Path:
         if not Path(path).is_file():
             raise DataError(f"the sound font {path} does not exist; give a .sf2 or .sf3 file")
         return Path(path)
-    found = [
-        file
-        for folder in SOUND_FONT_FOLDERS
-        if Path(folder).is_dir()
-        for file in sorted(Path(folder).glob("*.sf[23]"))
-    ]
-    for name in PREFERRED:
+    found = [file for folder in SOUND_FONT_FOLDERS for file in sorted(Path(folder).glob("*.sf[23]"))]
+    for name in (*PREFERRED, ""):
         for file in found:
             if file.name.startswith(name):
                 return file
-    if found:
-        return found[0]
     raise DataError(
         f"no sound font in {', '.join(SOUND_FONT_FOLDERS)}; install musescore-general-soundfont-small "
         "(apt-get) or give --sound-font FILE"

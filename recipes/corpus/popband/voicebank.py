@@ -228,15 +228,10 @@ def load_bank(path: Path) -> VoiceBank:
     try:
         with np.load(path, allow_pickle=False) as data:
             syllables = tuple(
-                Syllable(
-                    phrase=int(phrase),
-                    onset=float(time[0]),
-                    vowel_start=float(time[1]),
-                    vowel_end=float(time[2]),
-                    coda=float(time[3]),
-                    text=str(text),
+                Syllable(phrase=n, onset=onset, vowel_start=start, vowel_end=end, coda=coda, text=text)
+                for n, (onset, start, end, coda), text in zip(
+                    *(data[name].tolist() for name in ("phrase", "times", "texts")), strict=True
                 )
-                for phrase, time, text in zip(data["phrase"], data["times"], data["texts"], strict=True)
             )
             return VoiceBank(
                 rate_hz=int(data["rate_hz"]),

@@ -20,7 +20,7 @@ class Voice:
     """A singer made from a speaking voice."""
 
     name: str
-    engine: str  # "kokoro", "espeak" or "sinsy"
+    engine: str  # "kokoro" or "espeak"
     speaker: dict[str, float] = field(default_factory=dict)  # kokoro: voice -> weight; espeak: one name
     languages: tuple[str, ...] = ("en-us",)
     formant: float = 1.0  # shift of the spectral envelope; > 1 = smaller vocal tract
@@ -28,91 +28,32 @@ class Voice:
     highest: int = 76
     held_out: bool = False  # sings only in validation and test
 
-    @property
-    def center(self) -> float:
-        """Middle of the comfortable range, MIDI pitch."""
-        return (self.lowest + self.highest) / 2
-
 
 KOKORO_LANGUAGES = ("en-us", "ja", "es", "it", "fr-fr")
+# fmt: off
 VOICES = (
     Voice(name="alpha", engine="kokoro", speaker={"jf_alpha": 1.0}, languages=KOKORO_LANGUAGES),
     Voice(name="gongitsune", engine="kokoro", speaker={"jf_gongitsune": 1.0}, languages=KOKORO_LANGUAGES),
-    Voice(
-        name="nezumi",
-        engine="kokoro",
-        speaker={"jf_nezumi": 1.0},
-        languages=KOKORO_LANGUAGES,
-        lowest=57,
-        highest=79,
-    ),
-    Voice(
-        name="tebukuro",
-        engine="kokoro",
-        speaker={"jf_tebukuro": 1.0},
-        languages=KOKORO_LANGUAGES,
-        lowest=53,
-        highest=74,
-    ),
-    Voice(
-        name="kumo",
-        engine="kokoro",
-        speaker={"jm_kumo": 1.0},
-        languages=KOKORO_LANGUAGES,
-        lowest=46,
-        highest=67,
-    ),
-    Voice(
-        name="baritone",
-        engine="kokoro",
-        speaker={"jm_kumo": 1.25, "jf_tebukuro": -0.25},
-        languages=KOKORO_LANGUAGES,
-        formant=0.9,
-        lowest=42,
-        highest=62,
-    ),
-    Voice(
-        name="tenor",
-        engine="kokoro",
-        speaker={"jm_kumo": 0.6, "jf_gongitsune": 0.4},
-        languages=KOKORO_LANGUAGES,
-        formant=0.95,
-        lowest=48,
-        highest=69,
-    ),
-    Voice(
-        name="child",
-        engine="kokoro",
-        speaker={"jf_nezumi": 0.6, "jf_alpha": 0.4},
-        languages=KOKORO_LANGUAGES,
-        formant=1.14,
-        lowest=59,
-        highest=79,
-        held_out=True,
-    ),
+    Voice(name="nezumi", engine="kokoro", speaker={"jf_nezumi": 1.0}, languages=KOKORO_LANGUAGES, lowest=57,
+          highest=79),
+    Voice(name="tebukuro", engine="kokoro", speaker={"jf_tebukuro": 1.0}, languages=KOKORO_LANGUAGES,
+          lowest=53, highest=74),
+    Voice(name="kumo", engine="kokoro", speaker={"jm_kumo": 1.0}, languages=KOKORO_LANGUAGES, lowest=46,
+          highest=67),
+    Voice(name="baritone", engine="kokoro", speaker={"jm_kumo": 1.25, "jf_tebukuro": -0.25},
+          languages=KOKORO_LANGUAGES, formant=0.9, lowest=42, highest=62),
+    Voice(name="tenor", engine="kokoro", speaker={"jm_kumo": 0.6, "jf_gongitsune": 0.4},
+          languages=KOKORO_LANGUAGES, formant=0.95, lowest=48, highest=69),
+    Voice(name="child", engine="kokoro", speaker={"jf_nezumi": 0.6, "jf_alpha": 0.4},
+          languages=KOKORO_LANGUAGES, formant=1.14, lowest=59, highest=79, held_out=True),
     Voice(name="espeak_anna", engine="espeak", speaker={"en-us+f3": 1.0}, lowest=54, highest=75),
-    Voice(
-        name="espeak_marco", engine="espeak", speaker={"it+m3": 1.0}, languages=("it",), lowest=45, highest=66
-    ),
+    Voice(name="espeak_marco", engine="espeak", speaker={"it+m3": 1.0}, languages=("it",), lowest=45,
+          highest=66),
     Voice(name="espeak_luz", engine="espeak", speaker={"es+f4": 1.0}, languages=("es",)),
-    Voice(
-        name="espeak_hans",
-        engine="espeak",
-        speaker={"de+m7": 1.0},
-        languages=("de",),
-        lowest=43,
-        highest=64,
-        held_out=True,
-    ),
+    Voice(name="espeak_hans", engine="espeak", speaker={"de+m7": 1.0}, languages=("de",), lowest=43,
+          highest=64, held_out=True),
 )
-
-
-def find_voice(name: str) -> Voice:
-    """The voice of that name."""
-    for voice in VOICES:
-        if voice.name == name:
-            return voice
-    raise DataError(f"unknown voice {name!r}; choose from {', '.join(voice.name for voice in VOICES)}")
+# fmt: on
 
 
 def voices_of_split(split: str, voices: tuple[Voice, ...] = VOICES) -> list[Voice]:
@@ -121,46 +62,47 @@ def voices_of_split(split: str, voices: tuple[Voice, ...] = VOICES) -> list[Voic
 
 
 WORDS = {
-    "en-us": (
-        "love you me baby tonight forever never dream dreaming night light shine star stars sky fly away "
-        "stay  with without your heart soul fire water rain sun moon summer winter river ocean road home "
-        "alone  together always remember feel feeling falling down up high low slow dance dancing music "
-        "song singing  voice hear here there where when why again begin end world time day morning "
-        "evening tomorrow yesterday  hold hand hands eyes smile tears crying lonely only holy open broken "
-        "golden silver blue red color  shadow window door floor wall city street runaway highway train "
-        "plane letter better ever over under  believe leave lie true truth youth beautiful wonderful "
-        "little bitter sweet memory melody harmony  breathe breathing touch closer further thunder "
-        "lightning burning turning learning waiting hoping  maybe somebody nobody everybody everything "
-        "anything something nothing just the a and in on of to"
-    ).split(),
-    "es": (
-        "amor mi vida corazón noche luna sol cielo mar estrella sueño siempre nunca contigo sin ti quiero "
-        "bailar cantar llorar besos manos ojos alma fuego lluvia camino tiempo mañana ayer hoy dime dónde "
-        "vuelve conmigo solo sola libre volar recuerdo olvidar esperar sentir vivir morir canción dulce"
-    ).split(),
-    "it": (
-        "amore mio vita cuore notte luna sole cielo mare stella sogno sempre mai con te senza voglio "
-        "ballare  cantare piangere baci mani occhi anima fuoco pioggia strada tempo domani ieri oggi "
-        "dimmi dove torna  volare ricordo aspettare sentire vivere canzone dolce bella primavera estate "
-        "bambina lontano"
-    ).split(),
-    "de": (
-        "liebe mein leben herz nacht mond sonne himmel meer stern traum immer nie mit dir ohne tanzen "
-        "singen  weinen hände augen seele feuer regen weg zeit morgen gestern heute sag mir wo komm "
-        "zurück allein  frei fliegen erinnern warten fühlen lied süß schön sommer winter wieder bleib bei "
-        "uns"
-    ).split(),
-    "fr-fr": (
-        "amour ma vie coeur nuit lune soleil ciel mer étoile rêve toujours jamais avec toi sans danser "
-        "chanter  pleurer mains yeux âme feu pluie chemin temps demain hier dis moi reviens seul libre "
-        "voler souvenir  oublier attendre sentir chanson douce belle été hiver encore loin"
-    ).split(),
-    "ja": (
-        "koi no yume hana sora umi kaze ame yuki natsu fuyu haru aki kimi boku anata watashi kokoro "
-        "namida  egao hikari yoru asa machi michi tabi uta koe te hitomi omoide itsuka itsumo zutto motto "
-        "aitai  sayonara arigatou daisuki hoshi tsuki sakura mirai kanata tooku chikaku sekai futari "
-        "hitori"
-    ).split(),
+    "en-us": """
+        love you me baby tonight forever never dream dreaming night light shine star stars sky fly
+        away stay with without your heart soul fire water rain sun moon summer winter river ocean
+        road home alone together always remember feel feeling falling down up high low slow dance
+        dancing music song singing voice hear here there where when why again begin end world time
+        day morning evening tomorrow yesterday hold hand hands eyes smile tears crying lonely only
+        holy open broken golden silver blue red color shadow window door floor wall city street
+        runaway highway train plane letter better ever over under believe leave lie true truth youth
+        beautiful wonderful little bitter sweet memory melody harmony breathe breathing touch closer
+        further thunder lightning burning turning learning waiting hoping maybe somebody nobody
+        everybody everything anything something nothing just the a and in on of to
+    """.split(),
+    "es": """
+        amor mi vida corazón noche luna sol cielo mar estrella sueño siempre nunca contigo sin ti
+        quiero bailar cantar llorar besos manos ojos alma fuego lluvia camino tiempo mañana ayer hoy
+        dime dónde vuelve conmigo solo sola libre volar recuerdo olvidar esperar sentir vivir morir
+        canción dulce
+    """.split(),
+    "it": """
+        amore mio vita cuore notte luna sole cielo mare stella sogno sempre mai con te senza voglio
+        ballare cantare piangere baci mani occhi anima fuoco pioggia strada tempo domani ieri oggi
+        dimmi dove torna volare ricordo aspettare sentire vivere canzone dolce bella primavera
+        estate bambina lontano
+    """.split(),
+    "de": """
+        liebe mein leben herz nacht mond sonne himmel meer stern traum immer nie mit dir ohne tanzen
+        singen weinen hände augen seele feuer regen weg zeit morgen gestern heute sag mir wo komm
+        zurück allein frei fliegen erinnern warten fühlen lied süß schön sommer winter wieder bleib
+        bei uns
+    """.split(),
+    "fr-fr": """
+        amour ma vie coeur nuit lune soleil ciel mer étoile rêve toujours jamais avec toi sans
+        danser chanter pleurer mains yeux âme feu pluie chemin temps demain hier dis moi reviens
+        seul libre voler souvenir oublier attendre sentir chanson douce belle été hiver encore loin
+    """.split(),
+    "ja": """
+        koi no yume hana sora umi kaze ame yuki natsu fuyu haru aki kimi boku anata watashi kokoro
+        namida egao hikari yoru asa machi michi tabi uta koe te hitomi omoide itsuka itsumo zutto
+        motto aitai sayonara arigatou daisuki hoshi tsuki sakura mirai kanata tooku chikaku sekai
+        futari hitori
+    """.split(),
 }
 
 

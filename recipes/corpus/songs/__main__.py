@@ -103,28 +103,23 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m duotok.recipes.corpus.songs",
         description="Make a corpus from recordings: stems, voice activity, cuts at sentence boundaries.",
     )
-    parser.add_argument(
-        "--songs", type=Path, required=True, help="folder of recordings, or a text list of them"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--separator", default="mask-head", help="mask-head, demucs or bs-roformer")
-    parser.add_argument("--checkpoint", help="of the separator: a file, a folder or a name on the hub")
-    parser.add_argument(
-        "--voice", default="auto", help="detector of singing: auto (= harmonic), harmonic, silero"
-    )
-    parser.add_argument(
-        "--whisper", metavar="FOLDER", help="faster-whisper model for songs without a transcript"
-    )
-    parser.add_argument("--language", help="of the lyrics, for --whisper (default: heard)")
-    parser.add_argument("--shortest", type=float, default=5.0, help="seconds of a cut")
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds of a cut")
-    parser.add_argument("--validation", type=float, default=0.05, help="share of the songs for validation")
-    parser.add_argument("--test", type=float, default=0.05, help="share of the songs for the test")
-    parser.add_argument("--workers", type=int, default=2, help="processes, each single-threaded")
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help="make only part I of N, I from 1 on")
-    parser.add_argument("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
-    parser.add_argument("--shard-mb", type=int, default=500, help="size of a tar")
-    parser.add_argument("--device", default="cpu", help="of the separator: cpu, cuda")
+    option = parser.add_argument
+    option("--songs", type=Path, required=True, help="folder of recordings, or a text list of them")
+    option("--out", type=Path, required=True, help="folder of the corpus")
+    option("--separator", default="mask-head", help="mask-head, demucs or bs-roformer")
+    option("--checkpoint", help="of the separator: a file, a folder or a name on the hub")
+    option("--voice", default="auto", help="detector of singing: auto (= harmonic), harmonic, silero")
+    option("--whisper", metavar="FOLDER", help="faster-whisper model for songs without a transcript")
+    option("--language", help="of the lyrics, for --whisper (default: heard)")
+    option("--shortest", type=float, default=5.0, help="seconds of a cut")
+    option("--longest", type=float, default=30.0, help="seconds of a cut")
+    option("--validation", type=float, default=0.05, help="share of the songs for validation")
+    option("--test", type=float, default=0.05, help="share of the songs for the test")
+    option("--workers", type=int, default=2, help="processes, each single-threaded")
+    option("--shard", type=_shard, metavar="I/N", help="make only part I of N, I from 1 on")
+    option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
+    option("--shard-mb", type=int, default=500, help="size of a tar")
+    option("--device", default="cpu", help="of the separator: cpu, cuda")
     arguments = parser.parse_args(argv)
     if arguments.workers < 1 or arguments.shard_mb < 1:
         parser.error("--workers and --shard-mb must be positive")
