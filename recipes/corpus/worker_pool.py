@@ -3,7 +3,7 @@
 import errno
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ def run_all(
     work: Callable[[Any], Any],
     *,
     workers: int,
-    start: Callable[..., None] | None = None,
+    start: Callable[..., object] | None = None,
     arguments: tuple = (),
-) -> Iterator[tuple[TaskT, Any]]:
+) -> Generator[tuple[TaskT, Any], None, None]:
     """Yield (task, result of work, or a text that says why there is none), in the order of the tasks.
 
     start(*arguments) runs first in every process. A full disk is the one failure that ends the run.
