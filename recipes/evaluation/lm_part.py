@@ -18,7 +18,7 @@ from duotok.lm import metrics
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import Scores, mask_source, score_batch, shift_source
-from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
@@ -45,7 +45,6 @@ PAPER = {
     "acc_at_50_vocal_to_accompaniment": 0.66,
 }
 LENGTHS_SECONDS = (5.0, 10.0, 20.0, 30.0)
-_ITEMS, _SECONDS = 48, 30.0
 _START_SECONDS = 5.0
 # Damages by rising severity; those of a whole window or more are left out.
 SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
@@ -249,12 +248,7 @@ def measure_lm(settings: Settings) -> dict[str, float]:
         raise CheckpointError(
             f"the tokenizer in {settings.bundle} is not the one its language model learned from"
         )
-    excerpts = choose_excerpts(
-        read_items(settings),
-        count=settings.items or _ITEMS,
-        seconds=settings.seconds or _SECONDS,
-        seed=settings.seed,
-    )
+    excerpts = excerpts_of(settings, 48, 30.0)
     rows: dict[str, list[Tensor]] = {track: [] for track in TRACKS}
     for excerpt in tqdm(excerpts, desc="lm: codes", disable=None):
         for track in TRACKS:

@@ -34,7 +34,7 @@ from duotok.recipes.evaluation.distances import (
     matched_distance,
     measure_anchors,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, read_items
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.recipes.evaluation.quality_report import SOUNDS, Quality, Value, write_quality
 from duotok.recipes.evaluation.renderer_part import rebuild_by_vae, rebuild_from_codes
@@ -91,14 +91,11 @@ def level_sounds(sounds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-_ITEMS, _SECONDS = 24, 12.0
-
-
 def measure_quality(settings: Settings) -> dict[str, float]:
     """Figures TRACK_SOUND_MEASURE of SOUNDS, and the Frechet distances between originals (frechet_...)."""
     quality = judge_quality(settings)
     if settings.folder is not None:
-        from duotok.recipes.evaluation.pictures import draw_quality
+        from duotok.recipes.evaluation.quality_report import draw_quality
 
         write_quality(quality, settings.folder)
         draw_quality(quality, settings.folder / "quality.png")
@@ -109,9 +106,7 @@ def measure_quality(settings: Settings) -> dict[str, float]:
 def judge_quality(settings: Settings) -> Quality:
     """Measure all sounds of all excerpts."""
     items = read_items(settings)
-    excerpts = choose_excerpts(
-        items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
-    )
+    excerpts = excerpts_of(settings, 24, 12.0)
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     music = MusicFeatures.from_pretrained()
     maker = SoundMaker(settings.bundle, settings.seed)

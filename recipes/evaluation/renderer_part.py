@@ -17,12 +17,13 @@ from duotok.recipes.accompany.request import GenerationSettings, resolve_setting
 from duotok.recipes.corpus.song_files import SongFile, find_songs
 from duotok.recipes.evaluation.audio_metrics import (
     compare_spectra,
+    flux_ratios,
+    level_jumps_db,
     loudness_difference_lu,
     stereo_width_db,
     worst_loss_percent,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
-from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
@@ -36,7 +37,6 @@ _SILENT_PEAK = 1e-4
 Figures = dict[str, float]
 _SECONDS_PER_EXCERPT_SECOND = 15  # 120 s by default: four joints of windows, eleven of decoded chunks
 _STEP_SECONDS = 0.1  # between the places that stand for anywhere
-_ITEMS, _SECONDS = 12, 8.0
 _MANY_STEPS = 50  # of the paper (P C.4)
 
 
@@ -189,12 +189,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     measures. With settings.recordings also those of recordings_vae_…; with settings.vae nothing but the VAE
     in that folder is measured.
     """
-    excerpts = choose_excerpts(
-        read_items(settings),
-        count=settings.items or _ITEMS,
-        seconds=settings.seconds or _SECONDS,
-        seed=settings.seed,
-    )
+    excerpts = excerpts_of(settings, 12, 8.0)
     if settings.vae is not None:
         vae = open_vae(settings.vae)
         rows = [

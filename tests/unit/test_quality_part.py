@@ -9,9 +9,8 @@ import torch
 from duotok.recipes.evaluation import audio_metrics
 from duotok.recipes.evaluation.audio_metrics import log10_mel_l1, mel_distance, stereo_width_db
 from duotok.recipes.evaluation.excerpts import Settings
-from duotok.recipes.evaluation.pictures import draw_quality
 from duotok.recipes.evaluation.quality_part import judge_quality, level_sounds
-from duotok.recipes.evaluation.quality_report import SOUNDS, write_quality
+from duotok.recipes.evaluation.quality_report import SOUNDS, draw_quality, write_quality
 
 SPECTRAL = ("chroma_correlation", "fine_structure_50_300_hz", "log10_mel_l1", "mel_distance")
 OTHERS = ("stereo_width_error_db", "level_error_lu", "frechet", "frechet_all")
