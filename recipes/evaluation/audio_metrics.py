@@ -36,8 +36,6 @@ _NARROWEST_DB = -40.0  # of side over mid, below which nobody hears a side
 LIVELINESS = "mel_movement"
 _RATE_HZ = 16_000
 _SHORTEST_SECONDS = 0.5  # that STOI, which judges stretches of 0.4 s, can be asked about
-# Measure -> the PyPI package that computes it.
-PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
 
 
 def compare_spectra(reference: Tensor, found: Tensor) -> dict[str, float]:
@@ -211,13 +209,13 @@ def _movement(wave: Tensor) -> float:
 def find_voice_metrics() -> dict[str, Callable[[Tensor, Tensor], float]]:
     """The measures whose packages are installed, by name."""
     measures = {"pesq": measure_pesq, "stoi": measure_stoi}
-    missing = missing_voice_metrics()
-    return {name: measure for name, measure in measures.items() if name not in missing}
+    return {name: measures[name] for name in measures if name not in missing_voice_metrics()}
 
 
 def missing_voice_metrics() -> dict[str, str]:
-    """The packages that are not installed, by the measure that needs them."""
-    return {name: package for name, package in PACKAGES.items() if find_spec(package) is None}
+    """The PyPI packages that are not installed, by the measure that needs them."""
+    packages = {"pesq": "pesq", "stoi": "pystoi"}
+    return {name: package for name, package in packages.items() if find_spec(package) is None}
 
 
 def measure_pesq(reference: Tensor, found: Tensor) -> float:

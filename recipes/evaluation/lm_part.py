@@ -49,7 +49,6 @@ _START_SECONDS = 5.0
 # Damages by rising severity; those of a whole window or more are left out.
 SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
 MASK_SHARES = {"mask_quarter": 0.25, "mask_half": 0.5, "mask_three_quarters": 0.75, "no_vocal": 1.0}
-CONTEXT_MODES = ("unconditional", _INTO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +255,11 @@ def measure_lm(settings: Settings) -> dict[str, float]:
     codes = {track: torch.stack(parts) for track, parts in rows.items()}  # [windows, frames]
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     figures = measure_codes(lm, codes, partners, tokenizer.frame_rate_hz, settings.seed)
-    figures |= measure_context_steps(
-        lm, Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
-    )
+    windows = Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
+    context = measure_context(lm, windows, modes=("unconditional", _INTO)).figures()  # P 6.2
+    figures |= {
+        f"context_{name}": context[name] for name in context if name not in ("windows", "last_seconds")
+    }
     return figures | {"windows": len(excerpts), "window_seconds": excerpts[0].seconds}
 
 
@@ -317,14 +318,6 @@ def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[
         found[f"{kind}_cost_rise{suffix}_percent"] = percents[-1] - percents[0]
         found[f"{kind}_cost_rising_share{suffix}"] = metrics.rising_share(percents)
     return found
-
-
-def measure_context_steps(lm: DualTrackLM, windows: Windows) -> dict[str, float]:
-    """cnBPT by length of context, of both tracks alone and of the accompaniment from the vocal (P 6.2)."""
-    figures = measure_context(lm, windows, modes=CONTEXT_MODES).figures()
-    return {
-        f"context_{name}": value for name, value in figures.items() if name not in ("windows", "last_seconds")
-    }
 
 
 def _costs(damaged: Scores, intact: Scores, rate_hz: float) -> dict[str, float]:

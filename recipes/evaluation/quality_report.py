@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from duotok.recipes.evaluation.distances import Anchors
-from duotok.tokenizer.common.files import whole_file, write_text
+from duotok.tokenizer.common.files import whole_file
 
 # Sound -> what it is. The last four are references.
 SOUNDS = {
@@ -81,11 +81,6 @@ class Quality:
                     own = name == "kernel_distance"
                     found[f"{name}_{sound}" if own else f"{track}_{sound}_{name}"] = value.mean
         return found
-
-
-def write_quality(quality: Quality, folder: Path) -> None:
-    """Write quality.md into a folder; raises DataError where that fails."""
-    write_text(folder / "quality.md", render_quality(quality))
 
 
 def render_quality(quality: Quality) -> str:

@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
-    parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
-    parser.add_argument("--no-sound", action="store_true", help="decoding, long: read codes only")
+    parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
+    parser.add_argument("--no-sound", dest="sound", action="store_false", help="decoding, long: codes only")
     parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
     parser.add_argument(
         "--folder", type=Path, help="of quality's table and picture (default: quality, at --out)"
@@ -69,21 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.evaluation.excerpts import Settings
         from duotok.recipes.evaluation.results import merge_results
 
-        settings = Settings(
-            corpus=arguments.corpus,
-            bundle=arguments.bundle or default_bundle(),
-            split=arguments.split,
-            items=arguments.items,
-            seconds=arguments.seconds,
-            seed=arguments.seed,
-            real_stems=arguments.real_stems,
-            recordings=arguments.recordings,
-            vae=arguments.vae,
-            speed=not arguments.no_speed,
-            sound=not arguments.no_sound,
-            plots=arguments.plots,
-            folder=arguments.folder or arguments.out.parent / "quality",
-        )
+        options = {name: value for name, value in vars(arguments).items() if name not in ("part", "out")}
+        options["bundle"] = arguments.bundle or default_bundle()
+        options["folder"] = arguments.folder or arguments.out.parent / "quality"
+        settings = Settings(**options)
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, settings)
             merge_results(arguments.out, part, figures)

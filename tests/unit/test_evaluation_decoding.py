@@ -46,10 +46,9 @@ def test_ranking_is_compared_with_a_single_draw_and_the_best_possible():
 
 
 def test_the_picture_of_guidance(tmp_path):
-    curves = decoding_part.draw_curves(OUTCOMES)
-    decoding_part.draw_guidance(
-        curves, {"in_key": 0.9, "harmony": 1.5}, "Guidance", tmp_path / "plots" / "guidance.png"
-    )
+    path = tmp_path / "plots" / "guidance.png"
+    references = {"in_key": 0.9, "harmony": 1.5}
+    decoding_part.draw_guidance(decoding_part.draw_curves(OUTCOMES), references, "Guidance", path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
