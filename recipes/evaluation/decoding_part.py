@@ -5,12 +5,14 @@ and, with `settings.sound`, in what is rendered of them. Ranking sees neither th
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache
@@ -21,8 +23,8 @@ from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.sampling import draw_uniform, pick_codes
 from duotok.lm.sheet.columns import commit
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
-from duotok.recipes.evaluation.generate_part import join_vocals, listen_to_singer
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items, read_items
+from duotok.recipes.evaluation.generate_part import listen_to_singer
 from duotok.recipes.evaluation.heard_coherence import (
     FRAME_RATE_HZ,
     Coherence,
@@ -33,20 +35,22 @@ from duotok.recipes.evaluation.heard_coherence import (
     measure_in_key,
     pair_with_others,
 )
-from duotok.recipes.evaluation.pictures import draw_guidance
-from duotok.recipes.evaluation.readout_part import compare_keys
+from duotok.recipes.evaluation.quality_report import COLORS, save_figure
 from duotok.recipes.evaluation.speed import CORES, on_cores
+from duotok.recipes.evaluation.tokenizer_part import compare_keys, read_out_key
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.harmony import read_key
 
 CANDIDATES = 4
 _ROUNDS = 2
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0)
-_ITEMS, _SECONDS = 24, 20.0
 _SPEED_SECONDS = 30.0
-_MEASURES = ("in_key", "harmony")  # of tokens and of sound
+_UNITS = {"in_key": "sung frames in the band's key (0 to 1)", "harmony": "harmony (1 = chance)"}
+_MEASURES = tuple(_UNITS)  # of tokens and of sound
+_SOURCE_COLORS = {"tokens": COLORS["accompaniment"], "sound": COLORS["vocal"]}
+# (measure, "tokens" | "sound") -> guidance -> mean and standard error over excerpts
+Curves = Mapping[tuple[str, str], Mapping[float, tuple[float, float]]]
 
 
 @torch.no_grad()
@@ -144,9 +148,7 @@ def measure_decoding(settings: Settings) -> dict[str, float]:
     """Seconds of computing, fit by guidance, the gain of ranking; settings.plots gets guidance.png."""
     accompanist = Accompanist.from_pretrained(settings.bundle)
     items = read_items(settings)
-    excerpts = choose_excerpts(
-        items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
-    )
+    excerpts = excerpts_of(settings)
     singings = [listen_to_singer(excerpt) for excerpt in excerpts]
     own = accompanist.defaults.guidance
     figures: dict[str, float] = {
@@ -178,7 +180,7 @@ def measure_decoding(settings: Settings) -> dict[str, float]:
             curves, {m: references[f"{m}_real"] for m in _MEASURES}, title, settings.plots / "guidance.png"
         )
     if settings.speed:
-        wave = join_vocals(items, _SPEED_SECONDS)
+        wave = join_items(items, "vocal", _SPEED_SECONDS)
         tokenizer = accompanist.bundle.tokenizer
         codes = tokenizer.encode(wave[None], "vocal")[0]
         figures |= time_decoding(accompanist.bundle.lm, codes, tokenizer.frame_rate_hz, own)
@@ -246,18 +248,12 @@ def measure_tokens(told: ReadOut, singing: Singing, excerpt: Excerpt) -> dict[st
         "harmony": measure_harmony(energy, singing.pitches),
     }
     if excerpt.item.key:
-        key = read_key(chroma, CHROMA_RATE_HZ, "accompaniment", sounding=sounding)
-        measures["key_right"] = float(compare_keys(None if key is None else str(key), excerpt.item.key)[1])
+        measures["key_right"] = float(compare_keys(read_out_key(told, "accompaniment"), excerpt.item.key)[1])
     return measures
 
 
-def draw_curves(
-    outcomes: dict[float, list[Outcome]],
-) -> dict[tuple[str, str], dict[float, tuple[float, float]]]:
-    """(measure, "tokens" | "sound") -> guidance -> mean and standard error over excerpts.
-
-    Of tokens all candidates count, of sound the first of every excerpt.
-    """
+def draw_curves(outcomes: Mapping[float, Sequence[Outcome]]) -> Curves:
+    """Fit by guidance: of tokens all candidates count, of sound the first of every excerpt."""
     curves: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
     for strength, found in outcomes.items():
         for measure in _MEASURES:
@@ -269,9 +265,39 @@ def draw_curves(
     return curves
 
 
-def describe_curves(
-    curves: dict[tuple[str, str], dict[float, tuple[float, float]]],
-) -> dict[str, float]:
+def draw_guidance(curves: Curves, references: Mapping[str, float], title: str, path: Path) -> None:
+    """Draw in-key share and harmony by guidance.
+
+    curves: (measure, source) -> curve, measure one of "in_key" and "harmony", source "tokens" or "sound";
+    references: by measure what the corpus' own accompaniments reach, read from tokens.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    for axes, (measure, unit) in zip(figure.subplots(1, 2), _UNITS.items(), strict=True):
+        for (name, source), curve in curves.items():
+            if name != measure:
+                continue
+            strengths = sorted(curve)
+            axes.errorbar(
+                strengths,
+                [curve[strength][0] for strength in strengths],
+                yerr=[curve[strength][1] for strength in strengths],
+                marker="o",
+                capsize=3,
+                color=_SOURCE_COLORS[source],
+                label=f"read from {source}",
+            )
+            axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+        label = "the corpus' own band, from tokens"
+        axes.axhline(references[measure], linestyle="--", linewidth=1.2, color="black", label=label)
+        axes.set_xlabel("guidance (1 = none)")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def describe_curves(curves: Curves) -> dict[str, float]:
     """Every point of the curves, and the guidance with the highest in-key share."""
     figures: dict[str, float] = {}
     for (measure, source), curve in curves.items():
@@ -307,12 +333,8 @@ def _shared(rows: Sequence[dict[str, float]]) -> list[str]:
 
 
 def _compare(name: str, single: Sequence[float], ranked: Sequence[float]) -> dict[str, float]:
-    gains = [best - one for one, best in zip(single, ranked, strict=True)]
-    return {
-        f"{name}_single": _mean(single),
-        f"{name}_ranked": _mean(ranked),
-        f"{name}_ranking_error": _error(gains),
-    }
+    error = _error([best - one for one, best in zip(single, ranked, strict=True)])
+    return {f"{name}_single": _mean(single), f"{name}_ranked": _mean(ranked), f"{name}_ranking_error": error}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -69,12 +69,7 @@ def read_items(settings: Settings) -> list[Item]:
     return read_split(settings.corpus, settings.split)
 
 
-def read_test_items(corpus: Path) -> list[Item]:
-    """All items of corpus/test.jsonl, which must hold the test split and nothing else."""
-    return read_split(corpus, "test")
-
-
-def read_split(corpus: Path, split: str) -> list[Item]:
+def read_split(corpus: Path, split: str = "test") -> list[Item]:
     """All items of corpus/<split>.jsonl, which must hold that split and nothing else."""
     path = corpus / f"{split}.jsonl"
     items = read_manifest(path)
@@ -84,6 +79,16 @@ def read_split(corpus: Path, split: str) -> list[Item]:
     if not items:
         raise DataError(f"{path} has no items; make them by duotok.recipes.corpus.popband")
     return sorted(items, key=lambda item: item.id)
+
+
+def excerpts_of(settings: Settings, items: int = 24, seconds: float = 20.0) -> list[Excerpt]:
+    """The excerpts of a part: as many and as long as settings say, or else by the part's defaults."""
+    return choose_excerpts(
+        read_items(settings),
+        count=settings.items or items,
+        seconds=settings.seconds or seconds,
+        seed=settings.seed,
+    )
 
 
 def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: int) -> list[Excerpt]:
@@ -103,6 +108,14 @@ def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: 
         Excerpt(item=item, start_seconds=_most_sung_start(item, seconds), seconds=seconds)
         for item in spread_over_songs(long_enough, rng)[:count]
     ]
+
+
+def join_items(items: Sequence[Item], track: str, seconds: float) -> Tensor:
+    """A track of one item after another, from the start again when they are too few: [2, samples]."""
+    wanted, pieces = round(seconds * SAMPLE_RATE_HZ), list[Tensor]()
+    while sum(piece.shape[-1] for piece in pieces) < wanted:
+        pieces.append(items[len(pieces) % len(items)].read(track))
+    return torch.cat(pieces, dim=1)[:, :wanted]
 
 
 def spread_over_songs(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item
@@ -16,7 +15,7 @@ from duotok.recipes.evaluation.audio_metrics import (
     loudness_difference_lu,
     measure_peak,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items, read_items
 from duotok.recipes.evaluation.heard_coherence import (
     Backing,
     Coherence,
@@ -34,7 +33,6 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 if TYPE_CHECKING:
     from duotok.recipes.accompany.pipeline import Accompanist
 
-_ITEMS, _SECONDS = 24, 20.0
 _SPEED_SECONDS = (30, 180)
 
 
@@ -44,9 +42,7 @@ def measure_generate(settings: Settings) -> dict[str, float]:
 
     accompanist = Accompanist.from_pretrained(settings.bundle)
     items = read_items(settings)
-    excerpts = choose_excerpts(
-        items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
-    )
+    excerpts = excerpts_of(settings)
     singings = [listen_to_singer(excerpt) for excerpt in excerpts]
     backings, sounds = [], []
     for index, excerpt in enumerate(tqdm(excerpts, desc="generate: accompaniments", disable=None)):
@@ -104,7 +100,7 @@ def listen_to_singer(excerpt: Excerpt) -> Singing:
 def measure_speed(items: list[Item], bundle: Path) -> dict[str, float]:
     """Computing time per second of audio and peak memory for vocals of 30 s and 180 s, on two CPU cores."""
     figures: dict[str, float] = {}
-    vocal = join_vocals(items, max(_SPEED_SECONDS))
+    vocal = join_items(items, "vocal", max(_SPEED_SECONDS))
     with tempfile.TemporaryDirectory() as folder:
         for seconds in tqdm(_SPEED_SECONDS, desc="generate: speed", disable=None):
             path = Path(folder) / f"vocal_{seconds}s.wav"
@@ -115,15 +111,6 @@ def measure_speed(items: list[Item], bundle: Path) -> dict[str, float]:
             figures["load_seconds"] = timing["load_seconds"]
     figures["peak_memory_gb"] = figures[f"peak_memory_{max(_SPEED_SECONDS)}s_gb"]
     return figures
-
-
-def join_vocals(items: list[Item], seconds: float) -> Tensor:
-    """One after the other the items' vocals, from the start again when they are too few: [2, samples]."""
-    wanted = round(seconds * SAMPLE_RATE_HZ)
-    pieces: list[Tensor] = []
-    while sum(piece.shape[-1] for piece in pieces) < wanted:
-        pieces.append(items[len(pieces) % len(items)].read("vocal"))
-    return torch.cat(pieces, dim=1)[:, :wanted]
 
 
 def _accompany(accompanist: "Accompanist", excerpt: Excerpt, seed: int) -> tuple[Backing, dict[str, float]]:

@@ -158,13 +158,9 @@ def pitches_of_wave(vocal: Tensor) -> np.ndarray:
     if np.sqrt(np.mean(mono**2)) < _SILENT_RMS:
         return np.full(frames, np.nan)
     mono = librosa.resample(mono, orig_sr=SAMPLE_RATE_HZ, target_sr=_PITCH_RATE_HZ, res_type="soxr_hq")
-    pitch_hz, voiced, _ = librosa.pyin(
-        mono,
-        fmin=_LOWEST_PITCH_HZ,
-        fmax=_HIGHEST_PITCH_HZ,
-        sr=_PITCH_RATE_HZ,
-        hop_length=round(_PITCH_RATE_HZ / FRAME_RATE_HZ),
-    )
+    hop = round(_PITCH_RATE_HZ / FRAME_RATE_HZ)
+    low, high = _LOWEST_PITCH_HZ, _HIGHEST_PITCH_HZ
+    pitch_hz, voiced, _ = librosa.pyin(mono, fmin=low, fmax=high, sr=_PITCH_RATE_HZ, hop_length=hop)
     pitches = np.full(frames, np.nan)
     usable = min(frames, len(pitch_hz))
     pitches[:usable] = np.where(voiced, librosa.hz_to_midi(pitch_hz), np.nan)[:usable]

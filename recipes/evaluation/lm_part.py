@@ -18,7 +18,7 @@ from duotok.lm import metrics
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import Scores, mask_source, score_batch, shift_source
-from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
@@ -45,12 +45,10 @@ PAPER = {
     "acc_at_50_vocal_to_accompaniment": 0.66,
 }
 LENGTHS_SECONDS = (5.0, 10.0, 20.0, 30.0)
-_ITEMS, _SECONDS = 48, 30.0
 _START_SECONDS = 5.0
 # Damages by rising severity; those of a whole window or more are left out.
 SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
 MASK_SHARES = {"mask_quarter": 0.25, "mask_half": 0.5, "mask_three_quarters": 0.75, "no_vocal": 1.0}
-CONTEXT_MODES = ("unconditional", _INTO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,12 +247,7 @@ def measure_lm(settings: Settings) -> dict[str, float]:
         raise CheckpointError(
             f"the tokenizer in {settings.bundle} is not the one its language model learned from"
         )
-    excerpts = choose_excerpts(
-        read_items(settings),
-        count=settings.items or _ITEMS,
-        seconds=settings.seconds or _SECONDS,
-        seed=settings.seed,
-    )
+    excerpts = excerpts_of(settings, 48, 30.0)
     rows: dict[str, list[Tensor]] = {track: [] for track in TRACKS}
     for excerpt in tqdm(excerpts, desc="lm: codes", disable=None):
         for track in TRACKS:
@@ -262,9 +255,11 @@ def measure_lm(settings: Settings) -> dict[str, float]:
     codes = {track: torch.stack(parts) for track, parts in rows.items()}  # [windows, frames]
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     figures = measure_codes(lm, codes, partners, tokenizer.frame_rate_hz, settings.seed)
-    figures |= measure_context_steps(
-        lm, Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
-    )
+    windows = Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
+    context = measure_context(lm, windows, modes=("unconditional", _INTO)).figures()  # P 6.2
+    figures |= {
+        f"context_{name}": context[name] for name in context if name not in ("windows", "last_seconds")
+    }
     return figures | {"windows": len(excerpts), "window_seconds": excerpts[0].seconds}
 
 
@@ -323,14 +318,6 @@ def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[
         found[f"{kind}_cost_rise{suffix}_percent"] = percents[-1] - percents[0]
         found[f"{kind}_cost_rising_share{suffix}"] = metrics.rising_share(percents)
     return found
-
-
-def measure_context_steps(lm: DualTrackLM, windows: Windows) -> dict[str, float]:
-    """cnBPT by length of context, of both tracks alone and of the accompaniment from the vocal (P 6.2)."""
-    figures = measure_context(lm, windows, modes=CONTEXT_MODES).figures()
-    return {
-        f"context_{name}": value for name, value in figures.items() if name not in ("windows", "last_seconds")
-    }
 
 
 def _costs(damaged: Scores, intact: Scores, rate_hz: float) -> dict[str, float]:

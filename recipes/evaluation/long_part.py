@@ -10,14 +10,12 @@ from tqdm import tqdm
 from duotok.lm.contract import SamplingConfig
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.corpus.manifest import Item
+from duotok.recipes.evaluation.audio_metrics import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.excerpts import Settings, read_items, spread_over_songs
-from duotok.recipes.evaluation.joints import find_joints, find_middles, mel_flux, phase_errors
-from duotok.recipes.evaluation.readout_part import compare_keys
+from duotok.recipes.evaluation.tokenizer_part import compare_keys, read_out_key
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import CHROMA_PER_FRAME, MEL_PER_FRAME, DuoTokenizer, ReadOut
-from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity
-from duotok.tokenizer.music.harmony import read_key
 from duotok.tokenizer.music.tempo import onset_envelope
 
 _LEAST_BEATS = 4
@@ -89,7 +87,7 @@ def measure_long(settings: Settings) -> dict[str, float]:
     for number, item in enumerate(tqdm(items, desc="long: songs", disable=None)):
         song = repeat_bars(item, seconds)
         sketches = accompanist.compose(song.vocal, seed=settings.seed + number)
-        key = item.key or read_window_key(sketches.told, "vocal")
+        key = item.key or read_out_key(sketches.told, "vocal")
         own = tokenizer.encode(song.accompaniment[None].to(accompanist.device), "accompaniment")
         told = {"": sketches.ranked[0].told, "_real": tokenizer.read_out(own, "accompaniment")}
         for ending, read_out in told.items():
@@ -117,7 +115,7 @@ def hear(
         phase_errors(envelope, song.beats_seconds, [point / rate_hz for point in points])
         for points in (joints, find_middles(frames, joints))
     ]
-    agree = [compare_keys(read_window_key(window, "accompaniment"), key)[1] for window in windows]
+    agree = [compare_keys(read_out_key(window, "accompaniment"), key)[1] for window in windows]
     return Hearing(keys_agree=agree, joint_errors=errors[0], inside_errors=errors[1])
 
 
@@ -157,11 +155,3 @@ def measure_windows(tokenizer: DuoTokenizer, wave: Tensor) -> list[ReadOut]:
     pieces = [wave[:, start : start + size] for start in range(0, wave.shape[-1], size)]
     kept = [piece for n, piece in enumerate(pieces) if n == 0 or piece.shape[-1] >= _SHORTEST_WINDOW * size]
     return [tokenizer.targets(piece[None]) for piece in kept]
-
-
-def read_window_key(told: ReadOut, track: str) -> str | None:
-    """Key of a read-out (a batch of one) as `generate` reads it; None where nothing sounds."""
-    chroma = told.chroma[0].cpu().double().numpy()
-    sounding = at_chroma_rate(estimate_activity(told.mel[0]))
-    key = read_key(chroma, CHROMA_RATE_HZ, track, sounding=sounding[: len(chroma)])
-    return None if key is None else str(key)

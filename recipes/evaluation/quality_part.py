@@ -34,11 +34,12 @@ from duotok.recipes.evaluation.distances import (
     matched_distance,
     measure_anchors,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, read_items
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
-from duotok.recipes.evaluation.quality_report import SOUNDS, Quality, Value, write_quality
+from duotok.recipes.evaluation.quality_report import SOUNDS, Quality, Value, draw_quality, render_quality
 from duotok.recipes.evaluation.renderer_part import rebuild_by_vae, rebuild_from_codes
 from duotok.recipes.evaluation.results import mean_and_margin
+from duotok.tokenizer.common.files import write_text
 from duotok.tokenizer.model import TRACKS
 
 # Made at the level of the recording; codes do not know it, and another song has another one.
@@ -91,16 +92,11 @@ def level_sounds(sounds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-_ITEMS, _SECONDS = 24, 12.0
-
-
 def measure_quality(settings: Settings) -> dict[str, float]:
     """Figures TRACK_SOUND_MEASURE of SOUNDS, and the Frechet distances between originals (frechet_...)."""
     quality = judge_quality(settings)
     if settings.folder is not None:
-        from duotok.recipes.evaluation.pictures import draw_quality
-
-        write_quality(quality, settings.folder)
+        write_text(settings.folder / "quality.md", render_quality(quality))
         draw_quality(quality, settings.folder / "quality.png")
         print(f"{settings.folder}: quality.md, quality.png")
     return quality.figures()
@@ -109,9 +105,7 @@ def measure_quality(settings: Settings) -> dict[str, float]:
 def judge_quality(settings: Settings) -> Quality:
     """Measure all sounds of all excerpts."""
     items = read_items(settings)
-    excerpts = choose_excerpts(
-        items, count=settings.items or _ITEMS, seconds=settings.seconds or _SECONDS, seed=settings.seed
-    )
+    excerpts = excerpts_of(settings, 24, 12.0)
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     music = MusicFeatures.from_pretrained()
     maker = SoundMaker(settings.bundle, settings.seed)
@@ -139,11 +133,8 @@ def judge_quality(settings: Settings) -> Quality:
     left_out = [f"{name.upper()}: pip install {package}" for name, package in missing_voice_metrics().items()]
     if anchors is None:
         left_out.append("Frechet anchors: there must be two styles with four test songs each")
-    left_out += [
-        f"round trip of the {track}: this bundle has no decoder of it"
-        for track in TRACKS
-        if track not in maker.rendered_tracks
-    ]
+    missing = (track for track in TRACKS if track not in maker.rendered_tracks)
+    left_out += [f"round trip of the {track}: this bundle has no decoder of it" for track in missing]
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     return Quality(

@@ -1,12 +1,16 @@
-"""What is known about the quality of the sound after it was measured, as figures and as a Markdown page."""
+"""The measured quality of the sound as figures, as a Markdown page and as a picture."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from duotok.recipes.evaluation.distances import Anchors
-from duotok.tokenizer.common.files import write_text
+from duotok.tokenizer.common.files import whole_file
 
 # Sound -> what it is. The last four are references.
 SOUNDS = {
@@ -35,10 +39,7 @@ MEASURES = {
     "kernel_distance": ("kernel distance x 1000", 0, "0"),
 }
 # P table 4: the round trip through DuoTok's tokens.
-PAPER = {
-    "vocal": {"pesq": 1.76, "stoi": 0.55, "mel_distance": 0.81},
-    "accompaniment": {"mel_distance": 1.14},
-}
+PAPER = {"vocal": {"pesq": 1.76, "stoi": 0.55, "mel_distance": 0.81}, "accompaniment": {"mel_distance": 1.14}}
 NOTES = """\
 Means over the excerpts, with half the width of their 95 % intervals (Student's t). The generated sound, the
 round trip and the references are compared at the level of the original, as codes do not know it; the level
@@ -82,11 +83,6 @@ class Quality:
         return found
 
 
-def write_quality(quality: Quality, folder: Path) -> None:
-    """Write quality.md into a folder; raises DataError where that fails."""
-    write_text(folder / "quality.md", render_quality(quality))
-
-
 def render_quality(quality: Quality) -> str:
     """The Markdown page: a table per track, the anchors, what was left out."""
     lines = ["# Quality of the sound", "", f"{quality.excerpts} test excerpts of {quality.seconds:g} s."]
@@ -127,3 +123,89 @@ def _cell(found: Mapping[str, Value], name: str) -> str:
     value, digits = found[name], MEASURES[name][1]
     margin = "" if math.isnan(value.margin) else f" ± {value.margin:.{digits}f}"
     return f"{value.mean:.{digits}f}{margin}"
+
+
+COLORS = {
+    "whole": "#1f6f8b",
+    "first_5s": "#d1495b",
+    "vocal": "#d1495b",
+    "accompaniment": "#1f6f8b",
+    "unconditional_vocal": "#d1495b",
+    "unconditional_accompaniment": "#1f6f8b",
+    "vocal_to_accompaniment": "#3a9d5d",
+    "accompaniment_to_vocal": "#e08e45",
+}
+DOTS_PER_INCH = 110
+_COLUMNS = 4
+_ANCHORS = {
+    "same_style": ("halves of one style", ":"),
+    "same_corpus": ("halves of all songs", "-."),
+    "other_style": ("halves of two styles", "--"),
+}
+# A reference far off would flatten what is to be seen: bars are cut here and told in numbers.
+_LARGEST = {"level_error_lu": 12.0, "log10_mel_l1": 1.5, "mel_distance": 6.0, "stereo_width_error_db": 20.0}
+
+
+def draw_quality(quality: Quality, path: Path) -> None:
+    """Write the picture as PNG."""
+    sounds = [name for name in SOUNDS if any(name in found for found in quality.values.values())]
+    measures = [
+        name
+        for name in MEASURES
+        if any(name in found for track in quality.values.values() for found in track.values())
+    ]
+    lines = math.ceil(len(measures) / _COLUMNS)
+    figure = Figure(figsize=(4.4 * _COLUMNS, 0.9 + (0.9 + 0.42 * len(sounds)) * lines), layout="constrained")
+    grid = figure.subplots(lines, _COLUMNS, squeeze=False, sharey=True)
+    for axes, measure in zip(grid.flat, measures, strict=False):
+        _draw_measure(axes, quality, measure, sounds)
+    for axes in grid.flat[len(measures) :]:
+        axes.remove()
+    grid[0, 0].set_yticks(np.arange(len(sounds)), [SOUNDS[sound] for sound in sounds])
+    grid[0, 0].invert_yaxis()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(
+        f"Quality of the sound ({quality.excerpts} test excerpts of {quality.seconds:g} s; "
+        f"bars: 95 % intervals; black: the paper's round trip)"
+    )
+    save_figure(figure, path)
+
+
+def _draw_measure(axes: Axes, quality: Quality, measure: str, sounds: list[str]) -> None:
+    heading, digits, perfect = MEASURES[measure]
+    for offset, (track, found) in zip((-0.2, 0.2), quality.values.items(), strict=True):
+        present = [sound for sound in sounds if measure in found.get(sound, {})]
+        values = [found[sound][measure] for sound in present]
+        limit = _LARGEST.get(measure, math.inf)
+        bars = axes.barh(
+            [sounds.index(sound) + offset for sound in present],
+            [min(value.mean, limit) for value in values],
+            0.38,
+            xerr=[0 if math.isnan(value.margin) or value.mean > limit else value.margin for value in values],
+            color=COLORS[track],
+            label=track,
+        )
+        axes.bar_label(bars, [f"{value.mean:.{digits}f}" for value in values], fontsize=7, padding=3)
+        if measure in PAPER[track]:
+            axes.plot(
+                [PAPER[track][measure]] * 2,
+                [sounds.index("round_trip") + offset - 0.2, sounds.index("round_trip") + offset + 0.2],
+                color="black",
+                linewidth=2,
+            )
+    if measure == "frechet" and quality.anchors is not None:
+        for name, (label, style) in _ANCHORS.items():
+            axes.axvline(
+                getattr(quality.anchors, name), color="black", linewidth=1, linestyle=style, label=label
+            )
+        axes.legend(fontsize=7, loc="lower right", handles=axes.lines[-len(_ANCHORS) :])
+    axes.set_title(f"{heading} (perfect: {perfect})", fontsize=10)
+    axes.margins(x=0.15)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the picture as PNG, whole or not at all."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")

@@ -17,12 +17,13 @@ from duotok.recipes.accompany.request import GenerationSettings, resolve_setting
 from duotok.recipes.corpus.songs.recordings import SongFile, find_songs
 from duotok.recipes.evaluation.audio_metrics import (
     compare_spectra,
+    flux_ratios,
+    level_jumps_db,
     loudness_difference_lu,
     stereo_width_db,
     worst_loss_percent,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, choose_excerpts, read_items
-from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
@@ -33,10 +34,8 @@ from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 _PIECES = 4  # of a recording that is long enough, spread over it
 _SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4
-Figures = dict[str, float]
 _SECONDS_PER_EXCERPT_SECOND = 15  # 120 s by default: four joints of windows, eleven of decoded chunks
 _STEP_SECONDS = 0.1  # between the places that stand for anywhere
-_ITEMS, _SECONDS = 12, 8.0
 _MANY_STEPS = 50  # of the paper (P C.4)
 
 
@@ -64,20 +63,20 @@ def rebuild_from_codes(
     return renderer.decode(latents, wave.shape[-1])
 
 
-def compare_sounds(wave: Tensor, found: Tensor) -> Figures:
+def compare_sounds(wave: Tensor, found: Tensor) -> dict[str, float]:
     """Chroma correlation, log10-mel L1, fine structure and error of width of found [2, samples]."""
     width = abs(stereo_width_db(found) - stereo_width_db(wave))
     return compare_spectra(wave, found) | {"stereo_width_error_db": width}
 
 
-def measure_vae(vae: Autoencoder, wave: Tensor) -> Figures:
+def measure_vae(vae: Autoencoder, wave: Tensor) -> dict[str, float]:
     """Figures of wave [2, samples] at 48 kHz through the VAE: those of compare_sounds, and the loudness."""
     found = rebuild_by_vae(vae, wave)
     loudness = abs(loudness_difference_lu(found, wave))
     return compare_sounds(wave, found) | {"loudness_error_lu": loudness}
 
 
-def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> Figures:
+def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> dict[str, float]:
     """Figures recordings_vae_… (mean), recording_<name>_vae_… and the number of recordings.
 
     source: a folder of recordings, or of songs' stems, whose sum is then the recording. Of each, up to four
@@ -85,7 +84,7 @@ def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> Figure
     Raises DataError for a folder without recordings and for one that is silent or below 1 s.
     """
     songs = find_songs(source)
-    rows: dict[str, Figures] = {}
+    rows: dict[str, dict[str, float]] = {}
     for song in tqdm(songs, desc="recordings", disable=None):
         name = _short_name(song, source)
         rows[f"{name}_{song.key}" if name in rows else name] = mean_figures(
@@ -97,7 +96,7 @@ def measure_recordings(vae: Autoencoder, source: Path, seconds: float) -> Figure
     return figures | {"recordings": len(rows)}
 
 
-def mean_figures(rows: Iterable[Mapping[str, float]]) -> Figures:
+def mean_figures(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure over rows of one kind."""
     rows = list(rows)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -189,12 +188,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     measures. With settings.recordings also those of recordings_vae_…; with settings.vae nothing but the VAE
     in that folder is measured.
     """
-    excerpts = choose_excerpts(
-        read_items(settings),
-        count=settings.items or _ITEMS,
-        seconds=settings.seconds or _SECONDS,
-        seed=settings.seed,
-    )
+    excerpts = excerpts_of(settings, 12, 8.0)
     if settings.vae is not None:
         vae = open_vae(settings.vae)
         rows = [

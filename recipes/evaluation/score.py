@@ -19,27 +19,21 @@ from duotok.tokenizer.common.command import guard
 if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
-# The module and the function that measure a part; imported only when the part is asked for.
-MEASURES = {
-    "tokenizer": ("tokenizer_part", "measure_tokenizer"),
-    "readouts": ("readout_part", "measure_readouts"),
-    "encoding": ("encoding_part", "measure_encoding"),
-    "lyrics": ("lyrics_part", "measure_lyrics"),
-    "separation": ("separation_part", "measure_separation"),
-    "lm": ("lm_part", "measure_lm"),
-    "renderer": ("renderer_part", "measure_renderer"),
-    "quality": ("quality_part", "measure_quality"),
-    "generate": ("generate_part", "measure_generate"),
-    "decoding": ("decoding_part", "measure_decoding"),
-    "long": ("long_part", "measure_long"),
+# The module in which measure_PART lies; imported only when the part is asked for.
+MODULES = {
+    **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
+    **{
+        name: f"{name}_part"
+        for name in ("separation", "lm", "renderer", "quality", "generate", "decoding", "long")
+    },
 }
-PARTS = tuple(MEASURES)
+PARTS = tuple(MODULES)
 
 
 def measure(part: str, settings: "Settings") -> dict[str, float]:
     """Figures of one part, named without the part; empty where the bundle has nothing to measure."""
-    module, function = MEASURES[part]
-    return getattr(import_module(f"duotok.recipes.evaluation.{module}"), function)(settings)
+    module = import_module(f"duotok.recipes.evaluation.{MODULES[part]}")
+    return getattr(module, f"measure_{part}")(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
-    parser.add_argument("--no-speed", action="store_true", help="leave out speed and memory")
-    parser.add_argument("--no-sound", action="store_true", help="decoding, long: read codes only")
+    parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
+    parser.add_argument("--no-sound", dest="sound", action="store_false", help="decoding, long: codes only")
     parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
     parser.add_argument(
-        "--folder",
-        type=Path,
-        help="of quality's table and picture (default: quality, at --out)",
+        "--folder", type=Path, help="of quality's table and picture (default: quality, at --out)"
     )
     arguments = parser.parse_args(argv)
 
@@ -77,21 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.evaluation.excerpts import Settings
         from duotok.recipes.evaluation.results import merge_results
 
-        settings = Settings(
-            corpus=arguments.corpus,
-            bundle=arguments.bundle or default_bundle(),
-            split=arguments.split,
-            items=arguments.items,
-            seconds=arguments.seconds,
-            seed=arguments.seed,
-            real_stems=arguments.real_stems,
-            recordings=arguments.recordings,
-            vae=arguments.vae,
-            speed=not arguments.no_speed,
-            sound=not arguments.no_sound,
-            plots=arguments.plots,
-            folder=arguments.folder or arguments.out.parent / "quality",
-        )
+        options = {name: value for name, value in vars(arguments).items() if name not in ("part", "out")}
+        options["bundle"] = arguments.bundle or default_bundle()
+        options["folder"] = arguments.folder or arguments.out.parent / "quality"
+        settings = Settings(**options)
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, settings)
             merge_results(arguments.out, part, figures)

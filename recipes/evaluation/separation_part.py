@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.evaluation.excerpts import Settings, choose_excerpts, read_items
+from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
 from duotok.recipes.separation.adapters import MaskHeadSeparator
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.heads import STEMS
 
-_ITEMS, _SECONDS = 24, 12.0
 _SILENT_POWER = 1e-7  # a stem that does not play has no ratio
 
 
@@ -23,16 +22,10 @@ def measure_separation(settings: Settings) -> dict[str, float]:
     The real song is `settings.real_stems`, a folder with mix.wav and the four stems; without it its figures
     are left out. Returns nothing at all for a bundle without separator.
     """
-    items = read_items(settings)
+    excerpts = excerpts_of(settings, 24, 12.0)
     if not (settings.bundle / "separator").is_dir():
         return {}
     separator = MaskHeadSeparator(settings.bundle)
-    excerpts = choose_excerpts(
-        items,
-        count=settings.items or _ITEMS,
-        seconds=settings.seconds or _SECONDS,
-        seed=settings.seed,
-    )
     gains: dict[str, list[float]] = {stem: [] for stem in STEMS}
     starts: list[float] = []
     for excerpt in tqdm(excerpts, desc="separation", disable=None):

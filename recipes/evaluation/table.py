@@ -7,16 +7,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_text
-from duotok.tokenizer.heads import STEMS
-from duotok.tokenizer.model import TRACKS
 
-_L, _D = "lm.", "decoding."
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 PAGE_HEAD = """\
 # Results
@@ -29,37 +26,154 @@ Measured on songs of POP909's test split that no part was trained on, by
 Seconds of computing are those of two cores of a shared AMD EPYC with AVX-512; they differ by a tenth or two
 from run to run.
 """
-Figures = Mapping[str, float]
-_FINE = ("50_300", "300_1000", "1000_3000")
-_REAL = (
-    "chroma_correlation",
-    *(f"fine_structure_{band}_hz" for band in _FINE),
-    "log10_mel_l1",
-    "stereo_width_error_db",
-    "loudness_error_lu",
-)
-_G, _T, _R = "generate.", "tokenizer.", "readouts."
-_A, _V = "quality.accompaniment_", "quality.vocal_"
-_ANCHORS = ("quality.frechet_same_style", "quality.frechet_other_style")
-_MARGIN = "+0.15 or more"
-_IN_KEY = ("in_key_real", "in_key_real_mismatched", "in_key_silence")
-_HARMONY = ("harmony_real", "harmony_real_mismatched", "harmony_silence")
-_BEAT_F = ("beat_f_real", "beat_f_real_mismatched", "beat_f_silence")
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    label: str
-    keys: tuple[str, ...]  # the figures it needs; a row without them is left out
-    form: Callable[..., str]  # of the figures' values
-    should: str  # what the figure should be
-    in_readme: bool = False  # one of the few that tell the most
-
-
-def plain(digits: int, unit: str = "") -> Callable[..., str]:
-    """Return the form that shows all values with so many digits, and their unit."""
-    return lambda *values: " / ".join(f"{value:.{digits}f}{unit}" for value in values)
+# A section's rows: the label (* = one of the few for a README), then its figures ("a.{b,c} d" = a.b, a.c, d;
+# without all of them the row is left out) | the form of each value, or of all of them | what it should be.
+_ROWS = """\
+# Generated accompaniment
+harmony (1.0 is chance) *
+    generate.harmony | {:.2f} | 1.3 or more
+harmony with another song's vocal
+    generate.harmony_mismatched | {:.2f} | about 1.0
+harmony of the corpus' own band / of another song's / of silence
+    generate.harmony_{real,real_mismatched,silence} | {:.2f} |
+in-key minus mismatched *
+    generate.in_key{,_mismatched} | difference | +0.15 or more
+in-key of the corpus' own band / of another song's / of silence
+    generate.in_key_{real,real_mismatched,silence} | {:.2f} |
+beat F minus mismatched *
+    generate.beat_f{,_mismatched} | difference | +0.15 or more
+beat F of the corpus' own band / of another song's / of silence
+    generate.beat_f_{real,real_mismatched,silence} | {:.2f} |
+chroma of the sound against that of its own tokens
+    generate.token_chroma_correlation | {:.2f} | 0.6 or more
+loudness against the vocal
+    generate.loudness_difference_lu | {:.1f} LU | within 12
+highest peak
+    generate.peak | {:.3f} | below 1
+longest silent stretch / in the corpus' own bands
+    generate.longest_silence_{,real_}seconds | {:.1f} s | 3 s or less
+# Speed on two CPU cores
+computing per second of audio, 30 s song *
+    generate.rtf_30s | {:.2f} s | 1.0 s or less
+the same, 180 s song
+    generate.rtf_180s | {:.2f} s | no more than 10 % above
+peak memory, 180 s song *
+    generate.peak_memory_gb | {:.2f} GB | 4 GB or less
+language model, computing per second of audio: one song / best of 4
+    decoding.lm_seconds_per_second{,_4} | {:.3f} s | one song 0.15 s or less
+decoding against a plain `transformers` loop, the same codes
+    decoding.times_faster_than_plain_loop | {:.1f} times faster | 2.5 times faster or more
+# Language model
+cnBPT, accompaniment alone
+    lm.cnbpt_unconditional_accompaniment | {:.3f} | lower
+cnBPT, vocal to accompaniment
+    lm.cnbpt_vocal_to_accompaniment | {:.3f} | lower
+how much the vocal lowers the accompaniment's cnBPT *
+    lm.cnbpt_{unconditional,vocal_to}_accompaniment | lowered | 5 % or more (paper: 8.3 %)
+cost of another song's vocal, first 5 s without prefix
+    lm.mismatch_cost_first_5s_percent | {:.1f} % | 10 % or more
+the same, 30 s after a prefix of 2 s
+    lm.mismatch_cost_percent | {:.1f} % | above 3 % (paper: 17.3 %)
+cost of the vocal 0.04 / 0.2 / 1 / 4 s late
+    lm.shift_{40ms,200ms,1s,4s}_cost_percent | {:.1f} % | above 0, rising
+cost of a quarter / half / three quarters / all of the vocal hidden
+    lm.{mask_quarter,mask_half,mask_three_quarters,no_vocal}_cost_percent | {:.1f} % | above 0, rising
+cnBPT of the accompaniment in windows of 5 / 10 / 20 / 30 s, from the vocal
+    lm.context_cnbpt_vocal_to_accompaniment_{5,10,20,30}s | {:.3f} | falling at every step
+the same, both tracks alone: accompaniment
+    lm.context_cnbpt_unconditional_accompaniment_{5,10,20,30}s | {:.3f} | falling at every step
+# Guidance, ranking, whole songs
+in-key of the accompaniment, best guidance minus none, read from codes
+    decoding.best_guidance decoding.in_key_{best_guidance,guidance_1} | best_over_one | above 0
+in-key of the accompaniment, best guidance minus none, heard
+    decoding.best_guidance_sound decoding.in_key_sound_{best_guidance,guidance_1} | best_over_one | above 0
+in-key, best-ranked of 4 minus a single draw, read from codes
+    decoding.in_key_{ranked,single} | difference | above 0
+harmony, best-ranked of 4 minus a single draw, read from codes
+    decoding.harmony_{ranked,single} | difference | above 0
+in-key, best-ranked of 4 minus a single draw, heard
+    decoding.in_key_sound_{ranked,single} | difference | above 0
+harmony, best-ranked of 4 minus a single draw, heard
+    decoding.harmony_sound_{ranked,single} | difference | above 0
+180 s song: 30 s windows in the singer's key, by codes / heard / of the corpus' own band
+    long.key_agreement{,_sound,_real} | {:.2f} | 0.85 or more
+180 s song: the beat moves at joints / inside windows, by so many beats, heard
+    long.{joint,inside}_beat_error_sound | {:.3f} | no more at joints
+# Renderer
+VAE: chroma correlation
+    renderer.vae_chroma_correlation | {:.2f} | 0.95 or more
+VAE: fine structure at 50-300 / 300-1000 / 1000-3000 Hz
+    renderer.vae_fine_structure_{50_300,300_1000,1000_3000}_hz | {:.2f} | 1
+VAE: log10-mel L1
+    renderer.vae_log10_mel_l1 | {:.2f} | 0.18 or less
+VAE: error of stereo width (side over mid) / of loudness
+    renderer.vae_{stereo_width_error_db,loudness_error_lu} | {:.1f} dB / {:.1f} LU | 1 dB / 0.5 LU or less
+VAE on real recordings: chroma correlation; fine structure; log10-mel L1; width / loudness
+    renderer.recordings_vae_chroma_correlation \
+renderer.recordings_vae_fine_structure_{50_300,300_1000,1000_3000}_hz \
+renderer.recordings_vae_{log10_mel_l1,stereo_width_error_db,loudness_error_lu} \
+| {:.2f}; {:.2f} / {:.2f} / {:.2f}; {:.2f}; {:.1f} dB / {:.1f} LU | as on test songs
+codes to sound: chroma correlation *
+    renderer.round_trip_chroma_correlation | {:.2f} | 0.80 or more
+codes to sound: fine structure at 50-300 / 300-1000 / 1000-3000 Hz
+    renderer.round_trip_fine_structure_{50_300,300_1000,1000_3000}_hz | {:.2f} | 1
+codes to sound: log10-mel L1
+    renderer.round_trip_log10_mel_l1 | {:.2f} | 0.40 or less
+the same in so few diffusion steps: worst loss of these measures against 50 steps
+    renderer.{steps,few_steps_loss_percent} | {:.0f} steps: {:+.1f} % | 8 steps or fewer, 5 % or less
+spectral flux over its median at joints of windows / of decoded chunks / anywhere
+    renderer.{joint,chunk_joint,anywhere}_flux_ratio | {:.2f} | 1.2 or less
+computing per second of audio, two CPU cores
+    renderer.seconds_per_second | {:.2f} s | 0.25 s or less
+# Quality of the sound
+mel distance of VAE / codes to sound / another song
+    quality.accompaniment_{vae,round_trip,shuffled}_mel_distance | {:.2f} | lower
+Frechet distance of codes to sound / generated / halves of one style / of two styles *
+    quality.accompaniment_{round_trip,generated}_frechet quality.frechet_{same,other}_style \
+| {:.1f} | less than half of the last
+kernel distance x 1000 of VAE / codes to sound / generated to the corpus' own bands
+    quality.kernel_distance_{vae,round_trip,generated} | {:.0f} | lower
+vocal, codes to sound: PESQ / STOI (paper: 1.76 / 0.55)
+    quality.vocal_round_trip_{pesq,stoi} | {:.2f} | higher
+# Tokenizer (vocal / accompaniment)
+chroma read out of the codes, correlation
+    tokenizer.{vocal,accompaniment}_chroma_correlation | {:.2f} | higher
+log10-mel read out of the codes, L1
+    tokenizer.{vocal,accompaniment}_mel_l1 | {:.2f} | lower
+codebook utilization
+    tokenizer.{vocal,accompaniment}_utilization | {:.2f} | 0.90 or more
+normalized entropy
+    tokenizer.{vocal,accompaniment}_normalized_entropy | {:.2f} | higher
+# Read out of codes, without audio
+chords of the accompaniment, majmin accuracy / from its audio / a constant guess
+    readouts.chord_accuracy_{accompaniment,accompaniment_audio,constant} | {:.2f} | 0.75 or more
+key of the vocal, right or relative / from its audio / a constant guess
+    readouts.key_accuracy_or_relative_{vocal,vocal_audio,constant} | {:.2f} | 0.75 or more
+activity of the vocal, F1 / always on
+    readouts.activity_f1_vocal{,_constant} | {:.2f} | higher
+place in the bar, within a sixteenth of it, that the vocal asks for / a constant guess
+    readouts.sheet_bar_agreement{,_constant} | {:.2f} | higher
+chord that the vocal asks for / a constant guess
+    readouts.sheet_chord_agreement{,_constant} | {:.2f} | higher
+# Encoding (vocal / accompaniment)
+tokens of 180 s equal, in chunks and in one pass
+    encoding.{vocal,accompaniment}_chunked_equal | {:.4f} | 0.99 or more
+tokens equal at +6 dB
+    encoding.{vocal,accompaniment}_gain_plus_6_db_equal | {:.3f} | 0.90 or more
+tokens equal at -6 dB
+    encoding.{vocal,accompaniment}_gain_minus_6_db_equal | {:.3f} | 0.90 or more
+tokens equal after 16 bits at 44.1 kHz
+    encoding.{vocal,accompaniment}_resampled_equal | {:.3f} | 0.90 or more
+times faster than the audio, two CPU cores
+    encoding.{vocal,accompaniment}_times_real_time | {:.0f} | 20 or more
+# Lyrics and separation
+lyric tokens read from vocal codes, error rate (worst voice)
+    lyrics.token_error_rate{,_worst_voice} | {:.2f} ({:.2f}) | 0.40 or less
+SI-SDR improvement of vocal / drums / bass / other on test mixes
+    separation.{vocal,drums,bass,other}_si_sdr_improvement_db | {:.1f} dB | vocal 6 dB or more
+SI-SDR improvement of the vocal on a real song
+    separation.real_vocal_si_sdr_improvement_db | {:.1f} dB | above 0
+"""
 
 
 def difference(value: float, other: float) -> str:
@@ -67,326 +181,59 @@ def difference(value: float, other: float) -> str:
     return f"{value - other:+.2f} ({value:.2f} against {other:.2f})"
 
 
-def _lowered(value: float, other: float) -> str:
-    return f"{100 * (1 - other / value):.1f} %"
-
-
-def _best_over_one(guidance: float, best: float, one: float) -> str:
-    return f"{difference(best, one)} at {guidance:g}"
-
-
-LM_ROWS = (
-    Row("cnBPT, accompaniment alone", (_L + "cnbpt_unconditional_accompaniment",), plain(3), "lower"),
-    Row("cnBPT, vocal to accompaniment", (_L + "cnbpt_vocal_to_accompaniment",), plain(3), "lower"),
-    Row(
-        "how much the vocal lowers the accompaniment's cnBPT",
-        (_L + "cnbpt_unconditional_accompaniment", _L + "cnbpt_vocal_to_accompaniment"),
-        _lowered,
-        "5 % or more (paper: 8.3 %)",
-        True,
-    ),
-    Row(
-        "cost of another song's vocal, first 5 s without prefix",
-        (_L + "mismatch_cost_first_5s_percent",),
-        plain(1, " %"),
-        "10 % or more",
-    ),
-    Row(
-        "the same, 30 s after a prefix of 2 s",
-        (_L + "mismatch_cost_percent",),
-        plain(1, " %"),
-        "above 3 % (paper: 17.3 %)",
-    ),
-    Row(
-        "cost of the vocal 0.04 / 0.2 / 1 / 4 s late",
-        tuple(f"{_L}shift_{amount}_cost_percent" for amount in ("40ms", "200ms", "1s", "4s")),
-        plain(1, " %"),
-        "above 0, rising",
-    ),
-    Row(
-        "cost of a quarter / half / three quarters / all of the vocal hidden",
-        tuple(
-            f"{_L}{name}_cost_percent"
-            for name in ("mask_quarter", "mask_half", "mask_three_quarters", "no_vocal")
-        ),
-        plain(1, " %"),
-        "above 0, rising",
-    ),
-    Row(
-        "cnBPT of the accompaniment in windows of 5 / 10 / 20 / 30 s, from the vocal",
-        tuple(f"{_L}context_cnbpt_vocal_to_accompaniment_{seconds}s" for seconds in (5, 10, 20, 30)),
-        plain(3),
-        "falling at every step",
-    ),
-    Row(
-        "the same, both tracks alone: accompaniment",
-        tuple(f"{_L}context_cnbpt_unconditional_accompaniment_{seconds}s" for seconds in (5, 10, 20, 30)),
-        plain(3),
-        "falling at every step",
-    ),
-)
-DECODING_ROWS = (
-    *(
-        Row(
-            f"in-key of the accompaniment, best guidance minus none, {heard}",
-            tuple(
-                f"{_D}{key}"
-                for key in (
-                    f"best_guidance{end}",
-                    f"in_key{end}_best_guidance",
-                    f"in_key{end}_guidance_1",
-                )
-            ),
-            _best_over_one,
-            "above 0",
-        )
-        for end, heard in (("", "read from codes"), ("_sound", "heard"))
-    ),
-    *(
-        Row(
-            f"{name}, best-ranked of 4 minus a single draw, {heard}",
-            (f"{_D}{measure}{end}_ranked", f"{_D}{measure}{end}_single"),
-            difference,
-            "above 0",
-        )
-        for end, heard in (("", "read from codes"), ("_sound", "heard"))
-        for measure, name in (("in_key", "in-key"), ("harmony", "harmony"))
-    ),
-    Row(
-        "180 s song: 30 s windows in the singer's key, by codes / heard / of the corpus' own band",
-        tuple(f"long.key_agreement{ending}" for ending in ("", "_sound", "_real")),
-        plain(2),
-        "0.85 or more",
-    ),
-    Row(
-        "180 s song: the beat moves at joints / inside windows, by so many beats, heard",
-        ("long.joint_beat_error_sound", "long.inside_beat_error_sound"),
-        plain(3),
-        "no more at joints",
-    ),
-)
-DECODING_SPEED_ROWS = (
-    Row(
-        "language model, computing per second of audio: one song / best of 4",
-        (_D + "lm_seconds_per_second", _D + "lm_seconds_per_second_4"),
-        plain(3, " s"),
-        "one song 0.15 s or less",
-    ),
-    Row(
-        "decoding against a plain `transformers` loop, the same codes",
-        (_D + "times_faster_than_plain_loop",),
-        lambda times: f"{times:.1f} times faster",
-        "2.5 times faster or more",
-    ),
-)
-
-
-def _codec_rows(prefix: str, name: str, chroma: str, mel: str) -> tuple[Row, ...]:
-    fine = tuple(f"{prefix}_fine_structure_{band}_hz" for band in _FINE)
-    return (
-        Row(
-            f"{name}: chroma correlation",
-            (f"{prefix}_chroma_correlation",),
-            plain(2),
-            chroma,
-            prefix == "renderer.round_trip",
-        ),
-        Row(f"{name}: fine structure at 50-300 / 300-1000 / 1000-3000 Hz", fine, plain(2), "1"),
-        Row(f"{name}: log10-mel L1", (f"{prefix}_log10_mel_l1",), plain(2), mel),
-    )
-
-
-ROWS: dict[str, tuple[Row, ...]] = {
-    "Generated accompaniment": (
-        Row("harmony (1.0 is chance)", (_G + "harmony",), plain(2), "1.3 or more", True),
-        Row("harmony with another song's vocal", (_G + "harmony_mismatched",), plain(2), "about 1.0"),
-        Row(
-            "harmony of the corpus' own band / of another song's / of silence",
-            tuple(_G + key for key in _HARMONY),
-            plain(2),
-            "",
-        ),
-        Row("in-key minus mismatched", (_G + "in_key", _G + "in_key_mismatched"), difference, _MARGIN, True),
-        Row(
-            "in-key of the corpus' own band / of another song's / of silence",
-            tuple(_G + key for key in _IN_KEY),
-            plain(2),
-            "",
-        ),
-        Row("beat F minus mismatched", (_G + "beat_f", _G + "beat_f_mismatched"), difference, _MARGIN, True),
-        Row(
-            "beat F of the corpus' own band / of another song's / of silence",
-            tuple(_G + key for key in _BEAT_F),
-            plain(2),
-            "",
-        ),
-        Row(
-            "chroma of the sound against that of its own tokens",
-            (_G + "token_chroma_correlation",),
-            plain(2),
-            "0.6 or more",
-        ),
-        Row("loudness against the vocal", (_G + "loudness_difference_lu",), plain(1, " LU"), "within 12"),
-        Row("highest peak", (_G + "peak",), plain(3), "below 1"),
-        Row(
-            "longest silent stretch / in the corpus' own bands",
-            (_G + "longest_silence_seconds", _G + "longest_silence_real_seconds"),
-            plain(1, " s"),
-            "3 s or less",
-        ),
-    ),
-    "Speed on two CPU cores": (
-        Row(
-            "computing per second of audio, 30 s song",
-            (_G + "rtf_30s",),
-            plain(2, " s"),
-            "1.0 s or less",
-            True,
-        ),
-        Row("the same, 180 s song", (_G + "rtf_180s",), plain(2, " s"), "no more than 10 % above"),
-        Row("peak memory, 180 s song", (_G + "peak_memory_gb",), plain(2, " GB"), "4 GB or less", True),
-        *DECODING_SPEED_ROWS,
-    ),
-    "Language model": LM_ROWS,
-    "Guidance, ranking, whole songs": DECODING_ROWS,
-    "Renderer": (
-        *_codec_rows("renderer.vae", "VAE", "0.95 or more", "0.18 or less"),
-        Row(
-            "VAE: error of stereo width (side over mid) / of loudness",
-            ("renderer.vae_stereo_width_error_db", "renderer.vae_loudness_error_lu"),
-            lambda width, loudness: f"{width:.1f} dB / {loudness:.1f} LU",
-            "1 dB / 0.5 LU or less",
-        ),
-        Row(
-            "VAE on real recordings: chroma correlation; fine structure; log10-mel L1; width / loudness",
-            tuple(f"renderer.recordings_vae_{key}" for key in _REAL),
-            lambda chroma, low, middle, high, mel, width, loudness: (
-                f"{chroma:.2f}; {low:.2f} / {middle:.2f} / {high:.2f}; {mel:.2f}; "
-                f"{width:.1f} dB / {loudness:.1f} LU"
-            ),
-            "as on test songs",
-        ),
-        *_codec_rows("renderer.round_trip", "codes to sound", "0.80 or more", "0.40 or less"),
-        Row(
-            "the same in so few diffusion steps: worst loss of these measures against 50 steps",
-            ("renderer.steps", "renderer.few_steps_loss_percent"),
-            lambda steps, loss: f"{steps:.0f} steps: {loss:+.1f} %",
-            "8 steps or fewer, 5 % or less",
-        ),
-        Row(
-            "spectral flux over its median at joints of windows / of decoded chunks / anywhere",
-            tuple(f"renderer.{place}_flux_ratio" for place in ("joint", "chunk_joint", "anywhere")),
-            plain(2),
-            "1.2 or less",
-        ),
-        Row(
-            "computing per second of audio, two CPU cores",
-            ("renderer.seconds_per_second",),
-            plain(2, " s"),
-            "0.25 s or less",
-        ),
-    ),
-    "Quality of the sound": (
-        Row(
-            "mel distance of VAE / codes to sound / another song",
-            tuple(f"{_A}{sound}_mel_distance" for sound in ("vae", "round_trip", "shuffled")),
-            plain(2),
-            "lower",
-        ),
-        Row(
-            "Frechet distance of codes to sound / generated / halves of one style / of two styles",
-            (_A + "round_trip_frechet", _A + "generated_frechet", *_ANCHORS),
-            plain(1),
-            "less than half of the last",
-            True,
-        ),
-        Row(
-            "kernel distance x 1000 of VAE / codes to sound / generated to the corpus' own bands",
-            tuple(f"quality.kernel_distance_{sound}" for sound in ("vae", "round_trip", "generated")),
-            plain(0),
-            "lower",
-        ),
-        Row(
-            "vocal, codes to sound: PESQ / STOI (paper: 1.76 / 0.55)",
-            (_V + "round_trip_pesq", _V + "round_trip_stoi"),
-            plain(2),
-            "higher",
-        ),
-    ),
-    "Tokenizer (vocal / accompaniment)": tuple(
-        Row(label, (_T + "vocal_" + key, _T + "accompaniment_" + key), plain(2), should)
-        for label, key, should in (
-            ("chroma read out of the codes, correlation", "chroma_correlation", "higher"),
-            ("log10-mel read out of the codes, L1", "mel_l1", "lower"),
-            ("codebook utilization", "utilization", "0.90 or more"),
-            ("normalized entropy", "normalized_entropy", "higher"),
-        )
-    ),
-    "Read out of codes, without audio": (
-        Row(
-            "chords of the accompaniment, majmin accuracy / from its audio / a constant guess",
-            tuple(
-                f"{_R}chord_accuracy_{name}" for name in ("accompaniment", "accompaniment_audio", "constant")
-            ),
-            plain(2),
-            "0.75 or more",
-        ),
-        Row(
-            "key of the vocal, right or relative / from its audio / a constant guess",
-            tuple(f"{_R}key_accuracy_or_relative_{name}" for name in ("vocal", "vocal_audio", "constant")),
-            plain(2),
-            "0.75 or more",
-        ),
-        Row(
-            "activity of the vocal, F1 / always on",
-            (_R + "activity_f1_vocal", _R + "activity_f1_vocal_constant"),
-            plain(2),
-            "higher",
-        ),
-        *(
-            Row(
-                f"{name} that the vocal asks for / a constant guess",
-                (f"{_R}sheet_{key}_agreement", f"{_R}sheet_{key}_agreement_constant"),
-                plain(2),
-                "higher",
-            )
-            for name, key in (("place in the bar, within a sixteenth of it,", "bar"), ("chord", "chord"))
-        ),
-    ),
-    "Encoding (vocal / accompaniment)": tuple(
-        Row(label, tuple(f"encoding.{track}_{key}" for track in TRACKS), plain(digits), should)
-        for label, key, digits, should in (
-            ("tokens of 180 s equal, in chunks and in one pass", "chunked_equal", 4, "0.99 or more"),
-            ("tokens equal at +6 dB", "gain_plus_6_db_equal", 3, "0.90 or more"),
-            ("tokens equal at -6 dB", "gain_minus_6_db_equal", 3, "0.90 or more"),
-            ("tokens equal after 16 bits at 44.1 kHz", "resampled_equal", 3, "0.90 or more"),
-            ("times faster than the audio, two CPU cores", "times_real_time", 0, "20 or more"),
-        )
-    ),
-    "Lyrics and separation": (
-        Row(
-            "lyric tokens read from vocal codes, error rate (worst voice)",
-            ("lyrics.token_error_rate", "lyrics.token_error_rate_worst_voice"),
-            lambda rate, worst: f"{rate:.2f} ({worst:.2f})",
-            "0.40 or less",
-        ),
-        Row(
-            "SI-SDR improvement of vocal / drums / bass / other on test mixes",
-            tuple(f"separation.{stem}_si_sdr_improvement_db" for stem in STEMS),
-            plain(1, " dB"),
-            "vocal 6 dB or more",
-        ),
-        Row(
-            "SI-SDR improvement of the vocal on a real song",
-            ("separation.real_vocal_si_sdr_improvement_db",),
-            plain(1, " dB"),
-            "above 0",
-        ),
-    ),
+_FORMS: dict[str, Callable[..., str]] = {
+    "difference": difference,
+    "lowered": lambda value, other: f"{100 * (1 - other / value):.1f} %",
+    "best_over_one": lambda guidance, best, one: f"{difference(best, one)} at {guidance:g}",
 }
 
 
-def render_table(figures: Figures, *, in_readme: bool = False) -> str:
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    label: str
+    keys: list[str]  # the figures it needs
+    form: str
+    should: str
+    in_readme: bool
+
+    def show(self, figures: Mapping[str, float]) -> str:
+        """Its cell with the values."""
+        values = [figures[key] for key in self.keys]
+        if self.form in _FORMS:
+            return _FORMS[self.form](*values)
+        if self.form.count("{") > 1:
+            return self.form.format(*values)
+        return " / ".join(self.form.format(value) for value in values)
+
+
+def _read_rows() -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    section, label = "", ""
+    for line in _ROWS.splitlines():
+        if line.startswith("# "):
+            section = line.removeprefix("# ")
+        elif not line.startswith(" "):
+            label = line
+        else:
+            figures, form, should = (part.strip() for part in line.split("|"))
+            keys = [key for name in figures.split() for key in _expand(name)]
+            row = Row(label.removesuffix(" *"), keys, form, should, label.endswith(" *"))
+            rows.setdefault(section, []).append(row)
+    return rows
+
+
+def _expand(name: str) -> list[str]:
+    before, _, rest = name.partition("{")
+    middle, _, after = rest.partition("}")
+    return [f"{before}{choice}{after}" for choice in middle.split(",")]
+
+
+ROWS = _read_rows()
+
+
+def render_table(figures: Mapping[str, float], *, in_readme: bool = False) -> str:
     """The Markdown table of the figures that are there, by section, or of the README's rows alone."""
     lines = ["| measured on the test songs | value | should be |", "|---|---|---|"]
     for section, rows in ROWS.items():
@@ -395,8 +242,7 @@ def render_table(figures: Figures, *, in_readme: bool = False) -> str:
             lines.append(f"| **{section}** | | |")
         for row in found:
             if row.in_readme or not in_readme:
-                value = row.form(*(figures[key] for key in row.keys))
-                lines.append(f"| {row.label} | {value} | {row.should} |")
+                lines.append(f"| {row.label} | {row.show(figures)} | {row.should} |")
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def _make_sounds(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from duotok.recipes.accompany.bundle import default_bundle
-    from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+    from duotok.recipes.evaluation.excerpts import choose_excerpts, read_split
     from duotok.recipes.evaluation.quality_part import SoundMaker
     from duotok.tokenizer.common.audio import write_audio
     from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -65,7 +65,7 @@ def _make_sounds(arguments: argparse.Namespace) -> None:
         raise ConfigError("--items must be at least 2, for mismatched pairs, and --seconds at least 4")
     bundle, track = arguments.bundle or default_bundle(), arguments.track
     excerpts = choose_excerpts(
-        read_test_items(arguments.corpus),
+        read_split(arguments.corpus),
         count=arguments.items,
         seconds=arguments.seconds,
         seed=arguments.seed,

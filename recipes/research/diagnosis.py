@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import Item, read_manifest
-from duotok.recipes.evaluation.excerpts import choose_excerpts, read_test_items
+from duotok.recipes.evaluation.excerpts import choose_excerpts, read_split
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.recipes.evaluation.lm_part import Windows
 from duotok.recipes.lm.tokenize import encode_waves, open_index, read_waves
@@ -83,7 +83,7 @@ class Diagnosis:
     def windows(self) -> Windows:
         """The windows that score.py's lm part measures on, chosen in the same way."""
         excerpts = choose_excerpts(
-            read_test_items(self.settings.corpus),
+            read_split(self.settings.corpus),
             count=self.settings.items,
             seconds=self.settings.seconds,
             seed=self.settings.seed,
@@ -100,7 +100,7 @@ class Diagnosis:
     @cached_property
     def test_items(self) -> list[Item]:
         """The test items that are encoded whole."""
-        return self._some(read_test_items(self.settings.corpus), self.settings.items)
+        return self._some(read_split(self.settings.corpus), self.settings.items)
 
     @cached_property
     def train_items(self) -> list[Item]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from duotok.lm.metrics import normalized_entropy, utilization
 from duotok.recipes.evaluation.lm_part import PAPER, RANKS, ContextScaling, Predictability
-from duotok.recipes.evaluation.pictures import COLORS, save_figure
+from duotok.recipes.evaluation.quality_report import COLORS, save_figure
 from duotok.recipes.research.code_usage import PAPER_USAGE, CodeUsage
 from duotok.recipes.research.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
 from duotok.recipes.research.probe import MAJORITY, METHODS, ProbeResult

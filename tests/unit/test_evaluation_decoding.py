@@ -7,7 +7,6 @@ from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.evaluation import decoding_part
 from duotok.recipes.evaluation.heard_coherence import Coherence
-from duotok.recipes.evaluation.pictures import draw_guidance
 from duotok.tokenizer.common.errors import ConfigError
 
 
@@ -47,9 +46,10 @@ def test_ranking_is_compared_with_a_single_draw_and_the_best_possible():
 
 
 def test_the_picture_of_guidance(tmp_path):
-    curves = decoding_part.draw_curves(OUTCOMES)
-    draw_guidance(curves, {"in_key": 0.9, "harmony": 1.5}, "Guidance", tmp_path / "plots" / "guidance.png")
-    assert (tmp_path / "plots" / "guidance.png").read_bytes().startswith(b"\x89PNG")
+    path = tmp_path / "plots" / "guidance.png"
+    references = {"in_key": 0.9, "harmony": 1.5}
+    decoding_part.draw_guidance(decoding_part.draw_curves(OUTCOMES), references, "Guidance", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -5,8 +5,8 @@ import torch
 
 from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.evaluation.audio_metrics import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings
-from duotok.recipes.evaluation.joints import flux_ratios, level_jumps_db
 from duotok.recipes.evaluation.renderer_part import measure_whole_song
 from duotok.renderer.renderer import Renderer, plan_windows
 from duotok.tokenizer.model import DuoTokenizer

@@ -8,8 +8,9 @@ from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.sampling import WindowSampler
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.evaluation import joints, long_part
-from duotok.recipes.evaluation.excerpts import read_test_items
+from duotok.recipes.evaluation import long_part
+from duotok.recipes.evaluation.audio_metrics import find_joints, find_middles, phase_errors
+from duotok.recipes.evaluation.excerpts import read_split
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import ReadOut
@@ -17,10 +18,10 @@ from duotok.tokenizer.music.tempo import onset_envelope
 
 
 def test_joints_of_180_s():
-    found = joints.find_joints(4500, SamplingConfig())
+    found = find_joints(4500, SamplingConfig())
     assert found == [750, 1450, 2150, 2850, 3550, 4250]  # a window of 750 goes on from 50
-    assert joints.find_middles(4500, found)[:2] == [375, 1100]
-    assert joints.find_joints(750, SamplingConfig()) == []
+    assert find_middles(4500, found)[:2] == [375, 1100]
+    assert find_joints(750, SamplingConfig()) == []
 
 
 def test_joints_are_where_the_sampler_begins_a_window(tiny_bundle, monkeypatch):
@@ -35,7 +36,7 @@ def test_joints_are_where_the_sampler_begins_a_window(tiny_bundle, monkeypatch):
     lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
     config = SamplingConfig(window_frames=12, overlap_frames=4)
     lm.compose(torch.arange(41), seeds=[0], sampling=config)
-    assert begun == [0, *joints.find_joints(41, config)] and len(begun) > 3
+    assert begun == [0, *find_joints(41, config)] and len(begun) > 3
 
 
 def clicks(times, seconds=60.0):
@@ -47,17 +48,17 @@ def clicks(times, seconds=60.0):
 def test_the_beat_moves_where_it_is_moved():
     beats = np.arange(0, 60, 0.6)
     late = np.where(beats < 30, beats, beats + 0.15)  # a quarter of a beat
-    found = joints.phase_errors(clicks(late[late < 59.9]), beats, [3.0, 15.0, 30.0, 45.0, 58.0])
+    found = phase_errors(clicks(late[late < 59.9]), beats, [3.0, 15.0, 30.0, 45.0, 58.0])
     assert found == pytest.approx([0.0, 0.25, 0.0], abs=1e-6)  # too near to the ends: left out
-    assert joints.phase_errors(np.zeros(6000), beats, [30.0]) == []
+    assert phase_errors(np.zeros(6000), beats, [30.0]) == []
     # By chance it moves by a quarter of a beat.
     rng = np.random.default_rng(0)
-    noise = [joints.phase_errors(rng.random(6000), beats, [10.0, 30.0, 50.0]) for _ in range(300)]
+    noise = [phase_errors(rng.random(6000), beats, [10.0, 30.0, 50.0]) for _ in range(300)]
     assert np.mean(noise) == pytest.approx(0.25, abs=0.02)
 
 
 def test_bars_are_repeated_in_time(tiny_corpus):
-    (item, *_) = long_part.choose_items(read_test_items(tiny_corpus), 2, seed=0)
+    (item, *_) = long_part.choose_items(read_split(tiny_corpus), 2, seed=0)
     song = long_part.repeat_bars(item, 20.0)
     bars = 6 * SAMPLE_RATE_HZ  # from the bar line at 0 s to that at 6 s
     assert song.vocal.shape == song.accompaniment.shape == (2, 20 * SAMPLE_RATE_HZ)
@@ -66,7 +67,7 @@ def test_bars_are_repeated_in_time(tiny_corpus):
     assert song.beats_seconds == pytest.approx(np.arange(0, 20, 0.5))
     # The drums of the item click on the beat, through all repetitions.
     drums = item.read("drums", seconds=6.0).repeat(1, 4)[:, : 20 * SAMPLE_RATE_HZ]
-    errors = joints.phase_errors(onset_envelope(drums), song.beats_seconds, [6.5, 9.0, 12.0])
+    errors = phase_errors(onset_envelope(drums), song.beats_seconds, [6.5, 9.0, 12.0])
     assert len(errors) == 3 and max(errors) < 0.02
 
 

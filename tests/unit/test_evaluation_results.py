@@ -144,7 +144,7 @@ def test_items_of_other_splits_are_refused(tmp_path):
 
     write_manifest(tmp_path / "test.jsonl", [make_item("one", "a"), make_item("two", "b", split="train")])
     with pytest.raises(DataError, match="two"):
-        excerpts.read_test_items(tmp_path)
+        excerpts.read_split(tmp_path)
 
 
 def test_a_missing_corpus_is_one_line_and_exit_code_1(tmp_path, capsys):

@@ -3,41 +3,12 @@
 import json
 
 import pytest
-import torch
 
-from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.accompany.bundle import assemble_bundle
-from duotok.recipes.evaluation import decoding_part, lm_part, results, score, speed, table
+from duotok.recipes.evaluation import decoding_part, results, score, speed, table
 
-# DESIGN: the names that others rely on.
-PROMISED = (
-    "generate.in_key",
-    "generate.in_key_mismatched",
-    "generate.harmony",
-    "generate.harmony_mismatched",
-    "generate.beat_f",
-    "generate.beat_f_mismatched",
-    "generate.token_chroma_correlation",
-    "lm.cnbpt_unconditional_accompaniment",
-    "lm.cnbpt_vocal_to_accompaniment",
-    "lm.mismatch_cost_percent",
-    "lm.mismatch_cost_first_5s_percent",
-    "renderer.vae_chroma_correlation",
-    "renderer.vae_fine_structure_300_1000_hz",
-    "renderer.vae_log10_mel_l1",
-    "renderer.recordings_vae_log10_mel_l1",
-    "quality.accompaniment_generated_mel_distance",
-    "quality.vocal_vae_chroma_correlation",
-    "quality.kernel_distance_generated",
-    "renderer.few_steps_loss_percent",
-    "renderer.joint_flux_ratio",
-    "renderer.chunk_joint_flux_ratio",
-    "tokenizer.vocal_utilization",
-    "tokenizer.accompaniment_normalized_entropy",
-    "decoding.in_key_guidance_1",
-    "decoding.harmony_ranked",
-    "long.key_agreement_sound",
-)
+# Names that others rely on, beside those of the table.
+PROMISED = ("quality.accompaniment_generated_mel_distance", "quality.vocal_vae_chroma_correlation")
 SPEED = (
     "generate.rtf_30s",
     "generate.rtf_180s",
@@ -97,17 +68,13 @@ def figures(tiny_corpus, whole_bundle, tmp_path_factory):
 def test_all_promised_figures_are_there(figures):
     assert not [name for name in PROMISED if name not in figures]
     assert {name.split(".")[0] for name in figures} == set(score.PARTS)
+    assert not set(SPEED) & set(figures)  # --no-speed
 
 
 def test_figures_are_in_their_ranges(figures):
     for name, value in figures.items():
-        if (
-            "utilization" in name
-            or "entropy" in name
-            or "in_key" in name
-            or "beat_f" in name
-            or "acc_at" in name
-        ):
+        shares = ("utilization", "entropy", "in_key", "beat_f", "acc_at", "_equal")
+        if any(share in name for share in shares):
             assert 0 <= value <= 1, name
         if "correlation" in name:
             assert -1 <= value <= 1, name
@@ -148,30 +115,6 @@ def test_the_same_seed_gives_the_same_figures(figures, tiny_corpus, tiny_bundle,
         "tokenizer.kept": 1.0,
         **{name: value for name, value in figures.items() if name.startswith("lm.")},
     }
-
-
-def test_costs_see_a_model_that_needs_its_vocal(tiny_bundle):
-    lm = DualTrackLM.from_pretrained(tiny_bundle / "lm")
-    generator = torch.Generator().manual_seed(5)
-    vocal = torch.randint(0, 64, (4, 100), generator=generator)
-    codes = {"vocal": vocal, "accompaniment": vocal.clone()}  # the vocal tells everything
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
-    lm.train()
-    before = lm_part.measure_codes(lm, codes, [1, 0, 3, 2], 25.0, seed=0)
-    for _ in range(60):
-        loss = torch.nn.functional.cross_entropy(
-            lm(lm.lay_out(codes, "vocal_to_accompaniment"))["accompaniment"].transpose(1, 2), vocal
-        )
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    after = lm_part.measure_codes(lm, codes, [1, 0, 3, 2], 25.0, seed=0)
-    assert abs(before["mismatch_cost_percent"]) < 5
-    assert after["cnbpt_vocal_to_accompaniment"] < before["cnbpt_vocal_to_accompaniment"] / 2
-    for name in ("mismatch", "shift_1s", "no_vocal"):
-        assert after[f"{name}_cost_percent"] > 50
-        assert after[f"{name}_cost_first_5s_percent"] > 50
-    assert after["mask_half_cost_percent"] > 10
 
 
 def test_speed_is_measured_in_a_process_of_its_own(vocal_file, tiny_bundle):
