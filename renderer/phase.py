@@ -36,12 +36,7 @@ def advance_phases(magnitudes: Tensor, stft: Stft, first_phase: Tensor | None = 
 
 
 def griffin_lim(
-    magnitudes: Tensor,
-    stft: Stft,
-    *,
-    iterations: int,
-    momentum: float = 0.99,
-    held: Tensor | None = None,
+    magnitudes: Tensor, stft: Stft, *, iterations: int, momentum: float = 0.99, held: Tensor | None = None
 ) -> Tensor:
     """Return waves [batch, frames * hop] with about these magnitudes [batch, bins, frames]; deterministic.
 

@@ -17,12 +17,7 @@ from duotok.tokenizer.common.command import guard
 def encode_corpus(arguments: argparse.Namespace) -> None:
     """Encode the items that no shard holds yet."""
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.renderer.latent_shards import (
-        ShardOrigin,
-        add_items,
-        encode_item,
-        require_latent_rate,
-    )
+    from duotok.recipes.renderer.latent_shards import ShardOrigin, add_items, encode_item, require_latent_rate
     from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.model import DuoTokenizer
 
@@ -31,9 +26,7 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
     vae = open_vae(arguments.vae).to(arguments.device)
     require_latent_rate(vae, arguments.vae, tokenizer.frame_rate_hz)
     origin = ShardOrigin(
-        track=track,
-        tokenizer_fingerprint=str(tokenizer.fingerprint),
-        vae_fingerprint=str(vae.fingerprint),
+        track=track, tokenizer_fingerprint=str(tokenizer.fingerprint), vae_fingerprint=str(vae.fingerprint)
     )
     add_items(
         arguments.out,

@@ -199,12 +199,7 @@ def test_errors_name_the_setting(tmp_path: Path, make_shards) -> None:
     with pytest.raises(DataError, match="lower data.windows"):
         config = DataConfig(tokens="", windows=((30.0, 1.0),))
         WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=2)
-    for changes in (
-        {"windows": ()},
-        {"no_prefix": 1.5},
-        {"prefix_seconds": -1.0},
-        {"hold_out": 1.0},
-    ):
+    for changes in ({"windows": ()}, {"no_prefix": 1.5}, {"prefix_seconds": -1.0}, {"hold_out": 1.0}):
         with pytest.raises(ConfigError, match=next(iter(changes))):
             DataConfig(tokens="", **changes)
     with pytest.raises(ConfigError, match="code dropout: probability"):
