@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.common.long_waves import let_go, new_wave
 from .autoencoder import Autoencoder
-from .phase import griffin_lim
-from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures
+from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures, griffin_lim
 
 OVERLAP_FRAMES = 24  # of a chunk of a song that repeat the one before
 TAIL_FRAMES = 6  # of a chunk that lack the future and are made again by the next one

@@ -9,7 +9,7 @@ on fixed windows: both tracks unconditionally, and the accompaniment from the vo
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,7 @@ from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, split_songs
-from duotok.recipes.training.loop import Task, TrainConfig
-from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig, recipe_main
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -69,7 +68,6 @@ class Config:
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
     shards = TokenShards(config.data.tokens)
-    torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
     sheets = None
     if lm.sheet_reader is not None:
@@ -212,12 +210,7 @@ def choose_windows(shards: TokenShards, songs: list[TokenSong], frames: int, cou
     return {track: torch.stack(each) for track, each in rows.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(
-        argv, description="Train the dual-track language model", config_class=Config, build=build
-    )
-
+main = recipe_main("Train the dual-track language model", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

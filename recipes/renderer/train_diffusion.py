@@ -5,7 +5,6 @@ Run: python -m duotok.recipes.renderer.train_diffusion \\
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
-from duotok.recipes.training.loop import Task, TrainConfig
-from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
+from duotok.recipes.training.task import Task, TrainConfig, recipe_main
 from duotok.renderer.diffusion import (
     LATENTS_PER_FEATURE,
     Condition,
@@ -215,10 +213,7 @@ def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
     return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Latent diffusion decoder", config_class=Config, build=build)
-
+main = recipe_main("Latent diffusion decoder", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ With --set start_from=FOLDER a VAE of the same settings goes on; its linear codi
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.loop import Task, TrainConfig
-from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig, recipe_main
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import BANDS, band_filters
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -88,7 +87,6 @@ def build(config: Config) -> Task:
             rng = np.random.default_rng((config.train.seed, number, 1))
             yield draw_excerpt(rng, items, config.data)
 
-    torch.manual_seed(config.train.seed)
     if config.start_from is None:
         vae = SpectralVAE(config.model)
         fit_linear(vae, fit_waves(config.data.fit_excerpts))
@@ -277,10 +275,7 @@ def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
     vae.feature_gain[features.mid_dim :] = side_gain.repeat(2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Spectral VAE", config_class=Config, build=build)
-
+main = recipe_main("Spectral VAE", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,8 +17,7 @@ from torch.func import functional_call
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.loop import Task, TrainConfig
-from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig, recipe_main
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.renderer.waveform_vae import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
@@ -95,7 +94,6 @@ def build(config: Config) -> Task:
     items = read_manifest(config.data.manifest)
     if not items:
         raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
-    torch.manual_seed(config.train.seed)
     vae = OobleckVAE(config.model)
     samples = round(config.data.seconds * SAMPLE_RATE_HZ) // vae.hop_samples * vae.hop_samples
     largest = max([*config.loss.fft_sizes, *config.adversary.discriminators.fft_sizes])
@@ -320,10 +318,7 @@ def feature_matching_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement
     return torch.stack(losses).mean()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Waveform autoencoder", config_class=Config, build=build)
-
+main = recipe_main("Waveform autoencoder", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.tokens import TokenShards, check_tokens
-from duotok.recipes.training.loop import Task, TrainConfig
-from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig, recipe_main
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer, ReadOut
 from duotok.tokenizer.music.chroma import (
@@ -228,10 +227,7 @@ def _label(item: Item, told: Mapping[str, ReadOut]) -> ChromaSong:
     return ChromaSong(blocks=blocks, sounding=sounding, chords=chords, key=key_of(item.key))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Chords and keys from chroma", config_class=Config, build=build)
-
+main = recipe_main("Chords and keys from chroma", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

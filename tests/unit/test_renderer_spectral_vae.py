@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from duotok.recipes.renderer.train_spectral_vae import fit_linear
-from duotok.renderer.phase import advance_phases, griffin_lim
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
-from duotok.renderer.spectrum import CODINGS, Stft
+from duotok.renderer.spectrum import CODINGS, Stft, advance_phases, griffin_lim
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 RATE = 48_000
