@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from duotok.recipes.training.batches import BatchKey, MicroBatch, MicroBatches, open_batches
+from duotok.recipes.training.batches import MicroBatch, MicroBatches, open_batches
 from duotok.recipes.training.loop import choose_precision, run_training
 from duotok.recipes.training.meter import measure_peak_flops
 from duotok.recipes.training.task import Task, TrainConfig
@@ -99,11 +99,6 @@ def test_micro_batches_come_in_order_and_are_functions_of_their_keys(workers):
         assert torch.equal(again.tensors["inputs"], batch.tensors["inputs"])
     assert len({float(batch.tensors["inputs"][0, 0]) for batch in found}) == 4
     assert len({batch.key.torch_seed() for batch in found}) == 4
-    # Runs of before there were micro-batches go on with the batches they would have had.
-    old = np.random.default_rng((5, 3, 1)).normal(size=(2, 3))
-    assert np.array_equal(found[0].tensors["inputs"].numpy(), old)
-    old_seed = int(np.random.SeedSequence((5, 3, 1)).generate_state(1)[0])
-    assert BatchKey(5, 3, 1, 0).torch_seed() == old_seed
 
 
 def test_workers_tell_errors_in_one_line_and_leave_with_the_run(tmp_path):
