@@ -80,11 +80,6 @@ class PooledBins(nn.Module):
         )
 
 
-def unit_phasors(spectrum: Tensor) -> Tensor:
-    """Return complex numbers of length 1 (0 where there is silence) in the directions of the spectrum."""
-    return with_magnitudes(spectrum, torch.ones((), device=spectrum.device))
-
-
 def with_magnitudes(spectrum: Tensor, magnitudes: Tensor) -> Tensor:
     """Return complex numbers of these magnitudes in the directions of the spectrum (0 where it is silent)."""
     # Faster by half than magnitudes * spectrum / spectrum.abs(), which takes most of Griffin-Lim.
@@ -175,7 +170,7 @@ class StereoFeatures(nn.Module):
         magnitude = self.pooled.spread(first.clamp_min(0).pow(1 / self.power))
         coherence = self.pooled.spread((second / first.clamp_min(1e-3)).clamp(-1, 1))
         side = magnitude * torch.complex(coherence, (1 - coherence.square()).clamp_min(0).sqrt())
-        return side.transpose(1, 2) * unit_phasors(mid)
+        return side.transpose(1, 2) * with_magnitudes(mid, torch.ones((), device=mid.device))
 
     def _compressed_side(self, mid_power: Tensor, side_power: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         mid_power, side_power, cross = (self.pooled.mean(x) for x in (mid_power, side_power, cross))

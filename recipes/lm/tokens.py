@@ -25,7 +25,7 @@ from duotok.tokenizer.common.files import whole_file, write_json, write_tensors
 FORMAT = 1
 INDEX = "index.json"
 PART = re.compile(r"part-(\d+)-of-(\d+)")  # of a folder, made on one of several machines
-FINISHED = "finished.json"
+FINISHED = "finished.json"  # in a part whose items have all been gone through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +188,6 @@ def part_folder(out: Path, part: tuple[int, int]) -> Path:
     return out / f"part-{part[0]}-of-{part[1]}"
 
 
-def mark_finished(folder: Path, is_finished: bool) -> None:
-    """Say whether all items of a part have been gone through."""
-    if is_finished:
-        write_json(folder / FINISHED, {})
-    else:
-        (folder / FINISHED).unlink(missing_ok=True)
-
-
 def find_parts(out: Path) -> list[Path]:
     """Return the part folders in the order of their numbers; DataError unless all are there and finished."""
     found = [(match, path) for path in out.glob("part-*") if (match := PART.fullmatch(path.name))]
@@ -215,10 +207,7 @@ def find_parts(out: Path) -> list[Path]:
 
 
 def join_parts(out: Path, index: TokenIndex) -> None:
-    """Move the shards of all parts to their folder and its index, then delete the parts.
-
-    An interruption leaves the parts as they were or an index that names all of their items.
-    """
+    """Copy the shards of all parts to their folder, then name them in its index, then delete the parts."""
     parts = find_parts(out)
     known = {song.id for song in index.songs}
     joined = replace(index, songs=list(index.songs))

@@ -1,8 +1,11 @@
-"""Shards of codes with their latents: what the diffusion decoder trains on.
+"""Encode a corpus into shards of codes and latents of one track: what the diffusion decoder trains on.
 
-A shard is one safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents"
-[2 * frames, latent_dim] float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and
-the VAE that made them.
+Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/final \\
+         --vae runs/small/vae/final --manifest data/popband/train.jsonl --track accompaniment \\
+         --out data/latents/train
+Run the same command again to go on after an interruption; --device cuda encodes on a GPU. A shard is one
+safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents" [2 * frames, latent_dim]
+float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and the VAE.
 """
 
 import argparse
@@ -19,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from duotok.recipes.corpus.manifest import Item
+from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE
+from duotok.renderer.renderer import open_vae
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.common.files import write_tensors
@@ -126,10 +130,8 @@ class LatentShards:
             except (SafetensorError, TypeError) as error:
                 raise DataError(f"{path} is damaged; delete it and run the latents recipe again") from error
         if len(origins) > 1:
-            raise CheckpointError(
-                f"{self.folder} holds shards of different tokenizers, VAEs or tracks; "
-                f"delete it and make it again"
-            )
+            told = "holds shards of different tokenizers, VAEs or tracks; delete it and make it again"
+            raise CheckpointError(f"{self.folder} {told}")
         self.origin: ShardOrigin | None = next(iter(origins), None)
 
     def require(self, origin: ShardOrigin) -> None:
@@ -143,16 +145,12 @@ class LatentShards:
         """Return code frames start..start + frames of an item, with the codes of a wider context."""
         file = self._files[name]
         codes = file.get_slice(f"{name}/codes")[context_start : context_start + context_frames]
-        latents = file.get_slice(f"{name}/latents")[
-            start * LATENTS_PER_FEATURE : (start + frames) * LATENTS_PER_FEATURE
-        ]
+        first, stop = start * LATENTS_PER_FEATURE, (start + frames) * LATENTS_PER_FEATURE
+        latents = file.get_slice(f"{name}/latents")[first:stop]
         return Cut(codes=codes.long(), offset=start - context_start, latents=latents.float().T)
 
     def draw_cut(self, rng: np.random.Generator, names: list[str], frames: int, context: int) -> Cut:
-        """Draw a cut: the item at random, then a stretch of it with up to 2 * context frames of codes around.
-
-        The stretch lies anywhere in its context, so the beginning and the end of songs are drawn too.
-        """
+        """Draw a stretch of a random item, anywhere in 2 * context more frames of codes, ends too."""
         name = names[int(rng.integers(len(names)))]
         length = self.frames[name]
         context_frames = frames + 2 * context
@@ -175,10 +173,6 @@ class LatentShards:
 
 def encode_corpus(arguments: argparse.Namespace) -> None:
     """Encode the items that no shard holds yet."""
-    from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.renderer.renderer import open_vae
-    from duotok.tokenizer.model import DuoTokenizer
-
     track = arguments.track
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
     vae = open_vae(arguments.vae).to(arguments.device)
@@ -186,13 +180,8 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
     origin = ShardOrigin(
         track=track, tokenizer_fingerprint=str(tokenizer.fingerprint), vae_fingerprint=str(vae.fingerprint)
     )
-    add_items(
-        arguments.out,
-        read_manifest(arguments.manifest),
-        lambda item: encode_item(item, track, tokenizer, vae),
-        origin,
-        arguments.items_per_shard,
-    )
+    items, size = read_manifest(arguments.manifest), arguments.items_per_shard
+    add_items(arguments.out, items, lambda item: encode_item(item, track, tokenizer, vae), origin, size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

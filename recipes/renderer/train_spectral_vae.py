@@ -155,14 +155,8 @@ class VAEObjective(nn.Module):
         stereo = (self._side_gains(found, given) - self._side_gains(target, wanted)).abs().mean()
         statistics = rearrange(latents.float(), "batch dim frames -> dim (batch frames)")
         latent = statistics.mean(dim=1).square().mean() + (statistics.var(dim=1) - 1).square().mean()
-        losses = {
-            "feature": error.square().mean(),
-            "level": level,
-            "fine": fine,
-            "pitch": pitch,
-            "stereo": stereo,
-            "latent": latent,
-        }
+        losses = {"feature": error.square().mean(), "level": level, "fine": fine}
+        losses |= {"pitch": pitch, "stereo": stereo, "latent": latent}
         total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
         return {"total": total, **losses}
 
@@ -248,8 +242,7 @@ def principal_components(covariance: Tensor, count: int) -> tuple[Tensor, Tensor
 def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
     """Set the VAE's feature gains so that waves [2, samples] about keep their mean energy in every band.
 
-    Each wave counts the same whatever its level. The side regains its energy relative to the middle wholly,
-    the middle two thirds of its missing decibels.
+    The side regains its energy relative to the middle wholly, the middle two thirds of its missing decibels.
     """
     features = vae.features
     filters = band_filters(features.pooled.frequencies_hz(), features.part_dim).to(features.band_filters)

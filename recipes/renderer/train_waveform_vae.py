@@ -121,10 +121,7 @@ class WaveformObjective(nn.Module):
         self.discriminators = Discriminators(adversary.discriminators)
 
     def forward(self, wave: Tensor, step: Tensor) -> dict[str, Tensor]:
-        """Return the losses by name; those of the adversary from its first step on.
-
-        wave: [batch, 2, samples]; step: [], the optimizer steps taken before.
-        """
+        """wave [batch, 2, samples], step [] (taken before) -> losses, the adversary's from its first step."""
         mean, deviation = (part.float() for part in self.vae.encode_distribution(wave))
         found = self.vae.decode(mean + deviation * torch.randn_like(mean), wave.shape[-1]).float()
         losses = {**self.reconstruction(found, wave), "kl": divergence(mean, deviation)}
@@ -142,8 +139,7 @@ class WaveformObjective(nn.Module):
     def contest(self, found: Tensor, wave: Tensor) -> dict[str, Tensor]:
         """Return "adversarial" and "feature_matching" of the autoencoder, and the "discriminator" loss.
 
-        found: rebuilt [batch, 2, samples], whose graph only the first two reach; wave: the originals. The
-        discriminators' weights get gradients from the third alone.
+        found: rebuilt [batch, 2, samples]; wave: the originals. The discriminators learn by the third alone.
         """
         real = self.discriminators(wave)
         frozen = {name: weight.detach() for name, weight in self.discriminators.named_parameters()}
@@ -245,11 +241,9 @@ def log_magnitude_error(given: Tensor, wanted: Tensor) -> Tensor:
 
 
 def phase_errors(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean errors of instantaneous frequency and group delay in radians, 0 to pi.
+    """Return the mean errors of instantaneous frequency (per hop) and group delay (per bin), 0 to pi radians.
 
-    given, wanted: complex spectra [batch, channels, bins, frames]. The phase's differences in time (per hop)
-    and in frequency (per bin) are compared, wrapped to -pi..pi and weighted by the original's magnitudes: the
-    phase of silence does not count.
+    given, wanted: complex spectra [batch, channels, bins, frames]; the original's magnitudes are the weights.
     """
     magnitude = wanted.abs()
     heard = given.abs() > _HEARD * magnitude + _TINY

@@ -6,7 +6,7 @@ tokenizer's chroma has become better.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,9 +48,8 @@ class LabelledChromaConfig:
     heard_every: int = 4  # every so many items are also learned from by the true chroma of their audio
 
     def __post_init__(self) -> None:
-        for name in ("items", "heard_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.items, self.heard_every) < 1:
+            raise ConfigError("data.items and data.heard_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +192,9 @@ class BlockSampler:
 def make_up_chords(rng: np.random.Generator, block_count: int) -> tuple[Tensor, Tensor]:
     """Chords of 0.5 to 4 s as clean triads under noise, and stretches of flat chroma or none without one."""
     blocks, chords = np.zeros((block_count, 12)), np.full(block_count, NO_CHORD)
-    for start, end in _stretches(rng, block_count):
+    end = 0
+    while end < block_count:
+        start, end = end, min(block_count, end + int(rng.integers(5, 41)))
         kind = int(rng.integers(-6, 24))
         floor = rng.uniform(0.0, 0.6)
         if kind >= 0:
@@ -205,14 +206,6 @@ def make_up_chords(rng: np.random.Generator, block_count: int) -> tuple[Tensor, 
             blocks[start:end] = floor
         blocks[start:end] += rng.uniform(0, 0.2) * rng.normal(size=(end - start, 12)) * (kind >= -3)
     return torch.from_numpy(blocks.clip(0, 1)).float(), torch.from_numpy(chords)
-
-
-def _stretches(rng: np.random.Generator, count: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while start < count:
-        end = min(count, start + int(rng.integers(5, 41)))
-        yield start, end
-        start = end
 
 
 def _label(item: Item, told: Mapping[str, ReadOut]) -> ChromaSong:

@@ -75,17 +75,6 @@ def test_two_micro_batches_of_four_are_one_batch_of_eight(tmp_path, monkeypatch)
     assert not torch.allclose(first["layer.weight"], found[0]["layer.weight"], rtol=1e-3)
 
 
-def test_resuming_an_accumulating_run_is_exact(tmp_path):
-    def task():
-        return make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()})
-
-    run_training(task(), config(accumulate=3), tmp_path / "whole")
-    run_training(task(), config(accumulate=3), tmp_path / "pieces", stop_after=2)
-    run_training(task(), config(accumulate=3), tmp_path / "pieces")
-    a, b = (tmp_path / n / "checkpoint" / "weights.safetensors" for n in ("whole", "pieces"))
-    assert a.read_bytes() == b.read_bytes()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_micro_batches_come_in_order_and_are_functions_of_their_keys(workers):
     task = make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(2, 3)))})
