@@ -18,7 +18,8 @@ from duotok.lm.sheet.columns import CHORD, PLACE, UNKNOWN
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm.sheets import SheetLabels, measure_agreement
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.diffusion import (
     LATENTS_PER_FEATURE,
     Condition,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import BANDS, band_filters
 from duotok.tokenizer.common.errors import ConfigError, DataError

@@ -17,7 +17,8 @@ from torch.func import functional_call
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.renderer.waveform_vae import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass, field
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.objectives import LossWeights, MultiTaskObjective

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 from duotok.tokenizer.objectives import DualCodebookObjective, LossWeights

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.tokens import TokenShards, check_tokens
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer, ReadOut
 from duotok.tokenizer.music.chroma import (

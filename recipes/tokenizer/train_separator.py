@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
-from duotok.recipes.training.task import Task, TrainConfig, recipe_main
+from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.separator import MaskSeparator, SeparationObjective, SeparatorConfig

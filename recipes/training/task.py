@@ -1,16 +1,12 @@
-"""What a recipe hands to the training loop (settings, objective, batches), and its command line."""
+"""What a recipe hands to the training loop: its settings, its objective and its batches."""
 
-import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from duotok.tokenizer.common.command import guard, show_progress_messages
 from duotok.tokenizer.common.errors import ConfigError
 
 
@@ -66,40 +62,3 @@ class Task:
     count_units: Callable[[dict[str, Tensor]], int] | None = None  # of a batch
     count_flops: Callable[[dict[str, Tensor]], float] | None = None  # of a batch, forward and backward
     takes_step: bool = False  # the objective also gets "step" [], int64: the optimizer steps taken before
-
-
-def recipe_main(description: str, config_class: type, build: Callable[[Any], Task]) -> Callable[..., int]:
-    """Return a recipe's main(argv=None): `CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`."""
-    parser = argparse.ArgumentParser(description=description)
-    add = parser.add_argument
-    add("config", type=Path, help="YAML file of the recipe")
-    add("--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final")
-    add("--minutes", type=float, help="train for this long in all instead of train.steps")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    add("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
-    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well (train.wandb)")
-
-    def train(arguments: argparse.Namespace) -> None:
-        import torch
-
-        from duotok.recipes.training.loop import train_recipe
-        from duotok.tokenizer.common.config import load_config
-
-        show_progress_messages()
-        overrides = [*arguments.set, *([f"train.wandb={arguments.wandb}"] if arguments.wandb else [])]
-        config = load_config(config_class, arguments.config, overrides)
-        losses = train_recipe(
-            build, config, arguments.out, minutes=arguments.minutes, deepspeed=arguments.deepspeed
-        )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        told = " ".join(f"{name}={value:.4f}" for name, value in losses.items())
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{told} -> {arguments.out / 'final'}")
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        arguments = parser.parse_args(argv)
-        again = "run the same command again to go on from the last checkpoint"
-        return guard(lambda: train(arguments), interrupted=again)
-
-    return main
