@@ -294,11 +294,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps, solver, shift: see SolverConfig (the paper's reference is 50 steps). guidance: 1 = none, else
-        prediction = unconditional + guidance * (conditional - unconditional), both in one batch. generator:
-        of the CPU, so that all devices draw the same noise. known_latents: [batch, latent_dim, k], the first
-        k frames: the network sees them clean, every step holds them at their exact noisy version, the result
-        has them as they were given.
+        steps, solver, shift: see SolverConfig. guidance (classifier-free): 1 = none, else unconditional +
+        guidance * (conditional - unconditional). generator: of the CPU, so that all devices draw the same.
+        known_latents [batch, latent_dim, k]: of the first k frames, given back as they are.
         """
         walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
@@ -309,8 +307,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         batch, frames25, _ = features.shape
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         known = self._known(known_latents, shape, features)
-        condition = self._guided_condition(features, guidance)
         copies = 1 if guidance == 1 else 2
+        dropped = torch.arange(copies * batch, device=features.device) >= batch if copies == 2 else None
+        condition = self.encode_condition(features.repeat(copies, 1, 1), dropped)
         known_copies = Known(*(part.repeat(copies, 1, 1) for part in known))
         noise = torch.randn(shape, generator=generator).to(features)
         latents = noise
@@ -327,12 +326,6 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents
         return latents
-
-    def _guided_condition(self, features: Tensor, guidance: float) -> Condition:
-        if guidance == 1:
-            return self.encode_condition(features)
-        dropped = torch.arange(2 * len(features), device=features.device) >= len(features)
-        return self.encode_condition(features.repeat(2, 1, 1), dropped)
 
     def _known(self, latents: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Known:
         clean, mask = like.new_zeros(shape), like.new_zeros(shape[0], 1, shape[2])

@@ -80,9 +80,7 @@ class SolverConfig:
 
     steps: int = 8  # runs of the network; Heun's method, which runs it twice per step, makes at most as many
     solver: str = AUTO  # euler (DDIM under v), heun, dpm (DPM-Solver++ 2M), unipc; auto: the objective's own
-    shift: float = (
-        1.0  # flow only: above 1 more of the steps are spent near the noise (arXiv 2403.03206, 5.3)
-    )
+    shift: float = 1.0  # flow only: above 1, more of the steps are near the noise (arXiv 2403.03206, 5.3)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.common.long_waves import let_go, new_wave
 from .autoencoder import Autoencoder
-from .phase import griffin_lim
-from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures
+from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures, griffin_lim
 
 OVERLAP_FRAMES = 24  # of a chunk of a song that repeat the one before
 TAIL_FRAMES = 6  # of a chunk that lack the future and are made again by the next one
@@ -201,9 +200,8 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
     def _decode_in_chunks(self, latents: Tensor, progress: Callable[[int], None]) -> Tensor:
         """latents [latent_dim, frames] -> wave [2, frames * hop]: chunks that go on where the sound ends.
 
-        The frames of a chunk that the finished sound already fills keep that sound's spectrum during the
-        phase search, and the next phases start from it: both sides of a joint are the same wave, so nothing
-        cancels.
+        Frames that the finished sound already fills keep its spectrum during the phase search: both sides of
+        a joint are the same wave, so nothing cancels.
         """
         hop, frames = self.hop_samples, latents.shape[-1]
         wave = new_wave(2, frames * hop)

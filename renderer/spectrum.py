@@ -1,4 +1,6 @@
-"""Short-time spectra of stereo sound and what a coder keeps of them: pooled bins, the side by its middle."""
+"""Short-time spectra of stereo sound, what a coder keeps of them, and phases for magnitudes alone."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +78,6 @@ class PooledBins(nn.Module):
         return functional.pad(
             torch.cat([low, high.repeat_interleave(self.group, dim=-1)], dim=-1), (0, self.rest)
         )
-
-
-def unit_phasors(spectrum: Tensor) -> Tensor:
-    """Return complex numbers of length 1 (0 where there is silence) in the directions of the spectrum."""
-    return with_magnitudes(spectrum, torch.ones((), device=spectrum.device))
 
 
 def with_magnitudes(spectrum: Tensor, magnitudes: Tensor) -> Tensor:
@@ -173,7 +170,7 @@ class StereoFeatures(nn.Module):
         magnitude = self.pooled.spread(first.clamp_min(0).pow(1 / self.power))
         coherence = self.pooled.spread((second / first.clamp_min(1e-3)).clamp(-1, 1))
         side = magnitude * torch.complex(coherence, (1 - coherence.square()).clamp_min(0).sqrt())
-        return side.transpose(1, 2) * unit_phasors(mid)
+        return side.transpose(1, 2) * with_magnitudes(mid, torch.ones((), device=mid.device))
 
     def _compressed_side(self, mid_power: Tensor, side_power: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         mid_power, side_power, cross = (self.pooled.mean(x) for x in (mid_power, side_power, cross))
@@ -197,3 +194,70 @@ def band_filters(frequencies_hz: Tensor, bands: int) -> Tensor:
     rate = (1 + 0.00437 * frequencies_hz).log10()
     place = rate / rate.max() * (bands - 1)
     return (1 - (place[:, None] - torch.arange(bands)).abs()).clamp_min(0)
+
+
+def advance_phases(magnitudes: Tensor, stft: Stft, first_phase: Tensor | None = None) -> Tensor:
+    """Return phases [batch, bins, frames] in radians that let each spectral peak run on at its frequency.
+
+    Single pass spectrogram inversion (Beauregard, Harish and Wyse, 2015):
+    the frequency of a peak comes from a parabola through three log magnitudes, the bins around it share its
+    phase. magnitudes [batch, bins, frames]; first_phase [batch, bins] is that of the first frame (default 0).
+    """
+    level = magnitudes.transpose(1, 2).clamp_min(1e-5).log()  # [batch, frames, bins]
+    below, here, above = level[..., :-2], level[..., 1:-1], level[..., 2:]
+    bins = torch.arange(1, level.shape[-1] - 1, device=level.device)
+    offset = 0.5 * (below - above) / (below - 2 * here + above).clamp_max(-1e-6)
+    frequency = (bins + offset.clamp(-0.5, 0.5)) * (2 * math.pi / stft.fft_size)  # radians per sample
+    peaks = _nearest_peaks((here > below) & (here >= above), bins)
+    frequency = frequency.gather(-1, peaks)
+    # Phases refer to the middle of the window, where all bins of a peak agree.
+    centring = math.pi * torch.arange(level.shape[-1], device=level.device)
+    phase = torch.zeros_like(level[:, 0]) if first_phase is None else first_phase + centring
+    phase = phase[:, 1:-1]
+    phases = [phase]
+    for frame in range(1, level.shape[1]):
+        step = stft.hop_samples * 0.5 * (frequency[:, frame - 1] + frequency[:, frame])
+        phase = torch.remainder(phase.gather(-1, peaks[:, frame]) + step, 2 * math.pi)
+        phases.append(phase)
+    return (functional.pad(torch.stack(phases, dim=1), (1, 1)) - centring).transpose(1, 2)
+
+
+def griffin_lim(
+    magnitudes: Tensor, stft: Stft, *, iterations: int, momentum: float = 0.99, held: Tensor | None = None
+) -> Tensor:
+    """Return waves [batch, frames * hop] with about these magnitudes [batch, bins, frames]; deterministic.
+
+    Fast Griffin-Lim (Perraudin, Balazs and Sondergaard, 2013) from the phases of advance_phases.
+    held: complex spectrum [batch, bins, k] of the first k frames, known from sound that is already there; it
+    stays as it is.
+    """
+    known = 0 if held is None else held.shape[-1]
+    if held is None:
+        phases = advance_phases(magnitudes, stft)
+    else:
+        later = advance_phases(magnitudes[..., known - 1 :], stft, held[..., -1].angle())
+        phases = functional.pad(later, (known - 1, 0))
+
+    def impose(direction: Tensor) -> Tensor:
+        target = with_magnitudes(direction, magnitudes)
+        if held is not None:
+            target[..., :known] = held
+        return target
+
+    target = impose(torch.polar(torch.ones_like(phases), phases))
+    previous: Tensor | None = None
+    for _ in range(iterations):
+        spectrum = stft(stft.inverse(target))
+        ahead = spectrum if previous is None else spectrum - previous * (momentum / (1 + momentum))
+        previous = spectrum
+        target = impose(ahead)
+    return stft.inverse(target)
+
+
+def _nearest_peaks(is_peak: Tensor, bins: Tensor) -> Tensor:
+    """Return for each inner bin the index (among the inner bins) of the nearest peak."""
+    index = (bins - 1).expand_as(is_peak)
+    far = 4 * len(bins)
+    before = torch.where(is_peak, index, -far).cummax(dim=-1).values
+    after = -torch.where(is_peak, -index, -far).flip(-1).cummax(dim=-1).values.flip(-1)
+    return torch.where(index - before <= after - index, before, after).clamp(0, len(bins) - 1)

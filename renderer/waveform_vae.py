@@ -210,9 +210,8 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
     def _decode_in_chunks(self, latents: Tensor, progress: Callable[[int], None]) -> Tensor:
         """latents [latent_dim, frames] -> wave [2, frames * hop_samples]: one pass, to float rounding.
 
-        The convolutions run chunk by chunk, each with all that they see to both sides. A transformer sees
-        everything at once and cannot be cut exactly: beyond 30 s it runs in windows of 30 s whose results are
-        crossfaded over 3 s, before the convolutions, so that no two waves are mixed.
+        A transformer, which sees everything at once, runs in windows of 30 s beyond 30 s, whose results are
+        crossfaded over 3 s before the convolutions, so that no two waves are mixed.
         """
         frames, hop = latents.shape[-1], self.hop_samples
         if self.transformer is not None:

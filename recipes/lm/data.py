@@ -49,9 +49,7 @@ class DataConfig:
     prefix_seconds: float = 2.0
     source_dropout: float = 0.1  # share of examples without their source, for guidance
     history_dropout: CodeDropout = CodeDropout()  # of the target's shown past: the source is to be heard
-    source_code_dropout: CodeDropout = (
-        CodeDropout()
-    )  # of single codes of the source: its song is not to be known
+    source_code_dropout: CodeDropout = CodeDropout()  # of single codes of the source, not to be known by them
 
     def __post_init__(self) -> None:
         if not self.windows or any(seconds <= 0 or share < 0 for seconds, share in self.windows):
@@ -72,11 +70,7 @@ class DataConfig:
 
 
 class WindowSource:
-    """Draws laid-out batches of windows from token shards.
-
-    Every process may read every shard: which windows a batch holds depends on its generator only, whatever
-    the number of shards and of processes.
-    """
+    """Draws laid-out batches of windows from token shards, by their generator only."""
 
     def __init__(
         self,

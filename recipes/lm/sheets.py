@@ -43,11 +43,7 @@ class SheetLabels:
 
 
 def label_frames(item: Item, rate_hz: float) -> Tensor:
-    """Return the sheet [frames, COLUMNS] of a whole item.
-
-    A frame is UNKNOWN before the first bar line and after the last, and where the chord is neither major nor
-    minor.
-    """
+    """Return an item's sheet [frames, COLUMNS]: UNKNOWN outside its bar lines and where no chord is known."""
     frames = round(item.seconds * rate_hz)
     places = places_between(np.asarray(item.downbeats_seconds, dtype=float) * rate_hz, frames)
     chords = chords_of_blocks(item.chords, frames, rate_hz)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError, DuoTokError
-from duotok.tokenizer.common.files import write_text
+from duotok.tokenizer.common.files import write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +62,7 @@ def open_index(folder: Path, tokenizer: DuoTokenizer) -> TokenIndex:
 def cut_batches(items: Sequence[Item], size: int, part: tuple[int, int] | None) -> list[list[Item]]:
     """Return the batches of a manifest, or every N-th of them for part (number from 1 on, N).
 
-    Items of like length go together, so that they can be encoded side by side. The cut depends on the
-    manifest only: however the work is divided or interrupted, an item is encoded in the same company.
+    Items of like length go together, and always in the same company: the cut depends on the manifest only.
     """
     ordered = sorted(items, key=lambda item: (item.seconds, item.id))
     batches = [ordered[first : first + size] for first in range(0, len(ordered), size)]
@@ -82,15 +81,15 @@ def make_tokens(
     threads: int | None = None,
     shard: tuple[int, int] | None = None,
 ) -> int:
-    """Encode the items that no shard holds yet; return how many items the folder then has.
+    """Encode the items that no shard holds yet, the same by any number of workers; return how many there are.
 
-    Any number of workers writes the same. Raises DataError at the end where items were left out.
+    Raises DataError at the end where items were left out.
     """
     import torch
     from tqdm import tqdm
 
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.lm.tokens import append_shard, join_parts, mark_finished, part_folder
+    from duotok.recipes.lm.tokens import FINISHED, append_shard, join_parts, part_folder
     from duotok.tokenizer.model import DuoTokenizer
 
     if threads is not None and workers == 1:
@@ -105,7 +104,7 @@ def make_tokens(
     total = sum(len(each) for each in batches)
     pending = [rest for each in batches if (rest := [item for item in each if item.id not in known])]
     if shard is not None and pending:
-        mark_finished(folder, False)
+        (folder / FINISHED).unlink(missing_ok=True)
     if workers == 1:
         encoded = encode_here(pending, model)
     else:
@@ -130,9 +129,13 @@ def make_tokens(
                 pairs = {}
         if pairs:
             append_shard(folder, index, pairs)
-    write_left_out(folder, left_out)
+    lines = [json.dumps({"id": name, "reason": why}, ensure_ascii=False) for name, why in left_out.items()]
+    if lines:
+        write_text(folder / LEFT_OUT_FILE, "\n".join(lines) + "\n")
+    else:
+        (folder / LEFT_OUT_FILE).unlink(missing_ok=True)
     if shard is not None:
-        mark_finished(folder, True)
+        write_json(folder / FINISHED, {})
     if left_out:
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:SHOWN_REASONS])
         more = f"; and {len(left_out) - SHOWN_REASONS} more" if len(left_out) > SHOWN_REASONS else ""
@@ -141,16 +144,6 @@ def make_tokens(
             f"{folder / LEFT_OUT_FILE}: {shown}{more}"
         )
     return len(index.songs)
-
-
-def write_left_out(folder: Path, left_out: dict[str, str]) -> None:
-    """Write the items that were left out and why, one line of JSON each; no file where there are none."""
-    path = folder / LEFT_OUT_FILE
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
-    lines = [json.dumps({"id": name, "reason": why}, ensure_ascii=False) for name, why in left_out.items()]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 _tokenizer: DuoTokenizer | None = None  # one per worker process
@@ -239,20 +232,16 @@ def encode_in_processes(
     """
     from duotok.recipes.corpus.worker_pool import run_all
 
-    arguments = (folder, device, threads)
+    settings = {"workers": workers, "start": _start_worker, "arguments": (folder, device, threads)}
     suspects: list[list[Item]] = []
-    for batch, found in run_all(
-        batches, _encode_batch, workers=workers, start=_start_worker, arguments=arguments
-    ):
+    for batch, found in run_all(batches, _encode_batch, **settings):
         if not isinstance(found, str):
             yield batch, found
         elif len(batch) == 1:
             yield batch, [found]
         else:
             suspects += [[item] for item in batch]
-    for batch, found in run_all(
-        suspects, _encode_batch, workers=workers, start=_start_worker, arguments=arguments
-    ):
+    for batch, found in run_all(suspects, _encode_batch, **settings):
         yield batch, [found] if isinstance(found, str) else found
 
 
@@ -279,10 +268,7 @@ def _reason(error: BaseException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m duotok.recipes.lm.tokenize",
-        description="Token shards of a corpus, for the language model",
-    )
+    parser = argparse.ArgumentParser(description="Token shards of a corpus, for the language model")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the corpus")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")

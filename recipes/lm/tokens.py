@@ -6,14 +6,12 @@ While several machines make it, each writes a part, `part-1-of-8` and so on: a f
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,12 +20,12 @@ from torch import Tensor
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.files import WriteError, write_json, write_tensors
+from duotok.tokenizer.common.files import whole_file, write_json, write_tensors
 
 FORMAT = 1
 INDEX = "index.json"
 PART = re.compile(r"part-(\d+)-of-(\d+)")  # of a folder, made on one of several machines
-FINISHED = "finished.json"
+FINISHED = "finished.json"  # in a part whose items have all been gone through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +65,7 @@ class TokenIndex:
 
 
 def split_songs(songs: Sequence[TokenSong], hold_out: float) -> tuple[list[TokenSong], list[TokenSong]]:
-    """Return what is trained on and what is held out: a share of the songs, by a hash of their names.
-
-    All items of a song go the same way, on every machine and however the corpus grows.
-    """
+    """Return what is trained on and what is held out, song by song, by a hash of their names for good."""
     held_out = [song for song in songs if song.fraction("hold-out") < hold_out]
     return [song for song in songs if song.fraction("hold-out") >= hold_out], held_out
 
@@ -82,11 +77,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def write_index(folder: Path, index: TokenIndex) -> None:
     """Write index.json as a whole file."""
-    mapping: dict[str, Any] = {"format": FORMAT, **asdict(index)}
-    try:
-        write_json(folder / INDEX, mapping)
-    except WriteError as error:
-        raise _unwritable(folder, error.reason) from error
+    write_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
 
 
 def read_index(folder: str | Path) -> TokenIndex | None:
@@ -120,10 +111,7 @@ def append_shard(
         songs.append(TokenSong(id=name, song=song, split=split, shard=number, start=start, frames=frames))
         start += frames
     tensors = {t: torch.cat([codes[t].to(torch.int32).cpu() for *_, codes in pairs.values()]) for t in TRACKS}
-    try:
-        write_tensors(shard_path(folder, number), tensors)
-    except WriteError as error:
-        raise _unwritable(folder, error.reason) from error
+    write_tensors(shard_path(folder, number), tensors)
     # The shard counts from the moment the index names it; one without an entry is written over.
     index.songs.extend(songs)
     write_index(folder, index)
@@ -195,22 +183,9 @@ def _damaged(path: Path) -> DataError:
     return DataError(f"{path} is missing or damaged; make the tokens again")
 
 
-def _unwritable(folder: Path, reason: str) -> DataError:
-    return DataError(f"cannot write tokens to {folder}: {reason}; make room and run the same command again")
-
-
 def part_folder(out: Path, part: tuple[int, int]) -> Path:
     """Return the folder of a part (number from 1 on, of how many)."""
     return out / f"part-{part[0]}-of-{part[1]}"
-
-
-def mark_finished(folder: Path, is_finished: bool) -> None:
-    """Say whether all items of a part have been gone through."""
-    if is_finished:
-        folder.mkdir(parents=True, exist_ok=True)  # a part may have no items at all
-        write_json(folder / FINISHED, {})
-    else:
-        (folder / FINISHED).unlink(missing_ok=True)
 
 
 def find_parts(out: Path) -> list[Path]:
@@ -232,10 +207,7 @@ def find_parts(out: Path) -> list[Path]:
 
 
 def join_parts(out: Path, index: TokenIndex) -> None:
-    """Move the shards of all parts to their folder and its index, then delete the parts.
-
-    An interruption leaves the parts as they were or an index that names all of their items.
-    """
+    """Copy the shards of all parts to their folder, then name them in its index, then delete the parts."""
     parts = find_parts(out)
     known = {song.id for song in index.songs}
     joined = replace(index, songs=list(index.songs))
@@ -252,7 +224,8 @@ def join_parts(out: Path, index: TokenIndex) -> None:
             songs = [song for song in part.songs if song.shard == number and song.id not in known]
             if songs:
                 target = joined.shards
-                _copy_file(shard_path(folder, number), shard_path(out, target))
+                with whole_file(shard_path(out, target)) as temporary:
+                    shutil.copyfile(shard_path(folder, number), temporary)
                 joined.songs.extend(replace(song, shard=target) for song in songs)
                 known.update(song.id for song in songs)
     if len(joined.songs) > len(index.songs):
@@ -260,17 +233,3 @@ def join_parts(out: Path, index: TokenIndex) -> None:
         index.songs[:] = joined.songs
     for folder in parts:
         shutil.rmtree(folder)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    """Put a file under a second name as well, by a hard link where the file system has them."""
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -9,7 +9,8 @@ on fixed windows: both tracks unconditionally, and the accompaniment from the vo
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +24,8 @@ from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, split_songs
-from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -69,7 +70,6 @@ class Config:
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
     shards = TokenShards(config.data.tokens)
-    torch.manual_seed(config.train.seed)
     lm = build_model(config, shards)
     sheets = None
     if lm.sheet_reader is not None:
@@ -107,9 +107,8 @@ def build_model(config: Config, shards: TokenShards) -> DualTrackLM:
 def batch_flops(config: DualTrackLMConfig, batch: dict[str, Tensor], prompt_weight: float = 0.0) -> float:
     """Return the floating-point operations of a forward and backward pass on arguments of an LMObjective.
 
-    Each weight of a matrix takes 6 a step: twice 2 backward. Attention is counted over all pairs of steps,
-    and what gradient checkpointing computes twice counts once, as in PaLM's utilization (arXiv 2204.02311,
-    appendix B). Look-ups, norms and softmax are left out.
+    As in PaLM's utilization (arXiv 2204.02311, B): 6 a step and weight, attention over all pairs of steps,
+    what gradient checkpointing computes twice counts once; without look-ups, norms and softmax.
     """
     examples, frames = batch["target_vocal"].shape
     steps, width = batch["segment"].shape[1], config.hidden_dim
@@ -132,8 +131,7 @@ def make_validation(
 ) -> Callable[[], dict[str, float]] | None:
     """Return the function that measures the model as it is then; None where nothing is held out.
 
-    The function returns "cnbpt/unconditional_vocal" and so on, the same at every call for the same weights,
-    and leaves the model in the mode it finds it in. Under ZeRO 3 every process must call it.
+    It returns "cnbpt/unconditional_vocal" and so on, the same at every call for the same weights.
     """
     if config.tokens is None and data.hold_out == 0:
         return None
@@ -187,9 +185,9 @@ def find_held_out(
 
 
 def choose_windows(shards: TokenShards, songs: list[TokenSong], frames: int, count: int) -> dict[str, Tensor]:
-    """Return {track: codes [windows, frames]}: at most so many, the first items of as many songs as possible.
+    """Return {track: codes [windows, frames]}: at most so many, of as many songs as possible.
 
-    Songs come in the order of a hash, and places go by one: they stay where they are when a corpus grows.
+    Songs and places go by a hash: they stay when a corpus grows.
     """
     ordered = sorted((s for s in songs if s.frames >= frames), key=lambda s: (s.fraction("window"), s.id))
     if not ordered:
@@ -198,26 +196,20 @@ def choose_windows(shards: TokenShards, songs: list[TokenSong], frames: int, cou
             f"no held-out song in {shards.folder} has {seconds:g} s; raise data.hold_out or lower "
             f"validation.seconds"
         )
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     ranked: list[tuple[int, TokenSong]] = []
     for song in ordered:
-        ranked.append((seen.get(song.song, 0), song))
-        seen[song.song] = seen.get(song.song, 0) + 1
+        ranked.append((seen[song.song], song))
+        seen[song.song] += 1
     ranked.sort(key=lambda each: each[0])  # stable: first one item of each song, then second ones
-    rows: dict[str, list[Tensor]] = {track: [] for track in TRACKS}
+    rows = []
     for _, song in ranked[:count]:
         start = int(song.fraction(f"start of {song.id}") * (song.frames - frames + 1))
-        for track, codes in shards.codes(song, start, frames).items():
-            rows[track].append(codes)
-    return {track: torch.stack(each) for track, each in rows.items()}
+        rows.append(shards.codes(song, start, frames))
+    return {track: torch.stack([row[track] for row in rows]) for track in TRACKS}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(
-        argv, description="Train the dual-track language model", config_class=Config, build=build
-    )
-
+main = recipe_main("Train the dual-track language model", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

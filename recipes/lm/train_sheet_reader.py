@@ -18,8 +18,8 @@ from duotok.lm.sheet.columns import CHORD, PLACE, UNKNOWN
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm.sheets import SheetLabels, measure_agreement
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
-from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -60,7 +60,6 @@ def build(config: Config) -> Task:
     tokenizer = DuoTokenizer.from_pretrained(config.tokenizer)
     shards = TokenShards(config.data.tokens)
     check_tokens(shards, str(tokenizer.fingerprint))
-    torch.manual_seed(config.train.seed)
     if config.start_from is None:
         reader = SheetReader.for_tokenizer(tokenizer, config.model)
     else:
@@ -146,10 +145,7 @@ class SheetObjective(nn.Module):
         return {"total": losses["place_nats"] + losses["chord_nats"], **losses}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Train the sheet reader", config_class=Config, build=build)
-
+main = recipe_main("Train the sheet reader", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,47 +1,187 @@
-"""Encode a corpus for the diffusion decoder: codes at 25 Hz and latents at 50 Hz of one track.
+"""Encode a corpus into shards of codes and latents of one track: what the diffusion decoder trains on.
 
 Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/final \\
          --vae runs/small/vae/final --manifest data/popband/train.jsonl --track accompaniment \\
          --out data/latents/train
-Run the same command again to go on after an interruption; --device cuda encodes on a GPU.
+Run the same command again to go on after an interruption; --device cuda encodes on a GPU. A shard is one
+safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents" [2 * frames, latent_dim]
+float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and the VAE.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.renderer.autoencoder import Autoencoder
+from duotok.renderer.diffusion import LATENTS_PER_FEATURE
+from duotok.renderer.renderer import open_vae
 from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.errors import CheckpointError, DataError
+from duotok.tokenizer.common.files import write_tensors
+from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
+
+Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOrigin:
+    """What made a shard; shards of different origins do not mix."""
+
+    track: str
+    tokenizer_fingerprint: str
+    vae_fingerprint: str
+
+
+class Cut(NamedTuple):
+    """A stretch of one item."""
+
+    codes: Tensor  # [context frames] int64
+    offset: int  # where the latents begin in the codes, in code frames
+    latents: Tensor  # [latent_dim, 2 * frames] float32
+
+
+def encode_item(item: Item, track: str, tokenizer: DuoTokenizer, vae: Autoencoder) -> Pair:
+    """Return the codes and the latents of one item's track, two latent frames per code exactly."""
+    device = next(tokenizer.parameters()).device
+    wave = pad_to_frames(item.read(track).to(device))
+    return tokenizer.encode(wave[None], track)[0].cpu(), vae.encode_song(wave).T.cpu()
+
+
+def pad_to_frames(wave: Tensor) -> Tensor:
+    """Pad wave [2, samples] with silence to whole codes, two latent frames each."""
+    return functional.pad(wave, (0, -wave.shape[1] % HOP_SAMPLES))
+
+
+def require_latent_rate(vae: Autoencoder, folder: str | Path, code_rate_hz: float) -> None:
+    """Raise CheckpointError unless the VAE of that folder has as many latents per code as the decoder."""
+    needed_hz = LATENTS_PER_FEATURE * code_rate_hz
+    if vae.latent_rate_hz != needed_hz:
+        raise CheckpointError(
+            f"the VAE {folder} gives latents at {vae.latent_rate_hz:g} Hz, the decoder needs "
+            f"{LATENTS_PER_FEATURE} per code, {needed_hz:g} Hz; give a VAE of that rate"
+        )
+
+
+@torch.inference_mode()
+def add_items(
+    folder: str | Path,
+    items: Sequence[Item],
+    encode: Callable[[Item], Pair],
+    origin: ShardOrigin,
+    items_per_shard: int = 32,
+) -> None:
+    """Encode the items that no shard of the folder holds yet, whose origin must be the same."""
+    shards = LatentShards(folder)
+    shards.require(origin)
+    missing = [item for item in items if item.id not in shards.frames]
+    number = 1 + max((int(path.stem.split("-")[1]) for path in shards.paths), default=-1)
+    with tqdm(total=len(missing), unit="item", desc=str(folder), disable=None) as progress:
+        for first in range(0, len(missing), items_per_shard):
+            pairs = {}
+            for item in missing[first : first + items_per_shard]:
+                pairs[item.id] = encode(item)
+                progress.update()
+            write_shard(shards.folder, number, pairs, origin)
+            number += 1
+
+
+def write_shard(folder: Path, number: int, pairs: Mapping[str, Pair], origin: ShardOrigin) -> Path:
+    """Write one shard as a whole file."""
+    tensors: dict[str, Tensor] = {}
+    for name, (codes, latents) in pairs.items():
+        if len(latents) != LATENTS_PER_FEATURE * len(codes):
+            raise DataError(f"item {name} has {len(codes)} codes but {len(latents)} latent frames")
+        tensors[f"{name}/codes"] = codes.to(torch.int32)
+        tensors[f"{name}/latents"] = latents.to(torch.float16)
+    path = folder / f"shard-{number:05d}.safetensors"
+    write_tensors(path, tensors, vars(origin))
+    return path
+
+
+class LatentShards:
+    """All shards of a folder, read in place (memory-mapped)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(self.folder.glob("shard-*.safetensors"))
+        self._files: dict[str, safe_open] = {}  # by item
+        self.frames: dict[str, int] = {}  # code frames by item
+        origins = set()
+        for path in self.paths:
+            try:
+                file = safe_open(path, framework="pt")
+                origins.add(ShardOrigin(**(file.metadata() or {})))
+                for key in file.keys():
+                    name, _, kind = key.rpartition("/")
+                    if kind == "codes":
+                        self._files[name] = file
+                        self.frames[name] = file.get_slice(key).get_shape()[0]
+            except (SafetensorError, TypeError) as error:
+                raise DataError(f"{path} is damaged; delete it and run the latents recipe again") from error
+        if len(origins) > 1:
+            told = "holds shards of different tokenizers, VAEs or tracks; delete it and make it again"
+            raise CheckpointError(f"{self.folder} {told}")
+        self.origin: ShardOrigin | None = next(iter(origins), None)
+
+    def require(self, origin: ShardOrigin) -> None:
+        """Raise CheckpointError unless these shards, if there are any, have this origin."""
+        if self.origin is not None and self.origin != origin:
+            raise CheckpointError(
+                f"{self.folder} was made by {self.origin}, not by {origin}; give another folder or delete it"
+            )
+
+    def cut(self, name: str, start: int, frames: int, *, context_start: int, context_frames: int) -> Cut:
+        """Return code frames start..start + frames of an item, with the codes of a wider context."""
+        file = self._files[name]
+        codes = file.get_slice(f"{name}/codes")[context_start : context_start + context_frames]
+        first, stop = start * LATENTS_PER_FEATURE, (start + frames) * LATENTS_PER_FEATURE
+        latents = file.get_slice(f"{name}/latents")[first:stop]
+        return Cut(codes=codes.long(), offset=start - context_start, latents=latents.float().T)
+
+    def draw_cut(self, rng: np.random.Generator, names: list[str], frames: int, context: int) -> Cut:
+        """Draw a stretch of a random item, anywhere in 2 * context more frames of codes, ends too."""
+        name = names[int(rng.integers(len(names)))]
+        length = self.frames[name]
+        context_frames = frames + 2 * context
+        context_start = int(rng.integers(length - context_frames + 1))
+        start = context_start + int(rng.integers(2 * context + 1))
+        return self.cut(name, start, frames, context_start=context_start, context_frames=context_frames)
+
+    def statistics(self, seconds_each: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the latents' mean and deviation, each [latent_dim, 1], from a cut of every item."""
+        rng = np.random.default_rng(seed)
+        cuts = []
+        for name, length in self.frames.items():
+            frames = min(length, round(seconds_each * 25))
+            start = int(rng.integers(length - frames + 1))
+            cuts.append(self.cut(name, start, frames, context_start=start, context_frames=frames).latents)
+        latents = torch.cat(cuts, dim=1).double()
+        deviation = latents.std(dim=1, keepdim=True).clamp_min(1e-3)
+        return latents.mean(dim=1, keepdim=True).float(), deviation.float()
 
 
 def encode_corpus(arguments: argparse.Namespace) -> None:
     """Encode the items that no shard holds yet."""
-    from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.renderer.latent_shards import (
-        ShardOrigin,
-        add_items,
-        encode_item,
-        require_latent_rate,
-    )
-    from duotok.renderer.renderer import open_vae
-    from duotok.tokenizer.model import DuoTokenizer
-
     track = arguments.track
     tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
     vae = open_vae(arguments.vae).to(arguments.device)
     require_latent_rate(vae, arguments.vae, tokenizer.frame_rate_hz)
     origin = ShardOrigin(
-        track=track,
-        tokenizer_fingerprint=str(tokenizer.fingerprint),
-        vae_fingerprint=str(vae.fingerprint),
+        track=track, tokenizer_fingerprint=str(tokenizer.fingerprint), vae_fingerprint=str(vae.fingerprint)
     )
-    add_items(
-        arguments.out,
-        read_manifest(arguments.manifest),
-        lambda item: encode_item(item, track, tokenizer, vae),
-        origin,
-        arguments.items_per_shard,
-    )
+    items, size = read_manifest(arguments.manifest), arguments.items_per_shard
+    add_items(arguments.out, items, lambda item: encode_item(item, track, tokenizer, vae), origin, size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

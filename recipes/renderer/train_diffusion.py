@@ -5,7 +5,6 @@ Run: python -m duotok.recipes.renderer.train_diffusion \\
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin
-from duotok.recipes.training.loop import Task, TrainConfig
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.diffusion import (
     LATENTS_PER_FEATURE,
     Condition,
@@ -108,7 +107,12 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
     if not names:
         raise DataError(f"no item in {config.data.latents} is as long as data.seconds and its context")
     mean, deviation = shards.statistics()
-    _check_widths(config.model, tokenizer.dim, len(mean))
+    given, needed = (config.model.feature_dim, config.model.latent_dim), (tokenizer.dim, len(mean))
+    if given != needed:
+        raise ConfigError(
+            f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
+            f"VAE have {needed[0]} and {needed[1]}; set them in the recipe"
+        )
     torch.manual_seed(config.train.seed)
     if config.start_from is None:
         decoder = DiffusionDecoder(config.model)
@@ -140,15 +144,6 @@ def _open_start(folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin)
     return decoder.train()
 
 
-def _check_widths(model: DiffusionDecoderConfig, feature_dim: int, latent_dim: int) -> None:
-    given = (model.feature_dim, model.latent_dim)
-    if given != (feature_dim, latent_dim):
-        raise ConfigError(
-            f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
-            f"VAE have {feature_dim} and {latent_dim}; set them in the recipe"
-        )
-
-
 class DiffusionObjective(nn.Module):
     """Codes and their latents -> loss of the decoder; the tokenizer stays as it is."""
 
@@ -176,7 +171,7 @@ class DiffusionObjective(nn.Module):
         frames] of the window alone.
         """
         frames25 = latents.shape[2] // LATENTS_PER_FEATURE
-        features = self._features(codes)
+        features = cast(CodeFeatures, self.tokenizer).features(codes, self.track)
         index = offset[:, None] + torch.arange(frames25, device=codes.device)
         features = features.gather(1, index[:, :, None].expand(-1, -1, features.shape[2]))
         clean = self.decoder.normalize(latents)
@@ -197,9 +192,6 @@ class DiffusionObjective(nn.Module):
             losses["total"] = diffusion + self.config.regression_weight * losses["regression"]
         return losses
 
-    def _features(self, codes: Tensor) -> Tensor:
-        return cast(CodeFeatures, self.tokenizer).features(codes, self.track)
-
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape
         longest = max(1, min(frames // 2, round(self.config.known_seconds * 50)))
@@ -215,10 +207,7 @@ def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
     return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Latent diffusion decoder", config_class=Config, build=build)
-
+main = recipe_main("Latent diffusion decoder", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

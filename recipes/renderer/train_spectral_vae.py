@@ -6,7 +6,7 @@ With --set start_from=FOLDER a VAE of the same settings goes on; its linear codi
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import BANDS, band_filters
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -88,7 +88,6 @@ def build(config: Config) -> Task:
             rng = np.random.default_rng((config.train.seed, number, 1))
             yield draw_excerpt(rng, items, config.data)
 
-    torch.manual_seed(config.train.seed)
     if config.start_from is None:
         vae = SpectralVAE(config.model)
         fit_linear(vae, fit_waves(config.data.fit_excerpts))
@@ -157,14 +156,8 @@ class VAEObjective(nn.Module):
         stereo = (self._side_gains(found, given) - self._side_gains(target, wanted)).abs().mean()
         statistics = rearrange(latents.float(), "batch dim frames -> dim (batch frames)")
         latent = statistics.mean(dim=1).square().mean() + (statistics.var(dim=1) - 1).square().mean()
-        losses = {
-            "feature": error.square().mean(),
-            "level": level,
-            "fine": fine,
-            "pitch": pitch,
-            "stereo": stereo,
-            "latent": latent,
-        }
+        losses = {"feature": error.square().mean(), "level": level, "fine": fine}
+        losses |= {"pitch": pitch, "stereo": stereo, "latent": latent}
         total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
         return {"total": total, **losses}
 
@@ -250,8 +243,7 @@ def principal_components(covariance: Tensor, count: int) -> tuple[Tensor, Tensor
 def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
     """Set the VAE's feature gains so that waves [2, samples] about keep their mean energy in every band.
 
-    Each wave counts the same whatever its level. The side regains its energy relative to the middle wholly,
-    the middle two thirds of its missing decibels.
+    The side regains its energy relative to the middle wholly, the middle two thirds of its missing decibels.
     """
     features = vae.features
     filters = band_filters(features.pooled.frequencies_hz(), features.part_dim).to(features.band_filters)
@@ -277,10 +269,7 @@ def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
     vae.feature_gain[features.mid_dim :] = side_gain.repeat(2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Spectral VAE", config_class=Config, build=build)
-
+main = recipe_main("Spectral VAE", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
-from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.renderer.waveform_vae import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
@@ -95,7 +95,6 @@ def build(config: Config) -> Task:
     items = read_manifest(config.data.manifest)
     if not items:
         raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
-    torch.manual_seed(config.train.seed)
     vae = OobleckVAE(config.model)
     samples = round(config.data.seconds * SAMPLE_RATE_HZ) // vae.hop_samples * vae.hop_samples
     largest = max([*config.loss.fft_sizes, *config.adversary.discriminators.fft_sizes])
@@ -123,10 +122,7 @@ class WaveformObjective(nn.Module):
         self.discriminators = Discriminators(adversary.discriminators)
 
     def forward(self, wave: Tensor, step: Tensor) -> dict[str, Tensor]:
-        """Return the losses by name; those of the adversary from its first step on.
-
-        wave: [batch, 2, samples]; step: [], the optimizer steps taken before.
-        """
+        """wave [batch, 2, samples], step [] (taken before) -> losses, the adversary's from its first step."""
         mean, deviation = (part.float() for part in self.vae.encode_distribution(wave))
         found = self.vae.decode(mean + deviation * torch.randn_like(mean), wave.shape[-1]).float()
         losses = {**self.reconstruction(found, wave), "kl": divergence(mean, deviation)}
@@ -144,8 +140,7 @@ class WaveformObjective(nn.Module):
     def contest(self, found: Tensor, wave: Tensor) -> dict[str, Tensor]:
         """Return "adversarial" and "feature_matching" of the autoencoder, and the "discriminator" loss.
 
-        found: rebuilt [batch, 2, samples], whose graph only the first two reach; wave: the originals. The
-        discriminators' weights get gradients from the third alone.
+        found: rebuilt [batch, 2, samples]; wave: the originals. The discriminators learn by the third alone.
         """
         real = self.discriminators(wave)
         frozen = {name: weight.detach() for name, weight in self.discriminators.named_parameters()}
@@ -247,11 +242,9 @@ def log_magnitude_error(given: Tensor, wanted: Tensor) -> Tensor:
 
 
 def phase_errors(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean errors of instantaneous frequency and group delay in radians, 0 to pi.
+    """Return the mean errors of instantaneous frequency (per hop) and group delay (per bin), 0 to pi radians.
 
-    given, wanted: complex spectra [batch, channels, bins, frames]. The phase's differences in time (per hop)
-    and in frequency (per bin) are compared, wrapped to -pi..pi and weighted by the original's magnitudes: the
-    phase of silence does not count.
+    given, wanted: complex spectra [batch, channels, bins, frames]; the original's magnitudes are the weights.
     """
     magnitude = wanted.abs()
     heard = given.abs() > _HEARD * magnitude + _TINY
@@ -320,10 +313,7 @@ def feature_matching_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement
     return torch.stack(losses).mean()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Waveform autoencoder", config_class=Config, build=build)
-
+main = recipe_main("Waveform autoencoder", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

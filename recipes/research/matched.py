@@ -19,7 +19,7 @@ from duotok.recipes.accompany.pipeline import choose_device
 from duotok.recipes.evaluation.audio_metrics import LIVELINESS, MEASURES, measure_closeness
 from duotok.recipes.evaluation.excerpts import Excerpt, choose_excerpts, read_split
 from duotok.recipes.evaluation.renderer_part import mean_figures
-from duotok.recipes.renderer.latent_shards import pad_to_frames
+from duotok.recipes.renderer.latents import pad_to_frames
 from duotok.recipes.renderer.train_diffusion import Config as DecoderConfig
 from duotok.recipes.renderer.train_diffusion import DataConfig, DiffusionLossConfig, make_task
 from duotok.recipes.research.code_vectors import CodeVectors
@@ -213,7 +213,7 @@ def run_codec(
 def prepare_codec(config: Config, codec_config: CodecConfig, folder: Path) -> tuple[FrozenCodec, Any]:
     """Open (or fit) a codec and encode the training items that no shard holds yet."""
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.renderer.latent_shards import (
+    from duotok.recipes.renderer.latents import (
         LatentShards,
         ShardOrigin,
         add_items,

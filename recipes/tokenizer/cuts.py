@@ -147,10 +147,9 @@ def collate_cuts(
 ) -> dict[str, Tensor]:
     """Return {"stems" [batch, 4, samples], "kind" [batch], "text" [runs, longest], "text_span" [runs, 3]}.
 
-    A run is some consecutive lines of one cut, of random length up to about run_seconds: its row of text
-    holds its lyric tokens, -1 after their end; its text_span the cut's index and the first and the
-    after-last of its frames. Cuts of other kinds than text_kinds and a share 1 - text_coverage of the others
-    have no runs. Without any run there is one row of no tokens.
+    A run is some consecutive lines of one cut of a kind of text_kinds, about run_seconds at most: its text
+    holds lyric tokens, -1 after their end; its span the cut's index, its first and its after-last frame.
+    Without any run there is one row of no tokens.
     """
     covered = rng.random(len(cuts)) < text_coverage
     rows: list[list[int]] = []

@@ -44,10 +44,7 @@ def count_codes(tokens: str | Path, fingerprint: str) -> "dict[str, Tensor]":
 def prune(
     tokenizer: "DuoTokenizer", counts: "Mapping[str, Tensor]", least_share: float = LEAST_SHARE
 ) -> "DuoTokenizer":
-    """Return the tokenizer without the codes whose use is below least_share of an even share.
-
-    counts: uses of each code by track.
-    """
+    """Return the tokenizer without the codes whose use (counts) is below least_share of an even share."""
     from duotok.tokenizer.model import DuoTokenizer
 
     if tokenizer.config.shared_codebook:
@@ -74,13 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer of stage 3")
     parser.add_argument("--tokens", type=Path, required=True, help="token shards of training songs by it")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pruned tokenizer")
-    parser.add_argument(
-        "--least",
-        type=float,
-        default=LEAST_SHARE,
-        metavar="SHARE",
-        help=f"codes below this share of even use are dropped (default: {LEAST_SHARE})",
-    )
+    told = f"codes below this share of even use are dropped (default: {LEAST_SHARE})"
+    parser.add_argument("--least", type=float, default=LEAST_SHARE, metavar="SHARE", help=told)
     arguments = parser.parse_args(argv)
 
     def run() -> None:

@@ -4,7 +4,6 @@ Run: python -m duotok.recipes.tokenizer.stage1 recipes/tokenizer/stage1/small.ya
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, mel_statistics
@@ -34,11 +33,6 @@ def build(config: Config) -> Task:
     mean, deviation = mel_statistics(sampler, tokenizer.log_mel)
     tokenizer.mel_mean.copy_(mean)
     tokenizer.mel_deviation.copy_(deviation)
-    return make_task(config, sampler, tokenizer)
-
-
-def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
-    """Return what trains this tokenizer on these cuts."""
     objective = BestRQ(
         tokenizer,
         codebook_size=config.target_codes,
@@ -52,10 +46,7 @@ def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> T
     return Task(objective, make_batch, tokenizer.save_pretrained)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Stage 1: BEST-RQ pre-training", config_class=Config, build=build)
-
+main = recipe_main("Stage 1: BEST-RQ pre-training", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

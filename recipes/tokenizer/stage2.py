@@ -6,7 +6,6 @@ Run: python -m duotok.recipes.tokenizer.train_text_model --manifest data/popband
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
@@ -46,12 +45,9 @@ class Config:
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
-    return make_task(config, CutSampler(config.data), DuoTokenizer.from_pretrained(config.start_from))
-
-
-def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
-    """Return what trains this tokenizer, given the heads that the config asks for, on these cuts."""
+    sampler = CutSampler(config.data)
     text = None if config.text is None else read_vocabulary(config.text)
+    tokenizer = DuoTokenizer.from_pretrained(config.start_from)
     tokenizer = tokenizer.with_heads(text=text, masks=config.weights.masks > 0)
     objective = MultiTaskObjective(tokenizer, config.weights, config.noise_probability)
 
@@ -63,10 +59,7 @@ def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> T
     return Task(objective, make_batch, tokenizer.save_pretrained)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Stage 2: multi-task training", config_class=Config, build=build)
-
+main = recipe_main("Stage 2: multi-task training", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

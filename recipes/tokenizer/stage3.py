@@ -4,7 +4,6 @@ Run: python -m duotok.recipes.tokenizer.stage3 recipes/tokenizer/stage3/small.ya
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,11 +47,6 @@ def build(config: Config) -> Task:
     # The inputs are stems now: there is nothing for the mask head to tell apart (P 3.3).
     tokenizer = tokenizer.with_heads(text=tokenizer.text, masks=False)
     start_codebooks(tokenizer, sampler, config.start_cuts)
-    return make_task(config, sampler, tokenizer)
-
-
-def make_task(config: Config, sampler: CutSampler, tokenizer: DuoTokenizer) -> Task:
-    """Return what trains this tokenizer, whose codebooks have their start, on these cuts."""
     objective = DualCodebookObjective(tokenizer, config.weights, config.freeze_encoder)
     total = sum(config.mixture.values())
     vocals = round(config.train.batch_size * config.mixture.get("vocal", 0) / total)
@@ -77,11 +71,9 @@ def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int) -> 
 
     A codebook that the tracks share starts from the features of both.
     """
-    tracks_of = {id(tokenizer.route(track)): [] for track in TRACKS}
-    for track in TRACKS:
-        tracks_of[id(tokenizer.route(track))].append(track)
-    for tracks in tracks_of.values():
-        route = tokenizer.route(tracks[0])
+    routes = [tokenizer.route(track) for track in TRACKS]
+    for route in {id(each): each for each in routes}.values():
+        tracks = [track for track, each in zip(TRACKS, routes, strict=True) if each is route]
         route.project_in.load_state_dict(tokenizer.bottleneck.project_in.state_dict())
         route.project_out.load_state_dict(tokenizer.bottleneck.project_out.state_dict())
         rng = np.random.default_rng(1)
@@ -93,10 +85,7 @@ def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int) -> 
         route.quantizer.fit_to(torch.cat(features))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Stage 3: dual codebooks", config_class=Config, build=build)
-
+main = recipe_main("Stage 3: dual codebooks", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

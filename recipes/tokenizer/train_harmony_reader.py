@@ -6,7 +6,7 @@ tokenizer's chroma has become better.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.tokens import TokenShards, check_tokens
-from duotok.recipes.training.loop import Task, TrainConfig
 from duotok.recipes.training.recipe_command import recipe_main
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer, ReadOut
 from duotok.tokenizer.music.chroma import (
@@ -49,9 +49,8 @@ class LabelledChromaConfig:
     heard_every: int = 4  # every so many items are also learned from by the true chroma of their audio
 
     def __post_init__(self) -> None:
-        for name in ("items", "heard_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.items, self.heard_every) < 1:
+            raise ConfigError("data.items and data.heard_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +193,9 @@ class BlockSampler:
 def make_up_chords(rng: np.random.Generator, block_count: int) -> tuple[Tensor, Tensor]:
     """Chords of 0.5 to 4 s as clean triads under noise, and stretches of flat chroma or none without one."""
     blocks, chords = np.zeros((block_count, 12)), np.full(block_count, NO_CHORD)
-    for start, end in _stretches(rng, block_count):
+    end = 0
+    while end < block_count:
+        start, end = end, min(block_count, end + int(rng.integers(5, 41)))
         kind = int(rng.integers(-6, 24))
         floor = rng.uniform(0.0, 0.6)
         if kind >= 0:
@@ -206,14 +207,6 @@ def make_up_chords(rng: np.random.Generator, block_count: int) -> tuple[Tensor, 
             blocks[start:end] = floor
         blocks[start:end] += rng.uniform(0, 0.2) * rng.normal(size=(end - start, 12)) * (kind >= -3)
     return torch.from_numpy(blocks.clip(0, 1)).float(), torch.from_numpy(chords)
-
-
-def _stretches(rng: np.random.Generator, count: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while start < count:
-        end = min(count, start + int(rng.integers(5, 41)))
-        yield start, end
-        start = end
 
 
 def _label(item: Item, told: Mapping[str, ReadOut]) -> ChromaSong:
@@ -228,10 +221,7 @@ def _label(item: Item, told: Mapping[str, ReadOut]) -> ChromaSong:
     return ChromaSong(blocks=blocks, sounding=sounding, chords=chords, key=key_of(item.key))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Chords and keys from chroma", config_class=Config, build=build)
-
+main = recipe_main("Chords and keys from chroma", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,9 @@ Run: python -m duotok.recipes.tokenizer.train_separator recipes/tokenizer/train_
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training.recipe_command import recipe_main
@@ -31,16 +32,12 @@ class Config:
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
-    import torch
-
     sampler = CutSampler(config.data)
     tokenizer = DuoTokenizer.from_pretrained(config.start_from)
     if tokenizer.mask_head is None:
         raise CheckpointError(f"{config.start_from} has no mask head; give the tokenizer folder of stage 2")
-    torch.manual_seed(config.train.seed)
-    separator = MaskSeparator(
-        SeparatorConfig(tokenizer=tokenizer.config, channels=config.channels, scales=config.scales)
-    )
+    sizes = SeparatorConfig(tokenizer=tokenizer.config, channels=config.channels, scales=config.scales)
+    separator = MaskSeparator(sizes)
     separator.tokenizer.load_state_dict(tokenizer.state_dict())
 
     def make_batch(rng):
@@ -52,10 +49,7 @@ def build(config: Config) -> Task:
     return Task(SeparationObjective(separator), make_batch, separator.save_pretrained)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    return recipe_main(argv, description="Train the separator", config_class=Config, build=build)
-
+main = recipe_main("Train the separator", Config, build)
 
 if __name__ == "__main__":
     sys.exit(main())

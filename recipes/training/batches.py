@@ -30,7 +30,6 @@ class BatchKey(NamedTuple):
 
     def generator(self) -> np.random.Generator:
         """Return the generator that the batch is drawn with."""
-        # NumPy pads short keys with zeros: micro-batch 0 is that of runs that knew no others.
         return np.random.default_rng(tuple(self))
 
     def torch_seed(self) -> int:
@@ -85,10 +84,7 @@ class MicroBatches(Dataset[MicroBatch | DuoTokError]):
 def open_batches(
     task: Task, config: TrainConfig, *, process: int, first_step: int, device: torch.device
 ) -> Iterator[Iterator[MicroBatch]]:
-    """Give the micro-batches of a process from a step on, without end, drawn ahead by train.workers.
-
-    What is in a batch does not depend on the workers. Raises ConfigError where processes cannot be forked.
-    """
+    """Give the micro-batches of a process from a step on, without end, drawn ahead by train.workers."""
     workers = choose_workers(config, device)
     loader = DataLoader(
         MicroBatches(task, config, process=process),

@@ -1,7 +1,4 @@
-"""Training under DeepSpeed ZeRO 0 to 3: its config file beside the recipe, its own sharded checkpoints.
-
-The recipe decides, and the file must not say otherwise.
-"""
+"""Training under DeepSpeed ZeRO 0 to 3: its config file, completed by the recipe; its sharded checkpoints."""
 
 import contextlib
 import importlib
@@ -41,10 +38,9 @@ logger = logging.getLogger(__name__)
 def read_deepspeed_config(
     path: Path, config: TrainConfig, *, precision: str, processes: int
 ) -> dict[str, Any]:
-    """Return the settings of a file, completed from the recipe.
+    """Return the settings of a file, what is missing or "auto" in it from the recipe.
 
-    What the recipe knows may be missing or "auto" in the file. Raises ConfigError in one line that names
-    every contradiction. precision: accelerate's name, "bf16" or "no".
+    Raises ConfigError in one line that names every contradiction. precision: "bf16" or "no".
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -66,12 +62,14 @@ def read_deepspeed_config(
 
 
 def _fill(settings: dict[str, Any], config: TrainConfig, processes: int) -> list[str]:
-    size = config.batch_size * config.accumulate
     recipe = {
         "train_micro_batch_size_per_gpu": ("train.batch_size", config.batch_size),
         "gradient_accumulation_steps": ("train.accumulate", config.accumulate),
         "gradient_clipping": ("train.gradient_clip", config.gradient_clip),
-        "train_batch_size": ("train.batch_size x train.accumulate x processes", size * processes),
+        "train_batch_size": (
+            "train.batch_size x train.accumulate x processes",
+            processes * config.batch_size * config.accumulate,
+        ),
     }
     contradictions = []
     for key, (name, value) in recipe.items():
@@ -113,15 +111,13 @@ def make_accelerator(config_file: Path, precision: str, config: TrainConfig) -> 
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
     # Told to use the CPU by its own switch, accelerate would drop DeepSpeed without a word.
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    handlers: list[KwargsHandler] = []
-    if not torch.cuda.is_available():
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    gloo: list[KwargsHandler] = [InitProcessGroupKwargs(backend="gloo")]
     return Accelerator(
         mixed_precision=precision,
         # Not its argument for the number, which the launcher's variables override.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulate),
         deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
+        kwargs_handlers=[] if torch.cuda.is_available() else gloo,
     )
 
 
@@ -168,9 +164,6 @@ class DeepSpeedState(RunState):
     def stage(self) -> int:
         """The ZeRO stage."""
         return int(self.engine.zero_optimization_stage())
-
-    def update_ema(self, decay: float) -> None:
-        """DeepSpeed runs keep no average; run_training refuses a recipe that asks for one."""
 
     @contextlib.contextmanager
     def export_weights(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from duotok.recipes.training.batches import BatchKey
 from duotok.recipes.training.meter import NotFinite
 from duotok.recipes.training.run_state import RunState
 from duotok.recipes.training.task import Task, TrainConfig
@@ -19,16 +18,8 @@ from duotok.tokenizer.common.errors import DuoTokError
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # gloo's and NCCL's words when the other end of a connection is gone.
-LOST_PROCESS = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "broken pipe",
-    "connection refused",
-    "socket timeout",
-    "timed out waiting",
-    "remote process exited",
-    "nccl communicator was aborted",
-)
+LOST_PROCESS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
+LOST_PROCESS += ("socket timeout", "timed out waiting", "remote process exited", "communicator was aborted")
 
 
 @contextmanager
@@ -89,16 +80,15 @@ def stopped_by_signal(state: RunState, out: Path) -> Iterator[None]:
 
 def describe_checkpoint(state: RunState, out: Path) -> str:
     """Return a clause about the last checkpoint."""
-    if state.saved_step is None:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is {out / 'checkpoint'}, of step {state.saved_step}"
+    good = f"the last good checkpoint is {out / 'checkpoint'}, of step {state.saved_step}"
+    return "there is no checkpoint yet" if state.saved_step is None else good
 
 
 def refuse_not_finite(found: NotFinite | None, task: Task, state: RunState, out: Path) -> None:
     """Raise DuoTokError where a loss or gradient is NaN or infinite: step, batch, cause, what is left."""
     if found is None:
         return
-    key = BatchKey(*found.key)
+    key = found.key
     where = f"step {key.step + 1}, process {key.process}"
     if found.what == "loss":
         where += f", micro-batch {key.micro}, drawn by np.random.default_rng({tuple(key)})"
@@ -109,7 +99,7 @@ def refuse_not_finite(found: NotFinite | None, task: Task, state: RunState, out:
 
 def _blame(found: NotFinite, task: Task) -> str:
     if found.what == "loss":
-        batch = task.make_batch(BatchKey(*found.key).generator())
+        batch = task.make_batch(found.key.generator())
         broken = [n for n, t in batch.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if broken:
             return f"its {broken[0]!r} holds NaN or infinite values: mend the data"

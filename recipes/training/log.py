@@ -1,8 +1,7 @@
 """The log of a run: rows to log.jsonl, TensorBoard and Weights & Biases, read back, and drawn as curves.
 
 Run: python -m duotok.recipes.training.log runs/small/lm [runs/small/lm2 ...] --out curves.png
-Each RUN is the folder of a run, or its log.jsonl. The PNG has one panel per kind of figure; thick lines are
-smoothed, what was logged is behind them.
+The PNG has one panel per kind of figure; thick lines are smoothed, what was logged is behind them.
 """
 
 import argparse
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.signal import lfilter
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
@@ -30,9 +30,8 @@ OPTIMIZER = ("learning_rate", "gradient_norm")
 SPEED = ("mfu", "peak_memory_gb")
 VALIDATION = "validation/"
 _DIGITS = {"seconds": 2, "learning_rate": 12}
-COLUMNS = 3
-DOTS_PER_INCH = 110
-LOGARITHMIC = ("gradient_norm",)
+COLUMNS, DOTS_PER_INCH = 3, 110
+SMOOTHED_SHARE = 0.04  # of a run
 EXACT = ("learning_rate", "peak_memory_gb")  # nothing to smooth
 LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -59,8 +58,9 @@ class RunLog:
         self._wandb_run: Any = None
         if wandb and find_spec("wandb") is None:
             raise ConfigError(f"the run is to log to {wandb!r}, but wandb is missing: pip install wandb")
-        if on:
-            _drop_half_line(self._path)
+        if on and self._path.exists():  # what a killed run or a full disk left of a row goes
+            content = self._path.read_bytes()
+            self._path.write_bytes(content[: content.rfind(b"\n") + 1])
         if on and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -84,7 +84,8 @@ class RunLog:
             return
         step = int(row["step"])
         rounded = {name: round(value, _DIGITS.get(name, 6)) for name, value in row.items()}
-        tagged = {_tag(name): value for name, value in row.items() if name not in PLACE}
+        sections = {name: "" if name.startswith(VALIDATION) else f"{section_of(name)}/" for name in row}
+        tagged = {sections[name] + name: value for name, value in row.items() if name not in PLACE}
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rounded) + "\n")
@@ -99,10 +100,6 @@ class RunLog:
             ) from error
         if self._wandb_run is not None:
             self._wandb_run.log(tagged, step=step)
-
-
-def _tag(name: str) -> str:
-    return name if name.startswith(VALIDATION) else f"{section_of(name)}/{name}"
 
 
 def read_log(folder: Path) -> Rows:
@@ -127,14 +124,6 @@ def read_log(folder: Path) -> Rows:
     if not rows:
         raise DuoTokError(f"{path} holds no rows yet")
     return rows
-
-
-def _drop_half_line(path: Path) -> None:
-    """Take away what a killed run or a full disk left of a row."""
-    if path.exists():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def _start_wandb(out: Path, project: str, settings: dict[str, Any]) -> Any:
@@ -163,25 +152,19 @@ def panel_of(name: str) -> str:
     by their last word; validation figures ("validation/cnbpt/unconditional") by their metric.
     """
     section = section_of(name)
-    if section == "validation":
-        return f"{VALIDATION}{name.removeprefix(VALIDATION).split('/')[0]}"
-    if section != "loss":
-        return name
-    return name.split("/")[0].rsplit("_", 1)[-1]
+    if section == "loss":
+        return name.split("/")[0].rsplit("_", 1)[-1]
+    return "/".join(name.split("/")[:2]) if section == "validation" else name
 
 
-def smooth(values: np.ndarray, share: float) -> np.ndarray:
+def smooth(values: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
     """Return the moving average of values [rows] over a share of the rows, unbiased at the start."""
-    span = max(1.0, share * len(values))
-    keep = 1 - 1 / span
-    smoothed, total, weight = np.empty(len(values)), 0.0, 0.0
-    for row, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed[row] = total / weight
-    return smoothed
+    keep = 1 - 1 / max(1.0, share * len(values))
+    total, weight = (lfilter([1.0], [1.0, -keep], each) for each in (values, np.ones(len(values))))
+    return np.asarray(total) / weight
 
 
-def draw_runs(runs: dict[str, Rows], path: Path, *, over: str, smoothing: float) -> list[str]:
+def draw_runs(runs: dict[str, Rows], path: Path) -> list[str]:
     """Draw runs by name into a PNG file; return the panels' names."""
     from matplotlib.figure import Figure
 
@@ -194,7 +177,7 @@ def draw_runs(runs: dict[str, Rows], path: Path, *, over: str, smoothing: float)
     figure = Figure(figsize=(5.2 * COLUMNS, 3.4 * lines + 0.4), layout="constrained")
     grid: Any = figure.subplots(lines, COLUMNS, squeeze=False)
     for axes, panel in zip(grid.flat, order, strict=False):
-        _draw_panel(axes, panel, panels[panel], runs, over=over, smoothing=smoothing)
+        _draw_panel(axes, panel, panels[panel], runs)
     for axes in grid.flat[len(order) :]:
         axes.remove()
     if len(runs) == 1:
@@ -213,9 +196,7 @@ def _rank(panel: str, names: list[str]) -> tuple[int, str]:
     return (-1, "") if panel == "total" else (sections.index(section_of(names[0])), panel)
 
 
-def _draw_panel(
-    axes: "Axes", panel: str, names: list[str], runs: dict[str, Rows], *, over: str, smoothing: float
-) -> None:
+def _draw_panel(axes: "Axes", panel: str, names: list[str], runs: dict[str, Rows]) -> None:
     values: list[float] = []
     is_exact = panel in EXACT or panel.startswith("validation/")
     for number, (run, rows) in enumerate(runs.items()):
@@ -226,18 +207,17 @@ def _draw_panel(
             # One run: a colour per figure. Several: a colour per run, a style of line per figure.
             color = f"C{(place if len(runs) == 1 else number) % 10}"
             style = "-" if len(runs) == 1 else LINE_STYLES[place % len(LINE_STYLES)]
-            at = [row["step"] if over == "steps" else row.get("seconds", np.nan) / 60 for row in found]
+            at = [row["step"] for row in found]
             raw = np.array([row[name] for row in found])
             label = " ".join(([run] if len(runs) > 1 else []) + ([name] if len(names) > 1 else []))
-            is_marked = "o" if len(raw) == 1 else None
             axes.plot(at, raw, color=color, linewidth=0.8, alpha=0.3)
-            line = raw if is_exact else smooth(raw, smoothing)
-            axes.plot(at, line, style, color=color, marker=is_marked, label=label)
+            line, marker = raw if is_exact else smooth(raw), "o" if len(raw) == 1 else None
+            axes.plot(at, line, style, color=color, marker=marker, label=label)
             values.extend(raw[np.isfinite(raw)])
     axes.set_title(panel.replace("_", " "))
-    axes.set_xlabel(over)
+    axes.set_xlabel("steps")
     axes.grid(alpha=0.3)
-    if panel in LOGARITHMIC and min(values, default=0) > 0:
+    if panel == "gradient_norm" and min(values, default=0) > 0:
         axes.set_yscale("log")
     if len(names) > 1 or len(runs) > 1:
         axes.legend(fontsize=7, framealpha=0.6)
@@ -260,17 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or its log.jsonl")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="PNG file (default: curves.png)")
-    parser.add_argument("--over", choices=("steps", "minutes"), default="steps", help="default: steps")
-    parser.add_argument(
-        "--smooth", type=float, default=0.04, metavar="SHARE", help="of a run averaged over (default: 0.04)"
-    )
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.smooth <= 1:
-        parser.error(f"--smooth must be in 0..1, got {arguments.smooth}")
 
     def draw() -> None:
         runs = {name: read_log(path) for name, path in name_runs(arguments.runs).items()}
-        draw_runs(runs, arguments.out, over=arguments.over, smoothing=arguments.smooth)
+        draw_runs(runs, arguments.out)
         print(arguments.out)
 
     return guard(draw)

@@ -1,8 +1,7 @@
 """One training loop for every recipe: accelerate, time or step budgets, exact resume, logs, EMA.
 
-Every step is a pure function of (weights, optimizer, seed, step): its batches and its random numbers are
-drawn from generators seeded by (seed, step, process, micro-batch), so resuming needs no loader or generator
-state.
+Every step is a pure function of (weights, optimizer, seed, step): its batches and random numbers are drawn by
+(seed, step, process, micro-batch), so resuming needs no loader or generator state.
 """
 
 import contextlib
@@ -76,10 +75,7 @@ class Clock:
 
 
 def train_recipe(build: Callable[[Any], Task], config: Any, out: Path, **options: Any) -> dict[str, float]:
-    """Build a recipe's task and run it; options: of `run_training`.
-
-    The seed comes first: new layers and random projections are the same whenever the command is given.
-    """
+    """Build a recipe's task, from the seed, so that new layers are the same each time, and run it."""
     torch.manual_seed(config.train.seed)
     return run_training(build(config), config.train, out, **options)
 
@@ -95,9 +91,8 @@ def run_training(
 ) -> dict[str, float]:
     """Train to config.steps, or to the end of a budget of minutes, then export to out/final.
 
-    minutes: the cosine then runs over the minutes, those of earlier pieces counted in. stop_after: leave
-    with a checkpoint after that many steps of this call, as an interruption would. deepspeed: a DeepSpeed
-    config file. Returns the last losses: means over the steps since the log row before.
+    The cosine runs over the minutes, those of earlier pieces counted in. stop_after: leave with a checkpoint
+    after that many steps of this call. deepspeed: its config file. Returns the last log row's losses.
     """
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes must be above 0, got {minutes}")
@@ -114,12 +109,8 @@ def run_training(
             objective, optimizer = accelerator.prepare(task.objective, optimizer)
         state: RunState
         if deepspeed is None:
-            state = TrainingState(
-                task.objective,
-                optimizer.optimizer,
-                use_ema=config.ema_decay > 0,
-                processes=accelerator.num_processes,
-            )
+            use_ema, processes = config.ema_decay > 0, accelerator.num_processes
+            state = TrainingState(task.objective, optimizer.optimizer, use_ema=use_ema, processes=processes)
         else:
             state = DeepSpeedState(accelerator, objective)
         state.load(out / "checkpoint")
@@ -146,22 +137,12 @@ def run_training(
                 state.saved_step = state.step
 
         settings = {**dataclasses.asdict(config), "processes": accelerator.num_processes}
-        log = stack.enter_context(
-            RunLog(out, first_step=state.step, wandb=config.wandb, settings=settings, on=is_main)
-        )
-        batches = stack.enter_context(
-            open_batches(
-                task,
-                config,
-                process=accelerator.process_index,
-                first_step=state.step,
-                device=accelerator.device,
-            )
-        )
+        enter, step, device = stack.enter_context, state.step, accelerator.device
+        log = enter(RunLog(out, first_step=step, wandb=config.wandb, settings=settings, on=is_main))
+        process = accelerator.process_index
+        batches = enter(open_batches(task, config, process=process, first_step=step, device=device))
         total = limit if minutes is None else None
-        progress = stack.enter_context(
-            tqdm(initial=state.step, total=total, unit="step", disable=None if is_main else True)
-        )
+        progress = enter(tqdm(initial=step, total=total, unit="step", disable=None if is_main else True))
         last: dict[str, float] = {}
         while (done := clock.progress(state.step, limit)) < 1 and state.step < stop_at:
             learning_rate = config.learning_rate * learning_rate_factor(config, state.step, done)
@@ -171,8 +152,9 @@ def run_training(
             state.step += 1
             state.update_ema(config.ema_decay)
             progress.update()
-            validates = task.validate is not None and _is_due(state.step, config.validate_every)
-            logs = validates or _is_due(state.step, config.log_every) or state.step in (1, limit)
+            every = config.validate_every if task.validate is not None else 0
+            validates = every > 0 and state.step % every == 0
+            logs = validates or state.step % config.log_every == 0 or state.step in (1, limit)
             if logs:
                 refuse_not_finite(meter.find_not_finite(), task, state, out)
                 row = meter.take_row()
@@ -199,12 +181,8 @@ def run_training(
 
 def choose_precision(precision: str) -> str:
     """Return accelerate's name of the precision: bf16 where the hardware multiplies it natively."""
-    if precision == "fp32":
-        return "no"
-    if precision == "bf16":
-        return "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return "bf16" if multiplies_bf16(device) else "no"
+    return "bf16" if precision == "bf16" or precision == "auto" and multiplies_bf16(device) else "no"
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
@@ -274,9 +252,5 @@ def _decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> l
     """Vectors (norms, biases) do not decay."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    pairs = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": group, "weight_decay": decay} for group, decay in pairs if group]

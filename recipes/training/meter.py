@@ -71,9 +71,8 @@ class Meter:
     def take_row(self) -> dict[str, float]:
         """Return the means since the last row over steps, micro-batches and processes, and start anew.
 
-        Losses have the objective's names; the gradient norm is that of the last step; the memory is that of
-        the process that took most, in 10^9 bytes: of tensors on CUDA, of the whole process on a CPU. Speed
-        and utilization only where the task counts units and FLOPs.
+        The gradient norm is the last step's; the memory, in 10^9 bytes, that of the process that took most:
+        of tensors on CUDA, of the whole process on a CPU.
         """
         on_cuda = self._device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._device) / 1e9 if on_cuda else peak_memory_gb()
@@ -116,25 +115,19 @@ class Meter:
 def measure_peak_flops(device: torch.device, precision: str) -> float:
     """Return the FLOP/s of the device in a run's precision ("bf16" or "no"), as a large product reaches it.
 
-    Two square matrices (1,024 wide on a CPU, 8,192 elsewhere) are multiplied again and again for 0.3 s after
-    one warm-up; a product of width n counts 2 n^3 FLOPs, and the fastest one counts. That is what this
-    machine can do with this build of torch and this number of threads, below the maker's figure: a
-    utilization against it says what is lost to everything that is not a large product.
+    The fastest of products of square matrices within 0.3 s, 2 n^3 FLOPs each. It is below the maker's figure:
+    a utilization against it says what is lost to everything that is not a large product.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     width = CPU_WIDTH if device.type == "cpu" else ACCELERATOR_WIDTH
     left, right = (torch.full((width, width), 0.5, dtype=dtype, device=device) for _ in range(2))
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     out = left @ right
-    _wait(device)
+    wait()
     fastest, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < MEASURED_SECONDS:
         start = time.perf_counter()
         torch.matmul(left, right, out=out)
-        _wait(device)
+        wait()
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * width**3 / fastest
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

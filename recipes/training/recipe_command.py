@@ -10,24 +10,18 @@ from duotok.recipes.training.task import Task
 from duotok.tokenizer.common.command import guard, show_progress_messages
 
 
-def recipe_main(
-    argv: Sequence[str] | None, *, description: str, config_class: type, build: Callable[[Any], Task]
-) -> int:
-    """Run `RECIPE CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`; return the exit code."""
+def recipe_main(description: str, config_class: type, build: Callable[[Any], Task]) -> Callable[..., int]:
+    """Return a recipe's main(argv=None): `CONFIG.yaml --out DIR [--minutes M] [--set key=value ...]`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", type=Path, help="YAML file of the recipe")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final"
-    )
-    parser.add_argument("--minutes", type=float, help="train for this long in all instead of train.steps")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
-    parser.add_argument(
-        "--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well (train.wandb)"
-    )
-    arguments = parser.parse_args(argv)
+    add = parser.add_argument
+    add("config", type=Path, help="YAML file of the recipe")
+    add("--out", type=Path, required=True, help="folder of the run: checkpoint, log.jsonl, final")
+    add("--minutes", type=float, help="train for this long in all instead of train.steps")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    add("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well (train.wandb)")
 
-    def train() -> None:
+    def train(arguments: argparse.Namespace) -> None:
         import torch
 
         from duotok.recipes.training.loop import train_recipe
@@ -45,4 +39,9 @@ def recipe_main(
         if os.environ.get("RANK", "0") == "0":
             print(f"{told} -> {arguments.out / 'final'}")
 
-    return guard(train, interrupted="run the same command again to go on from the last checkpoint")
+    def main(argv: Sequence[str] | None = None) -> int:
+        arguments = parser.parse_args(argv)
+        again = "run the same command again to go on from the last checkpoint"
+        return guard(lambda: train(arguments), interrupted=again)
+
+    return main

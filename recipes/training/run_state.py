@@ -26,8 +26,7 @@ class RunState(ABC):
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.elapsed_seconds = 0.0
 
-    @abstractmethod
-    def update_ema(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:  # noqa: B027
         """Move the average, where the run keeps one, towards the weights."""
 
     @abstractmethod
@@ -52,8 +51,7 @@ class RunState(ABC):
         try:
             progress = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             step, elapsed_seconds = int(progress["step"]), float(progress["elapsed_seconds"])
-            # Not in checkpoints that were written before several processes were counted.
-            processes = int(progress.get("processes", self.processes))
+            processes = int(progress["processes"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged_checkpoint(folder) from error
         if processes != self.processes:  # its steps were of other batches
@@ -76,11 +74,7 @@ class RunState(ABC):
 
 
 class TrainingState(RunState):
-    """The objective's parameters and persistent buffers, the optimizer's moments, the moving average.
-
-    What is not trained is kept as well: random projections and new layers that a stage leaves frozen belong
-    to the run as much as what it learns.
-    """
+    """The objective's parameters and persistent buffers, trained or not, AdamW's moments, the average."""
 
     def __init__(
         self, objective: nn.Module, optimizer: torch.optim.Optimizer, *, use_ema: bool, processes: int = 1
@@ -115,31 +109,27 @@ class TrainingState(RunState):
             _copy(saved, self.parameters)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder; the old one is replaced only by a whole new one.
-
-        Raises CheckpointError when it cannot be written, on a full disk for instance; the old one stays.
-        """
-        try:
-            with whole_folder(folder) as temporary:
-                self._write(temporary)
-        except WriteError as error:
-            raise self.failed_save(folder, error) from error
-        self.saved_step = self.step
-
-    def _write(self, temporary: Path) -> None:
+        """Write a checkpoint folder; the old one is replaced only by a whole new one."""
         moments = {
             f"{name}:{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         files = {"weights": self.tensors, "optimizer": moments} | ({"ema": self.ema} if self.ema else {})
-        for name, tensors in files.items():
-            write_tensors(temporary / f"{name}.safetensors", tensors)
-        self.write_progress(temporary / "state.json")
+        try:
+            with whole_folder(folder) as temporary:
+                for name, tensors in files.items():
+                    write_tensors(temporary / f"{name}.safetensors", tensors)
+                self.write_progress(temporary / "state.json")
+        except WriteError as error:
+            raise self.failed_save(folder, error) from error
+        self.saved_step = self.step
 
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; an average that it has not starts from its weights."""
-        _restore_replaced(folder)
+        replaced = sorted(folder.parent.glob(f".{folder.name}.*.old"))
+        if replaced and not folder.exists():  # killed while the checkpoint was being replaced
+            replaced[-1].replace(folder)
         if not folder.exists():
             return False
         if any(folder.glob("step-*")):
@@ -187,13 +177,6 @@ def export_component(export: Callable[[Path], object], folder: Path) -> None:
             f"cannot write {folder} ({failure_reason(error)}); the last checkpoint is whole: free some "
             "space, then run the same command again"
         ) from error
-
-
-def _restore_replaced(folder: Path) -> None:
-    """Put back a checkpoint that was being replaced at the moment the run was killed."""
-    replaced = sorted(folder.parent.glob(f".{folder.name}.*.old"))
-    if replaced and not folder.exists():
-        replaced[-1].replace(folder)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective
-from duotok.recipes.lm import data as data_module
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
 from duotok.recipes.lm.train import ValidationConfig, make_validation
@@ -139,15 +138,6 @@ def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
         ValidationConfig(seconds=1.0)
 
 
-def test_choices_are_those_of_numpy() -> None:
-    # Runs that began before the faster draw go on with the same batches.
-    shares = np.random.default_rng(1).integers(1, 500, size=300).tolist()
-    choice = data_module._Choice(shares)
-    one, two = np.random.default_rng(5), np.random.default_rng(5)
-    expected = np.asarray(shares, dtype=np.float64) / np.sum(shares)
-    assert [choice.draw(one) for _ in range(200)] == [int(two.choice(300, p=expected)) for _ in range(200)]
-
-
 def test_what_a_batch_shows(tmp_path: Path, make_shards) -> None:
     lm = make_lm()
     config = DataConfig(tokens="", windows=((1.2, 1),), no_prefix=0.5, prefix_seconds=0.4, source_dropout=0.3)
@@ -199,12 +189,7 @@ def test_errors_name_the_setting(tmp_path: Path, make_shards) -> None:
     with pytest.raises(DataError, match="lower data.windows"):
         config = DataConfig(tokens="", windows=((30.0, 1.0),))
         WindowSource(make_shards(tmp_path), config, make_lm(), batch_size=2)
-    for changes in (
-        {"windows": ()},
-        {"no_prefix": 1.5},
-        {"prefix_seconds": -1.0},
-        {"hold_out": 1.0},
-    ):
+    for changes in ({"windows": ()}, {"no_prefix": 1.5}, {"prefix_seconds": -1.0}, {"hold_out": 1.0}):
         with pytest.raises(ConfigError, match=next(iter(changes))):
             DataConfig(tokens="", **changes)
     with pytest.raises(ConfigError, match="code dropout: probability"):

@@ -141,8 +141,7 @@ def test_stored_decoder_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"dim": 15}, {"objective": "x"}, {"patch_frames": 3}, {"window_seconds": 0.0}, {"blocks": 0}],
+    "settings", [{"dim": 15}, {"objective": "x"}, {"patch_frames": 3}, {"window_seconds": 0.0}, {"blocks": 0}]
 )
 def test_bad_settings_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

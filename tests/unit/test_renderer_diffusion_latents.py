@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, encode_item, write_shard
-from duotok.recipes.renderer.latents import main
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, encode_item, main, write_shard
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duotok.recipes.renderer import train_diffusion as recipe
-from duotok.recipes.renderer.latent_shards import LatentShards, ShardOrigin, write_shard
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, write_shard
 from duotok.recipes.training.loop import run_training
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.tokenizer.common.config import load_config

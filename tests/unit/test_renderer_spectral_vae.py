@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from duotok.recipes.renderer.train_spectral_vae import fit_linear
-from duotok.renderer.phase import advance_phases, griffin_lim
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
-from duotok.renderer.spectrum import CODINGS, Stft
+from duotok.renderer.spectrum import CODINGS, Stft, advance_phases, griffin_lim
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 RATE = 48_000
@@ -113,12 +112,6 @@ def test_a_sound_stays_on_its_side(side, coding):
     stereo = torch.stack([wave, 0.2 * wave] if side == 0 else [0.2 * wave, wave])
     found = vae.decode(vae.encode(stereo[None]), stereo.shape[1])[0]
     assert level(found[side]) > 1.15 * level(found[1 - side])
-
-
-@torch.no_grad()
-def test_decoding_is_deterministic(vae):
-    latents = vae.encode(play_chords(5, 1.0)[None])
-    assert torch.equal(vae.decode(latents), vae.decode(latents))
 
 
 @torch.no_grad()

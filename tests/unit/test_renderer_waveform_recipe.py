@@ -126,12 +126,7 @@ def test_a_step_draws_its_latents(task, batch):
 
 
 def test_the_recipe_lowers_the_loss(tiny_corpus, tmp_path):
-    config = load(
-        tiny_corpus,
-        "train.steps=16",
-        "train.learning_rate=0.003",
-        "adversary.start_step=12",
-    )
+    config = load(tiny_corpus, "train.steps=16", "train.learning_rate=0.003", "adversary.start_step=12")
     task = recipe.build(config)
     drawn = task.make_batch(np.random.default_rng(5))
     run_training(dataclasses.replace(task, make_batch=lambda rng: dict(drawn)), config.train, tmp_path)

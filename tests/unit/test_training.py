@@ -11,7 +11,7 @@ from torch import nn
 from duotok.recipes.training.log import read_log
 from duotok.recipes.training.loop import learning_rate_factor, run_training
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DuoTokError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 # Started by torchrun over gloo: two processes train for two seconds, and the second one's clock runs fast.
 FAST_CLOCK = """
@@ -95,13 +95,6 @@ def test_loss_falls_and_is_logged(tmp_path):
 def test_minutes_end_the_run(tmp_path):
     run_training(make_task(), config(steps=10), tmp_path / "run", minutes=0.01)
     assert (tmp_path / "run" / "final").exists()
-
-
-def test_nan_loss_stops_with_the_checkpoint_named(tmp_path):
-    task = make_task()
-    task.make_batch = lambda rng: {"inputs": torch.full((4, 3), float("nan"))}
-    with pytest.raises(DuoTokError, match="not finite at step 1"):
-        run_training(task, config(), tmp_path / "run")
 
 
 def test_damaged_and_foreign_checkpoints_are_named(tmp_path):

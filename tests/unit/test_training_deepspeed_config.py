@@ -51,10 +51,7 @@ def test_ready_files_take_everything_from_the_recipe(name):
         ({"bf16": {"enabled": False}}, ("bf16.enabled is False", "train.precision is bf16")),
         ({"zero_optimization": {"stage": 4}}, ("stage must be 0, 1, 2 or 3",)),
         ({"zero_optimization": None}, ("zero_optimization",)),
-        (
-            {"gradient_clipping": 2.0, "amp": {"enabled": True}},
-            ("gradient_clipping is 2.0", "amp is on"),
-        ),
+        ({"gradient_clipping": 2.0, "amp": {"enabled": True}}, ("gradient_clipping is 2.0", "amp is on")),
     ],
 )
 def test_a_contradiction_is_one_line_that_names_both_sides(tmp_path, changes, words):

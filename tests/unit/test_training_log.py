@@ -146,14 +146,14 @@ def test_the_picture_of_one_and_of_several_runs(tmp_path, capsys):
     runs = [str(tmp_path / f"run{number}" / "lm") for number in range(2)]
     one, both = tmp_path / "pictures" / "one.png", tmp_path / "both.png"
     assert main([runs[0], "--out", str(one)]) == 0
-    assert main([*runs, "--out", str(both), "--over", "minutes"]) == 0
+    assert main([*runs, "--out", str(both)]) == 0
     assert capsys.readouterr().out.split() == [str(one), str(both)]
     first, second = imread(one), imread(both)
     assert first.shape == second.shape and min(first.shape[:2]) > 400
     assert first[..., :3].std() > 0.05 and not np.array_equal(first, second)
     named = name_runs([tmp_path / "run0" / "lm", tmp_path / "run1" / "lm" / "log.jsonl"])
     assert list(named) == ["run0/lm", "run1/lm"]
-    drawn = draw_runs({"a": read_log(tmp_path / "run0" / "lm")}, one, over="steps", smoothing=0.1)
+    drawn = draw_runs({"a": read_log(tmp_path / "run0" / "lm")}, one)
     assert drawn[0] == "total" and {"mel", "nats", "validation/cnbpt", "learning_rate"} <= set(drawn)
     assert not {"step", "seconds"} & set(drawn)
 
@@ -167,8 +167,6 @@ def test_plot_errors_are_one_line(tmp_path, capsys, monkeypatch):
     assert "ending in .png" in capsys.readouterr().err
     assert main([run, run, "--out", str(tmp_path / "x.png")]) == 1
     assert "given twice" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main([run, "--smooth", "2"])
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert main([run, "--out", str(tmp_path / "x.png")]) == 1
     assert "pip install '.[evaluation]'" in capsys.readouterr().err.splitlines()[-1]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from duotok.recipes.training.batches import BatchKey, MicroBatch, MicroBatches, open_batches
+from duotok.recipes.training.batches import MicroBatch, MicroBatches, open_batches
 from duotok.recipes.training.loop import choose_precision, run_training
 from duotok.recipes.training.meter import measure_peak_flops
 from duotok.recipes.training.task import Task, TrainConfig
@@ -75,17 +75,6 @@ def test_two_micro_batches_of_four_are_one_batch_of_eight(tmp_path, monkeypatch)
     assert not torch.allclose(first["layer.weight"], found[0]["layer.weight"], rtol=1e-3)
 
 
-def test_resuming_an_accumulating_run_is_exact(tmp_path):
-    def task():
-        return make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()})
-
-    run_training(task(), config(accumulate=3), tmp_path / "whole")
-    run_training(task(), config(accumulate=3), tmp_path / "pieces", stop_after=2)
-    run_training(task(), config(accumulate=3), tmp_path / "pieces")
-    a, b = (tmp_path / n / "checkpoint" / "weights.safetensors" for n in ("whole", "pieces"))
-    assert a.read_bytes() == b.read_bytes()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_micro_batches_come_in_order_and_are_functions_of_their_keys(workers):
     task = make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(2, 3)))})
@@ -99,11 +88,6 @@ def test_micro_batches_come_in_order_and_are_functions_of_their_keys(workers):
         assert torch.equal(again.tensors["inputs"], batch.tensors["inputs"])
     assert len({float(batch.tensors["inputs"][0, 0]) for batch in found}) == 4
     assert len({batch.key.torch_seed() for batch in found}) == 4
-    # Runs of before there were micro-batches go on with the batches they would have had.
-    old = np.random.default_rng((5, 3, 1)).normal(size=(2, 3))
-    assert np.array_equal(found[0].tensors["inputs"].numpy(), old)
-    old_seed = int(np.random.SeedSequence((5, 3, 1)).generate_state(1)[0])
-    assert BatchKey(5, 3, 1, 0).torch_seed() == old_seed
 
 
 def test_workers_tell_errors_in_one_line_and_leave_with_the_run(tmp_path):
