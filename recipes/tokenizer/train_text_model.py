@@ -28,8 +28,12 @@ def train_text_model(lines: Sequence[str], pieces: int) -> bytes:
             model_writer=model,
             vocab_size=pieces,
             hard_vocab_limit=False,
-            **{"character_coverage": 1.0, "normalization_rule_name": "identity"},
-            **{"bos_id": -1, "eos_id": -1, "num_threads": 1, "minloglevel": 2},
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-160:]
