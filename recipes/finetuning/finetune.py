@@ -83,8 +83,7 @@ def _finetune(arguments: argparse.Namespace) -> str:
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.songs.recordings import find_songs
-    from duotok.recipes.finetuning.learning import require_peft
-    from duotok.recipes.finetuning.personal_model import require_free, train_model
+    from duotok.recipes.finetuning.learning import require_free, require_peft, train_model
     from duotok.recipes.finetuning.song_tokens import discard_unfinished
 
     # What is missing is found out before hours of listening.

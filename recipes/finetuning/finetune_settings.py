@@ -1,6 +1,6 @@
 """Settings of one fine-tuning; kept apart from torch so that a command line can show them at once."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from duotok.tokenizer.common.errors import ConfigError
@@ -38,14 +38,9 @@ class FinetuneSettings:
             raise ConfigError(f"--minutes must be above 0, got {self.minutes}")
         if not 0 <= self.held_out_share <= 0.5:
             raise ConfigError(f"--held-out must be from 0 to 0.5, got {self.held_out_share}")
-        for name, option in (
-            ("steps", "--steps"),
-            ("batch_size", "--batch"),
-            ("measure_every", "measure_every"),
-            ("patience", "patience"),
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{option} must be at least 1, got {getattr(self, name)}")
+        for option, value in (("--steps", self.steps), ("--batch", self.batch_size)):
+            if value < 1:
+                raise ConfigError(f"{option} must be at least 1, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
 
@@ -60,13 +55,7 @@ class FinetuneSettings:
         """What a report and a run folder say about the method."""
         return {
             "method": "all weights" if self.lora_rank is None else "LoRA",
-            "lora_rank": self.lora_rank,
+            **asdict(self),
             "learning_rate": self.peak_learning_rate,
             "steps": self.steps if self.minutes is None else None,
-            "minutes": self.minutes,
-            "batch_size": self.batch_size,
-            "held_out_share": self.held_out_share,
-            "measure_every": self.measure_every,
-            "patience": self.patience,
-            "seed": self.seed,
         }

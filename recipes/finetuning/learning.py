@@ -1,30 +1,39 @@
-"""The learning: low-rank adapters (LoRA), the held-out loss, training in pieces with a look at that loss."""
+"""The learning: low-rank adapters (LoRA), the held-out loss, training in pieces with a look at that loss; and
+the new model: an ordinary bundle, and finetune.json on how it was made.
+"""
 
 import copy
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import LMObjective, score_batch
+from duotok.recipes.accompany.bundle import Bundle, assemble_bundle, read_bundle_description
+from duotok.recipes.corpus.songs.maker import check_settings
 from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, SHORTEST_SECONDS, FinetuneSettings
+from duotok.recipes.finetuning.song_tokens import Listened
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.recipes.training.loop import run_training
 from duotok.recipes.training.run_state import TrainingState
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_json, write_json, write_tensors
 
+REPORT = "finetune.json"
 WINDOW_SECONDS = 30.0  # of shorter songs the whole
 MOST_WINDOWS = 16
 
@@ -64,9 +73,8 @@ class LossMeter:
         total, count = 0.0, 0
         for song, start, frames in self._windows:
             codes = self._shards.codes(song, start, frames)
-            scores = score_batch(
-                lm, codes["vocal"][None], codes["accompaniment"][None], "vocal_to_accompaniment"
-            )
+            pair = (codes["vocal"][None], codes["accompaniment"][None])
+            scores = score_batch(lm, *pair, "vocal_to_accompaniment")
             total += float(scores.loss_nats["accompaniment"].double().sum())
             count += frames
         lm.train(was_training)
@@ -157,10 +165,8 @@ class Learned:
     curve: list[tuple[int, float]]  # step, held-out loss in nats; empty without held-out songs
 
 
-def open_windows(
-    lm: DualTrackLM, shards: TokenShards, songs: list[TokenSong], batch_size: int
-) -> WindowSource:
-    """Return the random training windows of some songs; lengths that no song has are left out."""
+def open_windows(lm: DualTrackLM, shards: TokenShards, songs: list[TokenSong], size: int) -> WindowSource:
+    """Return batches of `size` random windows of some songs, of the lengths that any song has."""
     rate = shards.index.frame_rate_hz
     longest = max(song.frames for song in songs)
     config = DataConfig(
@@ -179,7 +185,7 @@ def open_windows(
     sheets = None
     if lm.sheet_reader is not None:
         sheets = SheetSource(chosen, SheetConfig(), copy.deepcopy(lm.sheet_reader))
-    return WindowSource(chosen, config, lm, batch_size, sheets)
+    return WindowSource(chosen, config, lm, size, sheets)
 
 
 def learn(
@@ -194,8 +200,17 @@ def learn(
     With held-out songs the weights of their lowest loss are kept, the ones before the first step included,
     and the training stops when it has not fallen for `patience` measurements.
     """
-    train = train_config(settings)
-    curve = Curve([(int(step), float(nats)) for step, nats in _read_curve(run)])
+    train = TrainConfig(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.peak_learning_rate,
+        warmup_steps=10,
+        weight_decay=0.0 if settings.lora_rank is not None else 0.01,
+        log_every=5,
+        seed=settings.seed,
+    )
+    known = read_json(run / _CURVE) if (run / _CURVE).exists() else []
+    curve = Curve([(int(step), float(nats)) for step, nats in known])
     is_finished = False
 
     def finish(_: Path) -> None:
@@ -219,26 +234,16 @@ def learn(
             stop_after=None if held_out is None else every - step % every,
         )
     if held_out is not None:
-        _load_weights(objective, run)
+        best = load_file(run / _BEST)
+        with torch.no_grad():
+            for name, parameter in _trained(objective).items():
+                parameter.copy_(best[name])
     return Learned(
         steps=step,
         kept_step=curve.best_step if curve.points else step,
         stopped_early=not is_finished,
         seconds=seconds,
         curve=curve.points,
-    )
-
-
-def train_config(settings: FinetuneSettings) -> TrainConfig:
-    """Return the settings of the loop."""
-    return TrainConfig(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.peak_learning_rate,
-        warmup_steps=10,
-        weight_decay=0.0 if settings.lora_rank is not None else 0.01,
-        log_every=5,
-        seed=settings.seed,
     )
 
 
@@ -261,16 +266,128 @@ def _take_point(curve: Curve, step: int, nats: float, objective: LMObjective, ru
     tqdm.write(f"held-out loss after {step} steps: {nats:.4f} nats per token{told}", sys.stderr)
 
 
-def _read_curve(run: Path) -> list[tuple[int, float]]:
-    return read_json(run / _CURVE) if (run / _CURVE).exists() else []
-
-
-@torch.no_grad()
-def _load_weights(objective: LMObjective, run: Path) -> None:
-    best = load_file(run / _BEST)
-    for name, parameter in _trained(objective).items():
-        parameter.copy_(best[name])
-
-
 def _trained(objective: LMObjective) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+
+
+def require_free(out: Path) -> None:
+    """Raise ConfigError when there is something in the place of the new model."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists already; give the name of a new folder by --out")
+
+
+def is_half(component: Path) -> bool:
+    """Whether the weights of a component folder are stored in 16 bits."""
+    path = next(iter(sorted(component.glob("*.safetensors"))))
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}
+    return "F32" not in kinds
+
+
+def write_model(
+    out: Path, *, source: Path, lm: DualTrackLM, work: Path, name: str, provenance: Mapping[str, Any]
+) -> Path:
+    """Write the bundle `source` with another language model to `out`; lm's config.json has the provenance."""
+    description = read_bundle_description(source)
+    folder = work / "lm"
+    lm.save_pretrained(folder, extra={"finetuned": dict(provenance)})
+    vocal_decoder, separator = source / "renderer" / "vocal", source / "separator"
+    return assemble_bundle(
+        out,
+        tokenizer=source / "tokenizer",
+        lm=folder,
+        vae=source / "renderer" / "vae",
+        accompaniment=source / "renderer" / "accompaniment",
+        vocal_decoder=vocal_decoder if vocal_decoder.is_dir() else None,
+        separator=separator if separator.is_dir() else None,
+        half=is_half(source / "lm"),
+        name=name,
+        defaults=description.get("defaults") or {},
+    )
+
+
+def train_model(
+    bundle: Bundle,
+    source: Path,
+    listened: Listened,
+    settings: FinetuneSettings,
+    *,
+    run: Path,
+    out: Path,
+    name: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Teach the bundle's language model the songs, write the new bundle to `out`, return its report.
+
+    source: folder of the bundle; run: folder of what a later call goes on from, removed at the end.
+    """
+    if not listened.parts:
+        reasons = "; ".join(f"{record.song}: {record.reason}" for record in listened.left_out[:3])
+        raise DataError(f"none of the {len(listened.left_out)} songs can be learned: {reasons}")
+    shards = TokenShards(listened.tokens)
+    away = choose_held_out([part.song for part in listened.parts], settings.held_out_share)
+    groups = {
+        "learned": [part for part in listened.parts if part.song not in away],
+        "held_out": [part for part in listened.parts if part.song in away],
+    }
+    counts = {group: len({part.song for part in parts}) for group, parts in groups.items()}
+    lm = bundle.lm.to(device)
+    if not isinstance(lm, DualTrackLM):
+        raise ConfigError(f"{source} composes by a {lm.KIND!r}; fine-tuning is for dual-track models")
+    method = settings.described()
+    told = {
+        "from_model": bundle.name,
+        "from_fingerprint": bundle.fingerprint,
+        "from_lm_fingerprint": lm.fingerprint,
+        **method,
+    }
+    check_settings(run, {**told, "parts": [part.id for part in listened.parts]})
+    meters = {group: LossMeter(shards, parts) if parts else None for group, parts in groups.items()}
+    measured = run / "before.json"  # once per run folder, by the model that is started from
+    if not measured.exists():
+        write_json(measured, _measure(meters, lm))
+    before = read_json(measured)
+    if settings.lora_rank is not None:
+        add_adapters(lm, settings.lora_rank, settings.seed)
+    trained = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    windows = open_windows(lm, shards, groups["learned"], settings.batch_size)
+    learned = learn(lm, windows, meters["held_out"], settings, run)
+    if settings.lora_rank is not None:
+        merge_adapters(lm)
+    provenance = {**told, "songs": counts["learned"], "kept_step": learned.kept_step}
+    write_model(out, source=source, lm=lm, work=run, name=name, provenance=provenance)
+    # Measured as stored: 16 bits round the weights.
+    after = _measure(meters, DualTrackLM.from_pretrained(out / "lm").to(device))
+    report = {
+        "name": name,
+        **told,
+        "trained_parameters": trained,
+        "steps_taken": learned.steps,
+        "kept_step": learned.kept_step,
+        "stopped_early": learned.stopped_early,
+        "training_seconds": round(learned.seconds, 1),
+        **{
+            group: {"songs": n, "loss_before_nats": before[group], "loss_after_nats": after[group]}
+            for group, n in counts.items()
+        },
+        "held_out_curve": learned.curve,  # step, nats
+        "songs": _describe_songs(listened.parts, away, shards.index.frame_rate_hz),
+        "left_out": [{"song": record.song, "reason": record.reason} for record in listened.left_out],
+    }
+    write_json(out / REPORT, report)
+    shutil.rmtree(run, ignore_errors=True)
+    return report
+
+
+def _measure(meters: dict[str, LossMeter | None], lm: DualTrackLM) -> dict[str, float | None]:
+    return {group: meter and meter.measure(lm) for group, meter in meters.items()}
+
+
+def _describe_songs(parts: list[TokenSong], away: set[str], rate_hz: float) -> list[dict[str, Any]]:
+    seconds: dict[str, float] = {}
+    for part in parts:
+        seconds[part.song] = seconds.get(part.song, 0.0) + part.frames / rate_hz
+    return [
+        {"song": song, "seconds": round(length, 1), "held_out": song in away}
+        for song, length in seconds.items()
+    ]

@@ -8,6 +8,7 @@ Run: listen sounds --corpus data/popband --out sounds
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,12 +65,8 @@ def _make_sounds(arguments: argparse.Namespace) -> None:
     if arguments.items < 2 or arguments.seconds < 4:
         raise ConfigError("--items must be at least 2, for mismatched pairs, and --seconds at least 4")
     bundle, track = arguments.bundle or default_bundle(), arguments.track
-    excerpts = choose_excerpts(
-        read_split(arguments.corpus),
-        count=arguments.items,
-        seconds=arguments.seconds,
-        seed=arguments.seed,
-    )
+    items, length = read_split(arguments.corpus), arguments.seconds
+    excerpts = choose_excerpts(items, count=arguments.items, seconds=length, seed=arguments.seed)
     maker = SoundMaker(bundle, arguments.seed)
     if track not in maker.rendered_tracks:
         known = " and ".join(maker.rendered_tracks)
@@ -90,28 +87,20 @@ def _make_page(arguments: argparse.Namespace) -> None:
 
     settings = PageSettings(title=arguments.title, seconds=arguments.seconds, seed=arguments.seed)
     key = write_page(arguments.sounds, arguments.out, settings)
-    megabytes = arguments.out.stat().st_size / 1e6
-    print(
-        f"{arguments.out}: {len(key.stimuli)} clips of {len(key.systems)} systems, "
-        f"{key.loudness_lufs:g} LUFS, {megabytes:.1f} MB"
-    )
+    told = f"{len(key.stimuli)} clips of {len(key.systems)} systems, {key.loudness_lufs:g} LUFS"
+    print(f"{arguments.out}: {told}, {arguments.out.stat().st_size / 1e6:.1f} MB")
     print(f"{key_path(arguments.out)}: what was what; keep it from the listeners")
 
 
 def _score(arguments: argparse.Namespace) -> None:
     from duotok.recipes.listening.page import read_key
-    from duotok.recipes.listening.scores import (
-        find_incomplete,
-        read_ratings,
-        render_table,
-        score_systems,
-        write_report,
-    )
+    from duotok.recipes.listening.scores import read_ratings, render_table, score_systems, write_report
 
     key = read_key(arguments.key)
     ratings = read_ratings(arguments.ratings, key)
-    for rater, missing in find_incomplete(ratings, key).items():
-        print(f"warning: {rater} left {missing} of {len(key.stimuli)} clips unrated", file=sys.stderr)
+    for rater, count in Counter(rating.rater for rating in ratings).items():
+        if missing := len(key.stimuli) - count:
+            print(f"warning: {rater} left {missing} of {len(key.stimuli)} clips unrated", file=sys.stderr)
     opinions = score_systems(ratings, seed=arguments.seed)
     write_report(opinions, arguments.out, key.page)
     print(render_table(opinions), end="")

@@ -80,11 +80,7 @@ def find_stimuli(folder: Path) -> list[Stimulus]:
         missing = [name for name in names if name not in found]
         if missing:
             raise DataError(f"{folder / system} has no clip {missing[0]}, which another system has")
-    return [
-        Stimulus(system=system, clip=name, path=found[name])
-        for system, found in clips.items()
-        for name in names
-    ]
+    return [Stimulus(system=s, clip=name, path=found[name]) for s, found in clips.items() for name in names]
 
 
 def choose_loudness(stimuli: Sequence[Stimulus], seconds: float) -> float:
@@ -118,9 +114,8 @@ def read_clip(path: Path, seconds: float) -> Tensor:
 
 def encode_clip(wave: Tensor, loudness_lufs: float) -> bytes:
     """wave [2, samples] at 48 kHz -> FLAC of 16 bits at that loudness."""
-    gain_db = loudness_lufs - measure_loudness(wave)
-    file = io.BytesIO()
-    samples = (wave * 10 ** (gain_db / 20)).clamp(-1, 1).numpy().T
+    gain, file = 10 ** ((loudness_lufs - measure_loudness(wave)) / 20), io.BytesIO()
+    samples = (wave * gain).clamp(-1, 1).numpy().T
     soundfile.write(file, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
@@ -185,10 +180,8 @@ def write_page(sounds: Path, out: Path, settings: PageSettings) -> Key:
         shown |= {"scale": SCALE, "columns": COLUMNS, "stimuli": names}
         # "</" would end the script element.
         file.write(after.replace("/* page */", json.dumps(shown).replace("</", "<\\/")))
-        rated = {
-            name: (stimuli[index].system, stimuli[index].clip)
-            for name, index in zip(names, order, strict=True)
-        }
+        chosen = {name: stimuli[index] for name, index in zip(names, order, strict=True)}
+        rated = {name: (stimulus.system, stimulus.clip) for name, stimulus in chosen.items()}
         key = Key(page=page, loudness_lufs=round(loudness, 2), stimuli=rated)
         write_json(key_path(out), {"format": FORMAT, **asdict(key)})
     return key

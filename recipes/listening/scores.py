@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_file, write_json, write_text
 
 GRADES = tuple(sorted(grade for grade, _, _ in SCALE))
-TABLE, FIGURES, PICTURE = "mos.md", "mos.json", "mos.png"
 _DRAWS = 4000  # of the bootstrap
 
 
@@ -58,14 +58,6 @@ def read_ratings(paths: Sequence[Path], key: Key) -> list[Rating]:
     return ratings
 
 
-def find_incomplete(ratings: Sequence[Rating], key: Key) -> dict[str, int]:
-    """{listener: stimuli not rated} of those who did not rate them all."""
-    counts: dict[str, int] = {}
-    for rating in ratings:
-        counts[rating.rater] = counts.get(rating.rater, 0) + 1
-    return {rater: len(key.stimuli) - count for rater, count in counts.items() if count < len(key.stimuli)}
-
-
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -89,10 +81,9 @@ def _check_row(row: dict[str, str], key: Key, where: str) -> Rating:
         raise DataError(f"{where}: the page has no stimulus {row['stimulus']!r}")
     if row["rating"] not in map(str, GRADES):
         raise DataError(f"{where}: a rating must be {GRADES[0]} to {GRADES[-1]}, got {row['rating']!r}")
-    system, clip = key.stimuli[row["stimulus"]]
-    return Rating(
-        rater=row["rater"], stimulus=row["stimulus"], system=system, clip=clip, grade=int(row["rating"])
-    )
+    name, grade = row["stimulus"], int(row["rating"])
+    system, clip = key.stimuli[name]
+    return Rating(rater=row["rater"], stimulus=name, system=system, clip=clip, grade=grade)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +113,10 @@ def score_systems(ratings: Sequence[Rating], *, seed: int = 0) -> list[Opinion]:
         grades = [rating.grade for rating in own]
         mean, margin = mean_and_margin(grades)
         low, high = _bootstrap(own, seed)
-        opinions.append(
-            Opinion(
-                system=system,
-                mean=mean,
-                margin=margin,
-                low=low,
-                high=high,
-                counts=tuple(grades.count(grade) for grade in GRADES),
-                raters=len({rating.rater for rating in own}),
-                clips=len({rating.clip for rating in own}),
-            )
-        )
+        counts = tuple(grades.count(grade) for grade in GRADES)
+        raters, clips = len({rating.rater for rating in own}), len({rating.clip for rating in own})
+        values = {"mean": mean, "margin": margin, "low": low, "high": high}
+        opinions.append(Opinion(system=system, **values, counts=counts, raters=raters, clips=clips))
     return sorted(opinions, key=lambda opinion: -opinion.mean)
 
 
@@ -160,34 +143,23 @@ def _bootstrap(ratings: Sequence[Rating], seed: int) -> tuple[float, float]:
 
 def write_report(opinions: Sequence[Opinion], folder: Path, page: str) -> None:
     """Write mos.md, mos.json and, where matplotlib is installed, mos.png."""
-    write_json(
-        folder / FIGURES,
-        {
-            "page": page,
-            "systems": {
-                opinion.system: {
-                    name: None if isinstance(value, float) and math.isnan(value) else value
-                    for name, value in asdict(opinion).items()
-                    if name != "system"
-                }
-                for opinion in opinions
-            },
-        },
-    )
-    write_text(folder / TABLE, render_table(opinions))
+    systems = {}
+    for opinion in opinions:
+        values = asdict(opinion)
+        values["margin"] = None if math.isnan(opinion.margin) else opinion.margin
+        systems[values.pop("system")] = values
+    write_json(folder / "mos.json", {"page": page, "systems": systems})
+    write_text(folder / "mos.md", render_table(opinions))
     try:
-        draw_opinions(opinions, folder / PICTURE)
+        draw_opinions(opinions, folder / "mos.png")
     except ModuleNotFoundError:
-        print(f"warning: no {PICTURE} without matplotlib; pip install matplotlib", file=sys.stderr)
+        print("warning: no mos.png without matplotlib; pip install matplotlib", file=sys.stderr)
 
 
 def render_table(opinions: Sequence[Opinion]) -> str:
     """The Markdown table, best system first."""
-    lines = [
-        "| system | MOS | 95 %, over ratings | 95 %, listeners and clips drawn anew "
-        "| ratings | listeners | clips |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = "system | MOS | 95 %, over ratings | 95 %, listeners and clips drawn anew | ratings"
+    lines = [f"| {heads} | listeners | clips |", "|---|---:|---:|---:|---:|---:|---:|"]
     for found in opinions:
         margin = "-" if math.isnan(found.margin) else f"± {found.margin:.2f}"
         lines.append(
@@ -205,23 +177,16 @@ def draw_opinions(opinions: Sequence[Opinion], path: Path) -> None:
     figure = Figure(figsize=(11, 1.9 + 0.5 * len(opinions)), layout="constrained")
     means, grades = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(opinions))
+    wide: dict[str, Any] = {"color": "#7fb3c8", "linewidth": 8, "solid_capstyle": "butt"}
+    narrow: dict[str, Any] = {"color": "#1f6f8b", "marker": "o", "capsize": 4}
     for place, found in zip(places, opinions, strict=True):
-        means.plot(
-            [found.low, found.high], [place, place], color="#7fb3c8", linewidth=8, solid_capstyle="butt"
-        )
-        means.errorbar(
-            found.mean,
-            place,
-            xerr=None if math.isnan(found.margin) else found.margin,
-            marker="o",
-            capsize=4,
-            color="#1f6f8b",
-        )
-        means.annotate(
-            f"{found.mean:.2f}", (found.mean, place), (0, 9), textcoords="offset points", ha="center"
-        )
-    means.plot([], [], color="#7fb3c8", linewidth=8, label="95 %, listeners and clips drawn anew")
-    means.errorbar([], [], xerr=[], marker="o", capsize=4, color="#1f6f8b", label="mean, 95 % over ratings")
+        means.plot([found.low, found.high], [place, place], **wide)
+        margin = None if math.isnan(found.margin) else found.margin
+        means.errorbar(found.mean, place, xerr=margin, **narrow)
+        at = (found.mean, place)
+        means.annotate(f"{found.mean:.2f}", at, (0, 9), textcoords="offset points", ha="center")
+    means.plot([], [], label="95 %, listeners and clips drawn anew", **wide)
+    means.errorbar([], [], xerr=[], label="mean, 95 % over ratings", **narrow)
     means.set_xlim(0.9, 5.1)
     means.set_xticks([grade for grade, _, _ in SCALE], [f"{grade}\n{name}" for grade, name, _ in SCALE])
     means.set_yticks(places, [found.system for found in opinions])
@@ -238,10 +203,6 @@ def draw_opinions(opinions: Sequence[Opinion], path: Path) -> None:
     grades.set_title("Grades given")
     for axes in (means, grades):
         axes.grid(axis="x", alpha=0.3)
-    handles, labels = means.get_legend_handles_labels()
-    more_handles, more_labels = grades.get_legend_handles_labels()
-    figure.legend(
-        [*handles, *more_handles], [*labels, *more_labels], loc="outside lower center", ncols=4, fontsize=8
-    )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

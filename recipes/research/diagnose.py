@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
@@ -21,73 +21,59 @@ if TYPE_CHECKING:
     from duotok.recipes.research.diagnosis import Diagnosis, DiagnosisSettings
 
 PARTS = ("predictability", "corruption", "context", "codes", "probe")
-RESULTS = "diagnostics.json"
-UNREADABLE = "unreadable.json"
 _NEEDS_LM = PARTS[:3]
 
 
 def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
     """Measure one part, draw it, return its figures named without the part."""
-    from duotok.recipes.research import plots
+    from duotok.recipes.evaluation import lm_part
+    from duotok.recipes.research import diagnosis as measures
+    from duotok.recipes.research import plots, probe
 
     picture = diagnosis.settings.out / f"{part}.png"
-    seed = diagnosis.settings.seed
-    if part == "predictability":
-        from duotok.recipes.evaluation.lm_part import measure_predictability
-
-        predictability = measure_predictability(diagnosis.lm, diagnosis.windows)
-        plots.draw_predictability(predictability, picture)
-        return predictability.figures()
-    if part == "corruption":
-        from duotok.recipes.research.corruption import measure_corruption
-
-        corruption = measure_corruption(diagnosis.lm, diagnosis.windows, seed)
-        plots.draw_corruption(corruption, picture)
-        return corruption.figures()
-    if part == "context":
-        from duotok.recipes.evaluation.lm_part import measure_context
-
-        context = measure_context(diagnosis.lm, diagnosis.windows)
-        plots.draw_context(context, picture)
-        return context.figures()
     if part == "codes":
-        from duotok.recipes.research.code_usage import count_usage
-
         sizes = {track: len(vectors) for track, vectors in diagnosis.vectors.items()}
-        usage = count_usage(diagnosis.test_codes().values(), sizes)
+        usage = measures.count_usage(diagnosis.test_codes().values(), sizes)
         plots.draw_codes(usage, picture)
         return {name: value for track in usage.values() for name, value in track.figures().items()}
+    found: Any
+    if part == "predictability":
+        found = lm_part.measure_predictability(diagnosis.lm, diagnosis.windows)
+        plots.draw_predictability(found, picture)
+    elif part == "corruption":
+        found = measures.measure_corruption(diagnosis.lm, diagnosis.windows, diagnosis.settings.seed)
+        plots.draw_corruption(found, picture)
+    elif part == "context":
+        found = lm_part.measure_context(diagnosis.lm, diagnosis.windows)
+        plots.draw_context(found, picture)
+    else:
+        found = probe.measure_probe(diagnosis)
+        plots.draw_probe(found, picture)
+    return found.figures()
 
-    from duotok.recipes.research.probe import measure_probe
 
-    probe = measure_probe(diagnosis)
-    plots.draw_probe(probe, picture)
-    return probe.figures()
-
-
-def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> dict[str, str]:
-    """Run parts one after the other, keep the figures of each as soon as it is done; return what failed."""
+def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> bool:
+    """Run parts one after the other, keep the figures of each at once; tell whether all went well."""
     from duotok.recipes.evaluation.results import merge_results
     from duotok.recipes.research.diagnosis import Diagnosis
 
-    diagnosis = Diagnosis(settings)
-    failed: dict[str, str] = {}
+    diagnosis, went_well, results = Diagnosis(settings), True, settings.out / "diagnostics.json"
     for part in parts:
         start = time.monotonic()
         try:
             figures = run_part(part, diagnosis)
             figures["seconds"] = time.monotonic() - start
-            merge_results(settings.out / RESULTS, part, figures)
+            merge_results(results, part, figures)
         except DuoTokError as error:
-            failed[part] = str(error)
+            went_well = False
             print(f"error: {part}: {error}", file=sys.stderr)
             continue
-        print(f"{part}: {figures['seconds']:.0f} s -> {settings.out / part}.png, {settings.out / RESULTS}")
+        print(f"{part}: {figures['seconds']:.0f} s -> {settings.out / part}.png, {results}")
     if diagnosis.unreadable:
-        path = settings.out / UNREADABLE
+        path = settings.out / "unreadable.json"
         write_json(path, diagnosis.unreadable)
         print(f"{len(diagnosis.unreadable)} items cannot be read and were left out -> {path}")
-    return failed
+    return went_well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,54 +81,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m duotok.recipes.research.diagnose", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with test.jsonl and train.jsonl")
-    parser.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder in place of the bundle's")
-    parser.add_argument("--lm", type=Path, help="language model folder in place of the bundle's")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and figures")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all that can be run")
-    parser.add_argument("--items", type=int, default=48, help="test items and windows (default: 48)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each window (default: 30)")
-    parser.add_argument("--tokens", type=Path, help="token shards of train.jsonl (default: made here)")
-    parser.add_argument("--train-items", type=int, help="items the probe learns from (default: all)")
-    parser.add_argument("--epochs", type=int, default=10, help="of the Conformer probe (default: 10)")
-    parser.add_argument(
-        "--no-mel", action="store_true", help="probe: leave out the anchor that needs the sound"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    has_lm = arguments.lm is not None or arguments.tokenizer is None
-    parts = [part for part in PARTS if part in (arguments.parts or PARTS)]
-    if not has_lm and arguments.parts and set(parts) & set(_NEEDS_LM):
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder with test.jsonl and train.jsonl")
+    add("--bundle", type=Path, help="model bundle (default: the one in the package)")
+    add("--tokenizer", type=Path, help="tokenizer folder in place of the bundle's")
+    add("--lm", type=Path, help="language model folder in place of the bundle's")
+    add("--out", type=Path, required=True, help="folder of the pictures and figures")
+    add("--parts", nargs="+", choices=PARTS, help="default: all that can be run")
+    add("--items", type=int, default=48, help="test items and windows (default: 48)")
+    add("--seconds", type=float, default=30.0, help="of each window (default: 30)")
+    add("--train-items", type=int, help="items the probe learns from (default: all)")
+    add("--epochs", type=int, default=10, help="of the Conformer probe (default: 10)")
+    add("--no-mel", dest="mel", action="store_false", help="probe without the anchor that needs the sound")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--seed", type=int, default=0)
+    chosen = vars(parser.parse_args(argv))
+    bundle, wanted = chosen.pop("bundle"), chosen.pop("parts")
+    has_lm = chosen["lm"] is not None or chosen["tokenizer"] is None
+    if not has_lm and wanted and set(wanted) & set(_NEEDS_LM):
         parser.error(f"{', '.join(_NEEDS_LM)} need --lm beside --tokenizer")
-    parts = [part for part in parts if has_lm or part not in _NEEDS_LM]
-    failed = False
+    parts = [part for part in PARTS if part in (wanted or PARTS) and (has_lm or part not in _NEEDS_LM)]
+    went_well = True
 
     def run() -> None:
-        nonlocal failed
+        nonlocal went_well
         from duotok.recipes.accompany.bundle import default_bundle
         from duotok.recipes.research.diagnosis import DiagnosisSettings
 
-        bundle = arguments.bundle or default_bundle()
-        settings = DiagnosisSettings(
-            corpus=arguments.corpus,
-            tokenizer=arguments.tokenizer or bundle / "tokenizer",
-            lm=arguments.lm or (bundle / "lm" if has_lm else None),
-            out=arguments.out,
-            items=arguments.items,
-            seconds=arguments.seconds,
-            train_items=arguments.train_items,
-            tokens=arguments.tokens,
-            epochs=arguments.epochs,
-            mel=not arguments.no_mel,
-            device=arguments.device,
-            seed=arguments.seed,
-        )
-        failed = bool(run_parts(parts, settings))
+        folder = bundle or default_bundle()
+        chosen["lm"] = chosen["lm"] or (folder / "lm" if has_lm else None)
+        chosen["tokenizer"] = chosen["tokenizer"] or folder / "tokenizer"
+        went_well = run_parts(parts, DiagnosisSettings(**chosen))
 
     code = guard(run, interrupted="finished parts are kept; run the same command again to go on")
-    return code or int(failed)
+    return code or int(not went_well)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,36 @@
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from duotok.lm.metrics import normalized_entropy, utilization
 from duotok.recipes.evaluation.lm_part import PAPER, RANKS, ContextScaling, Predictability
 from duotok.recipes.evaluation.quality_report import COLORS, save_figure
-from duotok.recipes.research.code_usage import PAPER_USAGE, CodeUsage
-from duotok.recipes.research.corruption import PAPER_MISMATCH_PERCENT, SCOPES, Corruption
-from duotok.recipes.research.probe import MAJORITY, METHODS, ProbeResult
-from duotok.recipes.research.probe_data import INPUTS, ProbeScores
+from duotok.recipes.research.diagnosis import SCOPES, CodeUsage, Corruption
+from duotok.recipes.research.probe import MAJORITY, ProbeResult
+from duotok.recipes.research.probe_training import INPUTS
 from duotok.tokenizer.model import TRACKS
 
+PAPER_MISMATCH_PERCENT = 17.3  # P 6.1, whole windows
+# P table 11: DuoTok's utilization and normalized entropy.
+PAPER_USAGE = {"vocal": (0.9996, 0.9188), "accompaniment": (0.9995, 0.9494)}
 SCOPE_NAMES = {"whole": "whole window after a 2 s prefix", "first_5s": "first 5 s, no prefix"}
-METHOD_NAMES = {
-    "majority": "no input (training shares)",
-    "mel_linear": "mel statistics, linear",
-    "codes_linear": "code vectors, linear",
-    "codes_conformer": "code vectors, Conformer",
+# What the probe is given -> its name and color.
+METHODS = {
+    "majority": ("no input (training shares)", "#bbbbbb"),
+    "mel_linear": ("mel statistics, linear", "#e0b04a"),
+    "codes_linear": ("code vectors, linear", "#7fb3c8"),
+    "codes_conformer": ("code vectors, Conformer", "#1f6f8b"),
 }
-METHOD_COLORS = {
-    "majority": "#bbbbbb",
-    "mel_linear": "#e0b04a",
-    "codes_linear": "#7fb3c8",
-    "codes_conformer": "#1f6f8b",
-}
+_PAPER_STYLE: dict[str, Any] = {"colors": "black", "linestyles": "--", "linewidth": 1.2}
+
+
+def _label(axes: Axes, title: str, x: str | None = None, y: str | None = None) -> None:
+    axes.set(title=title, **({"xlabel": x} if x else {}), **({"ylabel": y} if y else {}))
+    axes.grid(alpha=0.3)
 
 
 def draw_predictability(found: Predictability, path: Path) -> None:
@@ -37,23 +41,23 @@ def draw_predictability(found: Predictability, path: Path) -> None:
     bits, accuracy, rates = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     values = found.figures()
     series = [name.removeprefix("cnbpt_") for name in values if name.removeprefix("cnbpt_") in COLORS]
-    names = [name.replace("_to_", " to\n").replace("_", "\n") for name in series]
     for offset, kind, hatch in ((-0.2, "cnbpt", ""), (0.2, "enbpt", "//")):
+        style: dict[str, Any] = {"hatch": hatch, "edgecolor": "white"}
         places = np.arange(len(series)) + offset
         heights = [values[f"{kind}_{name}"] for name in series]
-        colors = [COLORS[name] for name in series]
-        bars = bits.bar(places, heights, 0.38, color=colors, hatch=hatch, edgecolor="white")
+        bars = bits.bar(places, heights, 0.38, color=[COLORS[name] for name in series], **style)
         bits.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
-        bits.bar([0], [0], color="gray", hatch=hatch, edgecolor="white", label=kind.replace("bpt", "BPT"))
+        bits.bar([0], [0], color="gray", label=kind.replace("bpt", "BPT"), **style)
         for place, name in zip(places, series, strict=True):
             if f"{kind}_{name}" in PAPER:
-                paper = PAPER[f"{kind}_{name}"]
-                bits.hlines(paper, place - 0.19, place + 0.19, colors="black", linestyles="--", linewidth=1.2)
+                bits.hlines(PAPER[f"{kind}_{name}"], place - 0.19, place + 0.19, **_PAPER_STYLE)
     bits.plot([], [], "k--", linewidth=1.2, label="paper")
     bits.axhline(1, color="gray", linewidth=0.8)
+    names = [name.replace("_to_", " to\n").replace("_", "\n") for name in series]
     bits.set_xticks(np.arange(len(series)), names, fontsize=8)
-    bits.set_ylabel("bits per token, normalized (1 = a uniform guess)")
-    bits.set_title("Predictability, lower is better")
+    bits.set_ylim(0, 1.25)
+    _label(bits, "Predictability, lower is better", y="bits per token, normalized (1 = a uniform guess)")
+    bits.legend(fontsize=8, loc="upper right", ncols=3)
     for name in series:
         curve = [values[f"acc_at_{k}_{name}"] for k in RANKS]
         accuracy.plot(RANKS, curve, marker="o", color=COLORS[name], label=name.replace("_", " "))
@@ -63,19 +67,13 @@ def draw_predictability(found: Predictability, path: Path) -> None:
     accuracy.set_xscale("log")
     accuracy.set_xticks(RANKS, [str(k) for k in RANKS])
     accuracy.minorticks_off()
-    accuracy.set_xlabel("k")
-    accuracy.set_ylabel("Acc@k")
-    accuracy.set_title("The right code among the k likeliest")
+    _label(accuracy, "The right code among the k likeliest", "k", "Acc@k")
+    accuracy.legend(fontsize=8)
     kbps = [values["index_kbps"], values["model_kbps_unconditional"]]
     bars = rates.bar(["fixed-length\nindices", "under the\nmodel"], kbps, color=["#999999", "#1f6f8b"])
     rates.bar_label(bars, fmt="%.3f", padding=2)
-    rates.set_ylabel("kbit per second, both tracks")
-    rates.set_title(f"{values['token_rate_hz']:g} tokens/s, cnBPS {values['cnbps_unconditional']:.1f}")
-    for axes in (bits, accuracy, rates):
-        axes.grid(alpha=0.3)
-    bits.set_ylim(0, 1.25)
-    bits.legend(fontsize=8, loc="upper right", ncols=3)
-    accuracy.legend(fontsize=8)
+    title = f"{values['token_rate_hz']:g} tokens/s, cnBPS {values['cnbps_unconditional']:.1f}"
+    _label(rates, title, y="kbit per second, both tracks")
     figure.suptitle(f"How predictable the codes are ({found.windows} windows of {found.seconds:g} s)")
     save_figure(figure, path)
 
@@ -86,25 +84,20 @@ def draw_corruption(found: Corruption, path: Path) -> None:
     shift, mask, mismatch = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     mask.sharey(shift)  # the paper's mismatch, drawn beside them, would flatten these two
     for scope in SCOPES:
+        style: dict[str, Any] = {
+            "color": COLORS[scope],
+            "label": SCOPE_NAMES[scope],
+            "marker": "o",
+            "capsize": 3,
+        }
         for axes, curve, scale in ((shift, found.shifts, 1.0), (mask, found.masks, 100.0)):
-            amounts = np.array(sorted(curve))
-            axes.errorbar(
-                scale * amounts,
-                [curve[amount][scope].percent for amount in amounts],
-                yerr=[curve[amount][scope].error_percent for amount in amounts],
-                marker="o",
-                capsize=3,
-                color=COLORS[scope],
-                label=SCOPE_NAMES[scope],
-            )
+            amounts = sorted(curve)
+            errors = [curve[amount][scope].error_percent for amount in amounts]
+            percents = [curve[amount][scope].percent for amount in amounts]
+            axes.errorbar(scale * np.array(amounts), percents, yerr=errors, **style)
     shift.set_xscale("log")
     shift.set_xticks(sorted(found.shifts), [f"{seconds:g}" for seconds in sorted(found.shifts)])
     shift.minorticks_off()
-    shift.set_xlabel("vocal moved by (s)")
-    shift.set_ylabel("cost: rise of the loss (%)")
-    shift.set_title("Shifted in time")
-    mask.set_xlabel("vocal frames hidden (%)")
-    mask.set_title("Hidden in part")
     costs = [found.mismatch[scope] for scope in SCOPES]
     bars = mismatch.bar(
         ["whole,\n2 s prefix", "first 5 s,\nno prefix"],
@@ -116,13 +109,13 @@ def draw_corruption(found: Corruption, path: Path) -> None:
     mismatch.bar_label(bars, [f"{cost.percent:.1f} %" for cost in costs], padding=3)
     paper = f"paper: {PAPER_MISMATCH_PERCENT} %"
     mismatch.axhline(PAPER_MISMATCH_PERCENT, linestyle="--", linewidth=1.2, color="black", label=paper)
-    mismatch.legend(loc="best", fontsize=8)
-    mismatch.set_ylabel("cost (%)")
-    mismatch.set_title("Another song's vocal")
+    _label(shift, "Shifted in time", "vocal moved by (s)", "cost: rise of the loss (%)")
+    _label(mask, "Hidden in part", "vocal frames hidden (%)")
+    _label(mismatch, "Another song's vocal", y="cost (%)")
     for axes in (shift, mask, mismatch):
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.grid(alpha=0.3)
     shift.legend(loc="best", fontsize=8)
+    mismatch.legend(loc="best", fontsize=8)
     figure.suptitle(
         f"What a damaged vocal costs the accompaniment's prediction "
         f"({found.windows} windows of {found.seconds:g} s; bars: standard error)"
@@ -135,26 +128,19 @@ def draw_context(found: ContextScaling, path: Path) -> None:
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     whole, last = figure.subplots(1, 2)
     for axes, curves in ((whole, found.whole), (last, found.last)):
-        lengths: list[float] = []
         for name, curve in curves.items():
             lengths = sorted(curve)
-            axes.plot(
-                lengths,
-                [curve[length] for length in lengths],
-                marker="o",
-                color=COLORS[name],
-                label=name.replace("_", " "),
-            )
-        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
-        axes.set_xlabel("context (s)")
-        axes.set_ylabel("cnBPT (bits per token / log2 of the codebook size)")
-        axes.grid(alpha=0.3)
+            values = [curve[length] for length in lengths]
+            axes.plot(lengths, values, marker="o", color=COLORS[name], label=name.replace("_", " "))
+            axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
     for name in ("unconditional_vocal", "unconditional_accompaniment", "vocal_to_accompaniment"):
         value = PAPER[f"cnbpt_{name}"]
         label = f"paper, 30 s, {name.replace('_', ' ')}: {value}"
         whole.axhline(value, linestyle="--", linewidth=1, color=COLORS[name], label=label)
-    whole.set_title("Whole windows of that length")
-    last.set_title(f"The same frames: the last {found.last_seconds:g} s of the window")
+    measure = "cnBPT (bits per token / log2 of the codebook size)"
+    _label(whole, "Whole windows of that length", "context (s)", measure)
+    title = f"The same frames: the last {found.last_seconds:g} s of the window"
+    _label(last, title, "context (s)", measure)
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"Predictability by length of context ({found.windows} windows; lower is better)")
@@ -168,40 +154,31 @@ def draw_codes(found: Mapping[str, CodeUsage], path: Path) -> None:
     most = max(int(found[track].counts.max()) for track in TRACKS)
     edges = [0, *(2**power for power in range(most.bit_length() + 1))]  # 0, 1, 2-3, 4-7, ...
     for offset, track in zip((-0.2, 0.2), TRACKS, strict=True):
-        counts = found[track].counts.numpy()
+        style: dict[str, Any] = {"color": COLORS[track], "label": track}
+        counts, figures = found[track].counts.numpy(), found[track].figures()
         codes, _ = np.histogram(counts, edges)
-        histogram.bar(np.arange(len(codes)) + offset, codes, 0.4, color=COLORS[track], label=track)
+        histogram.bar(np.arange(len(codes)) + offset, codes, 0.4, **style)
         ordered = found[track].sorted_shares() * len(counts)
         ranks = 100 * (np.arange(len(counts)) + 1) / len(counts)
-        usage.plot(
-            ranks, np.where(ordered > 0, ordered, np.nan), color=COLORS[track], linewidth=2, label=track
-        )
+        usage.plot(ranks, np.where(ordered > 0, ordered, np.nan), linewidth=2, **style)
+        values = [figures[f"{track}_{name}"] for name in ("utilization", "normalized_entropy")]
+        places = np.arange(2) + offset
+        bars = shares.bar(places, values, 0.36, **style)
+        shares.bar_label(bars, fmt="%.3f", label_type="center", color="white", fontsize=9)
+        shares.hlines(PAPER_USAGE[track], places - 0.18, places + 0.18, **_PAPER_STYLE)
     names = [f"{low}" if high - low == 1 else f"{low}-{high - 1}" for low, high in pairwise(edges)]
     histogram.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize=8)
-    histogram.set_xlabel("occurrences of a code")
-    histogram.set_ylabel("codes")
-    histogram.set_title("How often codes occur")
+    _label(histogram, "How often codes occur", "occurrences of a code", "codes")
     usage.axhline(1, color="gray", linewidth=1, label="all codes alike")
     usage.set_yscale("log")
-    usage.set_xlabel("codes, most used first (% of the codebook)")
-    usage.set_ylabel("use (1 = a uniform share of the tokens)")
-    usage.set_title("Sorted usage")
-    values = {track: (utilization(c := found[track].counts), normalized_entropy(c)) for track in TRACKS}
-    for offset, track in zip((-0.2, 0.2), TRACKS, strict=True):
-        places = np.arange(2) + offset
-        bars = shares.bar(places, values[track], 0.36, color=COLORS[track], label=track)
-        shares.bar_label(bars, fmt="%.3f", label_type="center", color="white", fontsize=9)
-        for place, value in zip(places, PAPER_USAGE[track], strict=True):
-            shares.hlines(value, place - 0.18, place + 0.18, colors="black", linestyles="--", linewidth=1.2)
+    measure = "use (1 = a uniform share of the tokens)"
+    _label(usage, "Sorted usage", "codes, most used first (% of the codebook)", measure)
     shares.plot([], [], "k--", linewidth=1.2, label="paper")
     shares.set_xticks((0, 1), ("utilization", "normalized entropy"))
     shares.set_ylim(0, 1.3)
-    shares.set_ylabel("share (0 to 1)")
-    shares.set_title("Use of the codebook")
-    for axes in (histogram, usage, shares):
-        axes.grid(alpha=0.3)
-    for axes in (histogram, usage):
-        axes.legend(fontsize=8)
+    _label(shares, "Use of the codebook", y="share (0 to 1)")
+    histogram.legend(fontsize=8)
+    usage.legend(fontsize=8)
     shares.legend(fontsize=8, loc="upper center", ncols=3)
     figure.suptitle(f"Codes of the test items ({found['vocal'].tokens:,} tokens per track)")
     save_figure(figure, path)
@@ -211,32 +188,25 @@ def draw_probe(found: ProbeResult, path: Path) -> None:
     """Accuracy and macro ROC-AUC of every label by what the probe sees."""
     figure = Figure(figsize=(15, 7.5), layout="constrained")
     grid = figure.subplots(2, len(INPUTS), sharex=True, sharey="row", squeeze=False)
-    places = np.arange(len(found.labels))
+    places, tables = np.arange(len(found.labels)), [found.scores[label.name] for label in found.labels]
     for column, seen in enumerate(INPUTS):
         keys = [MAJORITY, *((seen, method) for method in METHODS)]
-        keys = [key for key in keys if any(key in found.scores[label.name] for label in found.labels)]
+        keys = [key for key in keys if key in tables[0]]
         width = 0.86 / len(keys)
         for number, key in enumerate(keys):
-            scores = [found.scores[label.name][key] for label in found.labels]
-            for axes, values, errors in (
-                (grid[0, column], *_accuracies(scores)),
-                (grid[1, column], [score.roc_auc for score in scores], None),
-            ):
-                bars = axes.bar(
-                    places + (number - (len(keys) - 1) / 2) * width,
-                    values,
-                    width,
-                    yerr=errors,
-                    capsize=2,
-                    color=METHOD_COLORS[key[1]],
-                    label=METHOD_NAMES[key[1]],
-                )
+            name, color = METHODS[key[1]]
+            style: dict[str, Any] = {"capsize": 2, "color": color, "label": name}
+            at = places + (number - (len(keys) - 1) / 2) * width
+            share = np.array([table[key].accuracy for table in tables])
+            errors = np.sqrt(share * (1 - share) / [table[key].recordings for table in tables])
+            areas = [table[key].roc_auc for table in tables]
+            for axes, values, error in ((grid[0, column], share, errors), (grid[1, column], areas, None)):
+                bars = axes.bar(at, values, width, yerr=error, **style)
                 axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
         grid[0, column].set_title(f"seen: {'both tracks' if seen == 'both' else seen}")
-        counts = [found.scores[label.name][MAJORITY].recordings for label in found.labels]
         names = [
-            f"{label.name}\n{len(label.classes)} classes,\n{count} items"
-            for label, count in zip(found.labels, counts, strict=True)
+            f"{label.name}\n{len(label.classes)} classes,\n{table[MAJORITY].recordings} items"
+            for label, table in zip(found.labels, tables, strict=True)
         ]
         grid[1, column].set_xticks(places, names, fontsize=8)
         grid[1, column].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
@@ -252,10 +222,3 @@ def draw_probe(found: ProbeResult, path: Path) -> None:
         f"tested on {found.test_recordings} items of other songs"
     )
     save_figure(figure, path)
-
-
-def _accuracies(scores: list[ProbeScores]) -> tuple[list[float], list[float]]:
-    """Accuracies and their binomial standard errors."""
-    values = [score.accuracy for score in scores]
-    errors = [float(np.sqrt(score.accuracy * (1 - score.accuracy) / score.recordings)) for score in scores]
-    return values, errors

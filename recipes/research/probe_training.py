@@ -1,9 +1,11 @@
-"""The probes: logistic regression, and a small Conformer on frozen code vectors (P B.2).
+"""The probes: logistic regression, and a small Conformer on frozen code vectors; what they learn from and
+how their answers are scored (P B.2).
 
 The Conformer has one linear head per label. Blocks as in Gulati et al. (2020): half a feed-forward,
 attention, convolution, half a feed-forward, all pre-norm. Positions come from the depthwise convolutions.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,112 +14,153 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.research.probe_data import Label, ProbeSet, clip_starts, cut_clip, score_classes
-from duotok.tokenizer.common.errors import ConfigError, DataError
-from duotok.tokenizer.model import HOP_SAMPLES, MEL_PER_FRAME, TRACKS
-from duotok.tokenizer.spectra import LogMel, level_gain
+from duotok.tokenizer.common.errors import DataError
 
-MEL_BANDS = 128
 STRENGTHS = (0.003, 0.03, 0.3)  # of the linear probe: the inverse of its regularization
+# What a probe sees: one track's code vectors, or both tracks' side by side.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "vocal": ("vocal",),
+    "accompaniment": ("accompaniment",),
+    "both": ("vocal", "accompaniment"),
+}
 Probabilities = dict[str, np.ndarray]  # by label [recordings, classes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Something to be read out of the codes."""
+
+    name: str
+    classes: tuple[str, ...]  # every recording has exactly one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSet:
+    """Recordings with their truth."""
+
+    ids: tuple[str, ...]
+    songs: tuple[str, ...]
+    codes: tuple[Mapping[str, Tensor], ...]  # by track [frames] int64
+    truth: Mapping[str, np.ndarray]  # by label [recordings, classes] of 0 and 1; a row of NaN = not known
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> "ProbeSet":
+        """The recordings with these indices."""
+        return ProbeSet(
+            ids=tuple(self.ids[index] for index in indices),
+            songs=tuple(self.songs[index] for index in indices),
+            codes=tuple(self.codes[index] for index in indices),
+            truth={name: rows[list(indices)] for name, rows in self.truth.items()},
+        )
+
+
+def clip_starts(frames: int, clip_frames: int) -> list[int]:
+    """First frames of the fewest clips, evenly spread, that cover so many frames."""
+    count = max(1, math.ceil(frames / clip_frames))
+    return np.linspace(0, max(0, frames - clip_frames), count).round().astype(int).tolist()
+
+
+def cut_clip(codes: Tensor, start: int, clip_frames: int) -> Tensor:
+    """clip_frames codes of codes [frames] from `start` on; what is shorter is repeated."""
+    return codes[torch.arange(start, start + clip_frames) % len(codes)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """Scores of one label over the recordings for which its truth is known."""
+
+    accuracy: float  # share of recordings whose likeliest class is right
+    average_precision: float  # mean over classes (P 4.3, macro)
+    roc_auc: float  # mean over classes
+    recordings: int
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Flat figures, `name` leading."""
+        return {
+            f"{name}_accuracy": self.accuracy,
+            f"{name}_macro_ap": self.average_precision,
+            f"{name}_macro_auc": self.roc_auc,
+        }
+
+
+def score_classes(truth: np.ndarray, scores: np.ndarray) -> ProbeScores:
+    """Compare scores [recordings, classes] with truth [recordings, classes] of 0 and 1.
+
+    Rows of truth that are NaN are not known and do not count; neither do classes without both a positive and
+    a negative recording.
+    """
+    known = ~np.isnan(truth).any(axis=1)
+    truth, scores = truth[known], scores[known]
+    both = (truth.sum(axis=0) > 0) & (truth.sum(axis=0) < len(truth))
+    if not both.any():
+        raise DataError("no class has both a positive and a negative test recording; use more test items")
+    return ProbeScores(
+        accuracy=float((truth.argmax(axis=1) == scores.argmax(axis=1)).mean()),
+        average_precision=float(average_precision_score(truth[:, both], scores[:, both], average="macro")),
+        roc_auc=float(roc_auc_score(truth[:, both], scores[:, both], average="macro")),
+        recordings=len(truth),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConformerConfig:
     """Settings of the probe."""
 
-    dim: int = 64
+    dim: int = 64  # divides into the heads
     heads: int = 4
     blocks: int = 2
     expansion: int = 4  # of the feed-forwards
-    kernel: int = 15  # steps under the depthwise convolution
+    kernel: int = 15  # steps under the depthwise convolution, odd
     stride: int = 4  # frames per step
     dropout: float = 0.2
     hidden_share: float = 0.1  # share of the frames that are hidden from the probe in training
 
-    def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads")
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"kernel must be odd, got {self.kernel}")
-        if not 0 <= self.hidden_share < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError("hidden_share and dropout must be in [0, 1)")
-
-
-class FeedForward(nn.Sequential):
-    """Pre-norm feed-forward of a block."""
-
-    def __init__(self, config: ConformerConfig) -> None:
-        hidden = config.expansion * config.dim
-        super().__init__(
-            nn.LayerNorm(config.dim),
-            nn.Linear(config.dim, hidden),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(hidden, config.dim),
-            nn.Dropout(config.dropout),
-        )
-
-
-class SelfAttention(nn.Module):
-    """Pre-norm attention over all steps."""
-
-    def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.norm = nn.LayerNorm(config.dim)
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features [batch, steps, dim] -> the same shape."""
-        qkv = self.qkv(self.norm(features)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, steps, dim / heads]
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
-
-
-class Convolution(nn.Module):
-    """Pre-norm gated depthwise convolution."""
-
-    def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
-        dim = config.dim
-        self.norm = nn.LayerNorm(dim)
-        self.gated = nn.Linear(dim, 2 * dim)
-        self.depthwise = nn.Conv1d(dim, dim, config.kernel, padding=config.kernel // 2, groups=dim)
-        self.inner_norm = nn.LayerNorm(dim)  # of one clip, where the paper's batch norm is of all
-        self.out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features [batch, steps, dim] -> the same shape."""
-        hidden = functional.glu(self.gated(self.norm(features)), dim=-1)
-        hidden = self.depthwise(hidden.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(self.out(functional.silu(self.inner_norm(hidden))))
-
 
 class ConformerBlock(nn.Module):
-    """Half a feed-forward, attention, convolution, half a feed-forward."""
+    """Half a feed-forward, attention, gated depthwise convolution, half a feed-forward, a norm."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.before, self.after = FeedForward(config), FeedForward(config)
-        self.attention, self.convolution = SelfAttention(config), Convolution(config)
-        self.norm = nn.LayerNorm(config.dim)
+        dim, wide = config.dim, config.expansion * config.dim
+        self.before, self.after = (
+            nn.Sequential(
+                nn.LayerNorm(dim),
+                nn.Linear(dim, wide),
+                nn.SiLU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(wide, dim),
+                nn.Dropout(config.dropout),
+            )
+            for _ in range(2)
+        )
+        self.heads = config.heads
+        self.attention_norm, self.qkv = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
+        self.gated = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GLU())
+        self.depthwise = nn.Conv1d(dim, dim, config.kernel, padding=config.kernel // 2, groups=dim)
+        # The norm is of one clip, where the paper's batch norm is of all.
+        self.convolved = nn.Sequential(
+            nn.LayerNorm(dim), nn.SiLU(), nn.Linear(dim, dim), nn.Dropout(config.dropout)
+        )
+        self.attended = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(config.dropout))
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """features [batch, steps, dim] -> the same shape."""
-        features = features + 0.5 * self.before(features)
-        features = features + self.attention(features)
-        features = features + self.convolution(features)
-        return self.norm(features + 0.5 * self.after(features))
+        features = features + self.before(features) / 2
+        qkv = self.qkv(self.attention_norm(features)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, steps, dim / heads]
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        features = features + self.attended(mixed.transpose(1, 2).flatten(-2))
+        hidden = self.depthwise(self.gated(features).transpose(1, 2)).transpose(1, 2)
+        features = features + self.convolved(hidden)
+        return self.norm(features + self.after(features) / 2)
 
 
 class ConformerProbe(nn.Module):
@@ -139,9 +182,8 @@ class ConformerProbe(nn.Module):
 
     def forward(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """codes: by track [batch, frames] -> {label: logits [batch, classes]}."""
-        parts = [
-            functional.embedding(codes[track], self.get_buffer(f"vectors_{track}")) for track in self.tracks
-        ]
+        tables = {track: self.get_buffer(f"vectors_{track}") for track in self.tracks}
+        parts = [functional.embedding(codes[track], table) for track, table in tables.items()]
         features = torch.cat(parts, dim=-1)  # [batch, frames, width]
         if self.training and self.config.hidden_share > 0:
             shown = torch.rand(features.shape[:2], device=features.device) >= self.config.hidden_share
@@ -190,14 +232,11 @@ def train_conformer(
     torch.manual_seed(training.seed)
     classes = {label.name: len(label.classes) for label in labels}
     probe = ConformerProbe(vectors, classes, config or ConformerConfig()).to(training.device)
-    optimizer = torch.optim.AdamW(
-        probe.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    rate = training.learning_rate
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=training.weight_decay)
     clips = sum(len(clip_starts(len(codes["vocal"]), training.clip_frames)) for codes in train.codes)
     steps = training.epochs * -(-clips // training.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=steps + 1, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
     best, best_state = -1.0, {name: value.clone() for name, value in probe.state_dict().items()}
     with tqdm(total=steps, desc=f"probe, {'+'.join(vectors)}", disable=None) as progress:
         for _ in range(training.epochs):
@@ -210,7 +249,8 @@ def train_conformer(
                 optimizer.step()
                 schedule.step()
                 progress.update()
-            found = mean_precision(held_out, predict_conformer(probe, held_out, labels, training), labels)
+            told = predict_conformer(probe, held_out, labels, training)
+            found = float(np.mean([_precision(held_out.truth[name], own) for name, own in told.items()]))
             if found >= best:  # of equally good ones the longest trained
                 best, best_state = found, {name: value.clone() for name, value in probe.state_dict().items()}
             progress.set_postfix(held_out_ap=f"{found:.3f}")
@@ -285,12 +325,8 @@ def mean_by_owner(rows: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return sums / np.bincount(owners)[:, None]
 
 
-def mean_precision(recordings: ProbeSet, found: Probabilities, labels: Sequence[Label]) -> float:
-    """Mean over labels of the macro AP; a label that these recordings cannot test counts as 0."""
-    return float(np.mean([_precision(recordings.truth[label.name], found[label.name]) for label in labels]))
-
-
 def _precision(truth: np.ndarray, found: np.ndarray) -> float:
+    """The macro AP; of a label that these recordings cannot test 0."""
     try:
         return score_classes(truth, found).average_precision
     except DataError:
@@ -310,22 +346,19 @@ def _random_clips(
     for first in range(0, len(order), training.batch):
         chosen = [pairs[place] for place in order[first : first + training.batch]]
         owners = [index for index, _ in chosen]
-        truth = {
-            name: torch.from_numpy(rows[owners]).to(training.device)
-            for name, rows in recordings.truth.items()
-        }
+        rows = {name: torch.from_numpy(known[owners]) for name, known in recordings.truth.items()}
+        truth = {name: known.to(training.device) for name, known in rows.items()}
         yield _stack(recordings, tracks, chosen, training), truth
 
 
 def _stack(
     recordings: ProbeSet, tracks: Sequence[str], pairs: Sequence[tuple[int, int]], training: ProbeTraining
 ) -> dict[str, Tensor]:
-    return {
-        track: torch.stack(
-            [cut_clip(recordings.codes[index][track], start, training.clip_frames) for index, start in pairs]
-        ).to(training.device)
-        for track in tracks
-    }
+    stacked = {}
+    for track in tracks:
+        clips = [cut_clip(recordings.codes[i][track], start, training.clip_frames) for i, start in pairs]
+        stacked[track] = torch.stack(clips).to(training.device)
+    return stacked
 
 
 def _loss(logits: Mapping[str, Tensor], truth: Mapping[str, Tensor], labels: Sequence[Label]) -> Tensor:
@@ -358,34 +391,3 @@ def _fit_classes(
         return found
 
     return predict
-
-
-def measure_mel(items: Sequence[Item], clip_frames: int) -> dict[str, dict[str, Tensor]]:
-    """Mean and deviation over time of each clip's log-mel: item id -> track -> [clips, 2 * MEL_BANDS]."""
-    log_mel = LogMel(MEL_BANDS)
-    found: dict[str, dict[str, Tensor]] = {}
-    for item in tqdm(items, desc="mel", disable=None):
-        waves = {track: item.read(track).mean(dim=0, keepdim=True) for track in TRACKS}
-        found[item.id] = {track: pool_mel(wave, log_mel, clip_frames) for track, wave in waves.items()}
-    return found
-
-
-def pool_mel(wave: Tensor, log_mel: LogMel, clip_frames: int) -> Tensor:
-    """Mean and deviation of the bands in each clip of wave [1, samples]: [clips, 2 * bands]."""
-    wave = functional.pad(wave, (0, -wave.shape[-1] % HOP_SAMPLES))
-    mel = log_mel(wave * level_gain(wave))[0]  # [MEL_PER_FRAME * frames, bands]
-    length = MEL_PER_FRAME * clip_frames
-    starts = clip_starts(len(mel) // MEL_PER_FRAME, clip_frames)
-    clips = [mel[MEL_PER_FRAME * start :][:length] for start in starts]
-    return torch.stack([torch.cat([clip.mean(dim=0), clip.std(dim=0)]) for clip in clips])
-
-
-def join_mel(
-    recordings: ProbeSet, statistics: Mapping[str, Mapping[str, Tensor]], tracks: Sequence[str]
-) -> ClipFeatures:
-    """Features of the recordings' clips, tracks side by side."""
-    rows = [
-        torch.cat([statistics[name][track] for track in tracks], dim=1).numpy() for name in recordings.ids
-    ]
-    owners = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
-    return ClipFeatures(rows=np.concatenate(rows), owners=owners)

@@ -54,10 +54,8 @@ class DemucsSeparator:
             piece=PIECE_SECONDS * SAMPLE_RATE_HZ,
             overlap=OVERLAP_SECONDS * SAMPLE_RATE_HZ,
         )
-        wanted = [source for source in self.model.sources if source in SOURCES]
-        return complete_stems(
-            wave, {SOURCES[source]: stem for source, stem in zip(wanted, stems, strict=True)}
-        )
+        wanted = [SOURCES[source] for source in self.model.sources if source in SOURCES]
+        return complete_stems(wave, dict(zip(wanted, stems, strict=True)))
 
     @torch.no_grad()
     def _separate_piece(self, wave: Tensor, *, mean: float, deviation: float) -> Tensor:
@@ -113,9 +111,7 @@ def _load_bag(folder: Path) -> BagOfModels:
     """A folder as the hub holds it: one YAML that lists the models, and one safetensors file for each."""
     descriptions = sorted(folder.glob("*.yaml"))
     if len(descriptions) != 1:
-        raise ConfigError(
-            f"{folder} must hold one YAML file that lists its models, found {len(descriptions)}"
-        )
+        raise ConfigError(f"{folder} must hold one YAML that lists its models, found {len(descriptions)}")
     bag = yaml.safe_load(descriptions[0].read_text(encoding="utf-8"))
     models = [_load_file(folder / f"{Path(str(name)).name}.safetensors") for name in bag["models"]]
     return BagOfModels(models, bag.get("weights"), bag.get("segment"))
@@ -128,7 +124,5 @@ def _load_file(path: Path) -> Any:
         metadata = file.metadata() or {}
     # The package imports whatever class the metadata name; only its own may be named.
     if metadata.get("klass") not in CLASSES or "structure" in metadata:
-        raise ConfigError(
-            f"{path} does not say that it is a Demucs model; it needs the package's own metadata"
-        )
+        raise ConfigError(f"{path} does not say it is a Demucs model; it needs the package's own metadata")
     return load_safetensors_model(path)

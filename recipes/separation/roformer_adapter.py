@@ -72,10 +72,8 @@ class RoFormerSeparator:
         """wave [2, samples] at 48 kHz -> four stems of the same shape that sum to it."""
         piece = round(self.chunk * SAMPLE_RATE_HZ / self.rate_hz)
         stems = separate_in_pieces(wave, self._separate_piece, piece=piece, overlap=piece // 2)
-        named = {
-            SOURCES[name]: stem for name, stem in zip(self.sources, stems, strict=True) if name in SOURCES
-        }
-        return complete_stems(wave, named)
+        found = zip(self.sources, stems, strict=True)
+        return complete_stems(wave, {SOURCES[name]: stem for name, stem in found if name in SOURCES})
 
     @torch.no_grad()
     def _separate_piece(self, wave: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """`finetune` from songs to a model that `generate` takes, and what it says about songs it cannot use."""
 
+import itertools
 import json
 import os
 import shutil
@@ -74,13 +75,10 @@ def test_the_new_model_plays(method, songs, tiny_bundle, vocal_file, tmp_path, c
 def test_an_interrupted_run_goes_on(songs, tiny_bundle, tmp_path, monkeypatch, capsys):
     command = ["--songs", songs, "--model", tiny_bundle, "--steps", 6, "--held-out", 0]
     assert run(*command, "--out", tmp_path / "whole") == 0
-    calls = 0
-    forward = LMObjective.forward
+    calls, forward = itertools.count(1), LMObjective.forward
 
     def interrupt(self, **batch):
-        nonlocal calls
-        calls += 1
-        if calls == 4:
+        if next(calls) == 4:
             raise KeyboardInterrupt
         return forward(self, **batch)
 

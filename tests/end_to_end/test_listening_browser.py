@@ -11,12 +11,8 @@ from duotok.recipes.listening import listen
 from duotok.recipes.listening.page import PageSettings, key_path, read_key, write_page
 
 playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = next(
-    filter(
-        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
-    ),
-    None,
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 TITLE = "Bands & <b>voices</b> </script>"
@@ -93,8 +89,7 @@ def test_a_listener_rates_all_clips_by_the_keyboard(listening_sounds, tmp_path, 
     assert orders["ann"] == heard
     assert len({tuple(order) for order in orders.values()}) > 4
 
-    assert (
-        listen.main(["score", str(ratings), "--key", str(key_path(out)), "--out", str(tmp_path / "mos")]) == 0
-    )
+    options = ["--key", str(key_path(out)), "--out", str(tmp_path / "mos")]
+    assert listen.main(["score", str(ratings), *options]) == 0
     told = capsys.readouterr().out
     assert "| original | 5.00 |" in told and "| tokens | 3.00 |" in told

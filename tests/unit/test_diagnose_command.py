@@ -10,8 +10,8 @@ import torch
 from matplotlib.image import imread
 
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
-from duotok.recipes.research import corruption, diagnose
-from duotok.recipes.research.probe_training import MEL_BANDS, pool_mel
+from duotok.recipes.research import diagnose, diagnosis
+from duotok.recipes.research.probe import MEL_BANDS, pool_mel
 from duotok.tokenizer.spectra import LogMel
 
 
@@ -20,19 +20,17 @@ def labelled_corpus(tiny_corpus, tmp_path_factory):
     """The tiny corpus with two styles, keys and tempi, its audio where it was."""
     root = tmp_path_factory.mktemp("labelled")
     for split in ("train", "test"):
-        items = []
-        for number, item in enumerate(read_manifest(tiny_corpus / f"{split}.jsonl")):
-            stems = {stem: str(item.path(stem)) for stem in item.stems}
-            items.append(
-                dataclasses.replace(
-                    item,
-                    stems=stems,
-                    mix=str(item.path("mix")),
-                    style=("rock", "folk")[number % 2],
-                    key=("C:maj", "Eb:min")[number % 2],
-                    tempo_bpm=(70.0, 140.0)[number % 2],
-                )
+        items = [
+            dataclasses.replace(
+                item,
+                stems={stem: str(item.path(stem)) for stem in item.stems},
+                mix=str(item.path("mix")),
+                style=("rock", "folk")[number % 2],
+                key=("C:maj", "Eb:min")[number % 2],
+                tempo_bpm=(70.0, 140.0)[number % 2],
             )
+            for number, item in enumerate(read_manifest(tiny_corpus / f"{split}.jsonl"))
+        ]
         write_manifest(root / f"{split}.jsonl", items)
     return root
 
@@ -92,10 +90,8 @@ def test_kept_tokens_are_used_again_and_other_parts_stay(diagnosed, labelled_cor
     assert run(without_sound, out, *options) == 0
     after = json.loads((out / "diagnostics.json").read_text())
     assert before.keys() - after.keys() == {name for name in before if "mel_linear" in name}
-    assert {name for name, value in after.items() if value != before[name]} <= {
-        "codes.seconds",
-        "probe.seconds",
-    }
+    changed = {name for name, value in after.items() if value != before[name]}
+    assert changed <= {"codes.seconds", "probe.seconds"}
 
 
 def test_finished_parts_are_kept_when_a_later_one_fails(labelled_corpus, tiny_bundle, tmp_path, capsys):
@@ -115,7 +111,7 @@ def test_an_interrupt_keeps_what_is_finished(labelled_corpus, tiny_bundle, tmp_p
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corruption, "measure_corruption", interrupt)
+    monkeypatch.setattr(diagnosis, "measure_corruption", interrupt)
     monkeypatch.setattr(diagnose, "PARTS", ("codes", "corruption"))
     options = ("--bundle", tiny_bundle, "--seconds", 6, "--parts", "codes", "corruption")
     assert run(labelled_corpus, tmp_path, *options) == 130
@@ -179,5 +175,3 @@ def test_parts_of_different_training_runs_are_refused(
     assert run(labelled_corpus, out, "--tokenizer", tiny_bundle / "tokenizer", "--parts", "codes") == 0
     assert run(labelled_corpus, out, "--tokenizer", others["tokenizer"], "--parts", "codes") == 1
     assert "holds tokens of the tokenizer" in capsys.readouterr().err
-    foreign = ("--tokens", out / "tokens" / "test", "--tokenizer", others["tokenizer"], "--no-mel")
-    assert run(labelled_corpus, tmp_path / "new", *foreign, "--parts", "probe") == 1

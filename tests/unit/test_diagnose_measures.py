@@ -8,9 +8,9 @@ from sklearn.metrics import average_precision_score
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.recipes.evaluation.lm_part import Windows, cut_pieces, measure_codes, measure_context
-from duotok.recipes.research.code_usage import count_usage
-from duotok.recipes.research.corruption import measure_corruption, relative_cost
-from duotok.recipes.research.probe_data import score_classes, score_majority
+from duotok.recipes.research.diagnosis import count_usage, measure_corruption, relative_cost
+from duotok.recipes.research.probe import score_majority
+from duotok.recipes.research.probe_training import score_classes
 from duotok.tokenizer.common.errors import DataError
 
 RATE_HZ = 25.0
@@ -85,12 +85,8 @@ def test_pieces_cover_the_windows_and_name_their_ends():
 def test_context_counts_the_same_frames_with_more_of_the_song(tiny_components):
     lm, windows = DualTrackLM.from_pretrained(tiny_components["lm"]), make_windows()
     found = measure_context(lm, windows, lengths_seconds=(4.0, 6.0, 60.0))
-    series = {
-        "unconditional_vocal",
-        "unconditional_accompaniment",
-        "vocal_to_accompaniment",
-        "accompaniment_to_vocal",
-    }
+    series = {"unconditional_vocal", "unconditional_accompaniment"}
+    series |= {"vocal_to_accompaniment", "accompaniment_to_vocal"}
     assert set(found.whole) == set(found.last) == series
     assert all(list(curve) == [4.0, 6.0] for curve in found.whole.values())
     assert found.last_seconds == 2.0
@@ -111,11 +107,11 @@ def test_usage_of_uniform_and_of_collapsed_codes():
     assert band["accompaniment_utilization"] == 2 / 64
     assert band["accompaniment_share_of_most_used_tenth"] == 1
     assert band["accompaniment_perplexity_codes"] < 2
-    few = count_usage(
-        [{track: rows[:64] for track, rows in codes.items()}], {"vocal": 64, "accompaniment": 64}
-    )
+    few = count_usage([{track: rows[:64] for track, rows in codes.items()}], dict.fromkeys(codes, 64))
     # 64 draws of 64 equally likely codes reach about 1 - 1/e of them.
-    assert few["vocal"].largest_utilization == pytest.approx(1 - np.exp(-1), abs=0.01)
+    assert few["vocal"].figures()["vocal_utilization_of_uniform_codes"] == pytest.approx(
+        1 - np.exp(-1), abs=0.01
+    )
 
 
 def test_scores_leave_out_what_cannot_be_tested():

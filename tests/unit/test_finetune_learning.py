@@ -1,4 +1,5 @@
-"""Fine-tuning on made-up songs: one is learned by heart, the best held-out weights stay, resume is exact."""
+"""Fine-tuning on made-up songs: one is learned by heart, the best held-out weights stay, resume is exact;
+adapters start as no change and merge without one; the new model's place and precision."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.recipes.finetuning import learning
 from duotok.recipes.finetuning.finetune_settings import FinetuneSettings
 from duotok.recipes.finetuning.learning import (
+    TARGETS,
     Curve,
     LossMeter,
     add_adapters,
     choose_held_out,
+    is_half,
     learn,
     merge_adapters,
     open_windows,
+    require_free,
+    write_model,
 )
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 CODES = 16
 FRAMES = 50
@@ -50,16 +56,9 @@ def lm(monkeypatch: pytest.MonkeyPatch) -> DualTrackLM:
     monkeypatch.setattr(learning, "WINDOWS", ((1.0, 1.0), (2.0, 1.0)))
     torch.manual_seed(0)
     config = DualTrackLMConfig(
-        vocal_codes=CODES,
-        accompaniment_codes=CODES,
-        code_dim=8,
-        embedding_dim=32,
-        hidden_dim=64,
-        layers=2,
-        heads=2,
-        key_value_heads=1,
-        feed_forward_dim=128,
-    )
+        vocal_codes=CODES, accompaniment_codes=CODES, code_dim=8, embedding_dim=32, hidden_dim=64, layers=2,
+        heads=2, key_value_heads=1, feed_forward_dim=128,
+    )  # fmt: skip
     model = DualTrackLM(config)
     for track in ("vocal", "accompaniment"):  # heads as a trained model has them, so that adapters can tell
         torch.nn.init.normal_(model.codes_of(track).residual_out.weight, std=0.3)
@@ -94,8 +93,7 @@ def test_the_lowest_held_out_loss_is_kept_and_ends_the_training(
     settings = FinetuneSettings(learning_rate=2e-2, steps=400, batch_size=4, measure_every=5, patience=3)
     windows = open_windows(lm, shards, shards.index.songs[:1], 4)
     learned = learn(lm, windows, held_out, settings, tmp_path / "run")
-    steps = [step for step, _ in learned.curve]
-    losses = [loss for _, loss in learned.curve]
+    steps, losses = map(list, zip(*learned.curve, strict=True))
     assert learned.stopped_early and steps == list(range(0, learned.steps + 1, 5))
     assert losses.index(min(losses)) == len(losses) - 4 and learned.kept_step == learned.steps - 15
     assert held_out.measure(lm) == pytest.approx(min(losses), abs=1e-6)
@@ -177,26 +175,75 @@ def test_the_curve_knows_its_best_and_its_end():
     assert not Curve().is_over(1)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"lora_rank": 0},
-        {"learning_rate": 0.0},
-        {"learning_rate": float("nan")},
-        {"minutes": 0.0},
-        {"held_out_share": 0.9},
-        {"steps": 0},
-        {"batch_size": 0},
-        {"seed": -1},
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(bad: dict):
+BAD = [("lora_rank", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")), ("minutes", 0.0)]
+BAD += [("held_out_share", 0.9), ("steps", 0), ("batch_size", 0), ("seed", -1)]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_settings_out_of_range_are_refused(name: str, value: float):
     with pytest.raises(ConfigError):
-        replace(FinetuneSettings(), **bad)
+        replace(FinetuneSettings(), **{name: value})
 
 
-def test_adapters_learn_faster_than_all_weights_by_default():
-    full, lora = FinetuneSettings(), FinetuneSettings(lora_rank=8)
-    assert lora.peak_learning_rate > full.peak_learning_rate > 0
-    assert replace(lora, learning_rate=0.5).peak_learning_rate == 0.5
+@torch.no_grad()
+def logits_of(lm: DualTrackLM) -> torch.Tensor:
+    torch.manual_seed(1)
+    codes = {track: torch.randint(CODES, (2, 20)) for track in TRACKS}
+    return lm(lm.lay_out(codes, "vocal_to_accompaniment"))["accompaniment"]
+
+
+def test_new_adapters_change_nothing_and_alone_are_trained(lm: DualTrackLM):
+    before = logits_of(lm.eval())
+    add_adapters(lm, rank=4)
+    torch.testing.assert_close(logits_of(lm), before)
+    trained = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * len(TARGETS) * lm.config.layers
+    assert all("lora_" in name and name.startswith("backbone.") for name in trained)
+
+
+def test_merged_adapters_give_the_same_logits_in_an_ordinary_model(lm: DualTrackLM):
+    names = set(lm.state_dict())
+    before = logits_of(lm.eval())
+    add_adapters(lm, rank=4)
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted = logits_of(lm)
+    assert (adapted - before).abs().max() > 1e-4
+    merge_adapters(lm)
+    torch.testing.assert_close(logits_of(lm), adapted, rtol=1e-4, atol=1e-5)
+    assert set(lm.state_dict()) == names and all(p.requires_grad for p in lm.parameters())
+
+
+def test_adapters_start_alike_for_a_seed(lm: DualTrackLM):
+    twin = DualTrackLM(lm.config)
+    add_adapters(lm, rank=2, seed=3)
+    add_adapters(twin, rank=2, seed=3)
+    state, other = lm.state_dict(), twin.state_dict()
+    names = [name for name in state if "lora_A" in name]
+    assert names and all(torch.equal(state[name], other[name]) for name in names)
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    require_free(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    require_free(tmp_path / "empty")
+    (tmp_path / "file").write_text("mine")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="exists already"):
+            require_free(taken)
+
+
+def test_the_precision_of_a_bundle_is_seen(tiny_components: dict[str, Path], tiny_bundle: Path):
+    assert not is_half(tiny_components["lm"]) and is_half(tiny_bundle / "lm")
+
+
+def test_a_language_model_of_another_tokenizer_makes_no_bundle(
+    tiny_bundle: Path, tmp_path: Path, make_tiny_components
+):
+    other = DualTrackLM.from_pretrained(make_tiny_components(tmp_path / "other", seed=1)["lm"])
+    with pytest.raises(CheckpointError, match="was trained on the tokenizer"):
+        write_model(
+            tmp_path / "mine", source=tiny_bundle, lm=other, work=tmp_path, name="mine", provenance={}
+        )
+    assert not (tmp_path / "mine").exists()

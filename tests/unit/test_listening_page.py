@@ -12,8 +12,8 @@ import torch
 
 from duotok.recipes.listening import listen
 from duotok.recipes.listening import page as page_module
-from duotok.recipes.listening.page import SCALE, PageSettings, key_path, read_key, write_page
-from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.recipes.listening.page import SCALE, PageSettings, read_key, write_page
+from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.loudness import measure_loudness
 
 
@@ -51,13 +51,8 @@ def test_the_page_is_blind_and_needs_nothing_from_outside(made):
 
 
 def test_the_paper_s_wording_is_used():
-    assert [(grade, name) for grade, name, _ in SCALE] == [
-        (5, "Excellent"),
-        (4, "Good"),
-        (3, "Fair"),
-        (2, "Poor"),
-        (1, "Bad"),
-    ]
+    names = ["Excellent", "Good", "Fair", "Poor", "Bad"]
+    assert [(grade, name) for grade, name, _ in SCALE] == list(zip(range(5, 0, -1), names, strict=True))
     assert SCALE[0][2] == "Imperceptible difference from natural recordings."
     assert SCALE[4][2] == "Dominated by severe artifacts or noise."
 
@@ -66,11 +61,8 @@ def test_the_seed_decides_the_order_and_the_page_s_name(made, listening_sounds, 
     out, key = made
     again = write_page(listening_sounds, tmp_path / "b.html", PageSettings(title="A test", seed=1))
     assert again == key and (tmp_path / "b.html").read_bytes() == out.read_bytes()
-    others = [
-        write_page(listening_sounds, tmp_path / "c.html", PageSettings(seed=seed)) for seed in range(2, 6)
-    ]
-    assert len({other.page for other in others} | {key.page}) == 5
-    assert any(other.stimuli != key.stimuli for other in others)
+    other = write_page(listening_sounds, tmp_path / "c.html", PageSettings(seed=2))
+    assert other.page != key.page and other.stimuli != key.stimuli
 
 
 def test_loudness_gives_way_to_peaks(listening_sounds, tmp_path):
@@ -93,16 +85,6 @@ def test_a_clip_is_cut_to_the_seconds_asked_for(listening_sounds, tmp_path):
     assert lengths == {24_000, 28_800}
 
 
-def write_sounds(root, spec) -> None:
-    for system, clips in spec.items():
-        (root / system).mkdir(parents=True, exist_ok=True)
-        for name, wave in clips.items():
-            if isinstance(wave, bytes):
-                (root / system / name).write_bytes(wave)
-            else:
-                soundfile.write(root / system / name, wave, 48_000)
-
-
 TONE = 0.1 * np.sin(np.arange(48_000) / 20)
 
 
@@ -115,13 +97,23 @@ TONE = 0.1 * np.sin(np.arange(48_000) / 20)
         ({"a": {"x.wav": TONE}, "b": {"x.wav": TONE, "y.wav": TONE}}, "a has no clip y"),
         ({"a": {"x.wav": TONE, "x.flac": TONE}, "b": {"x.wav": TONE}}, "two clips of the name x"),
         ({"a": {"x.wav": TONE}, "b": {"x.wav": b"RIFF nonsense"}}, "b/x.wav is not readable as audio"),
+        ({"a": {"x.wav": TONE}, "b": {"x.wav": None}}, "is a folder"),
         ({"a": {"x.wav": TONE}, "b": {"x.wav": 0 * TONE}}, "b/x.wav is silent"),
         ({"a": {"x.wav": TONE}, "b": {"x.wav": TONE[:9600]}}, "b/x.wav has 0.20 s"),
     ],
 )
 def test_bad_sounds_are_one_line(tmp_path, capsys, spec, message):
     (tmp_path / "sounds").mkdir()
-    write_sounds(tmp_path / "sounds", spec)
+    for system, clips in spec.items():
+        (tmp_path / "sounds" / system).mkdir()
+        for name, wave in clips.items():
+            path = tmp_path / "sounds" / system / name
+            if wave is None:
+                path.mkdir()
+            elif isinstance(wave, bytes):
+                path.write_bytes(wave)
+            else:
+                soundfile.write(path, wave, 48_000)
     assert listen.main(["page", "--sounds", str(tmp_path / "sounds"), "--out", str(tmp_path / "p.html")]) == 1
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
@@ -140,26 +132,14 @@ def test_bad_settings_are_told(listening_sounds, tmp_path, monkeypatch):
         write_page(tmp_path / "nowhere", tmp_path / "p.html", PageSettings())
 
 
-def test_a_clip_that_is_no_file_is_told(tmp_path):
-    write_sounds(tmp_path, {"a": {"x.wav": TONE}, "b": {}})
-    (tmp_path / "b" / "x.wav").mkdir()
-    with pytest.raises(AudioError, match="is a folder"):
-        write_page(tmp_path, tmp_path / "p.html", PageSettings())
+NO_PAIRS = {"format": 1, "page": "x", "loudness_lufs": -23, "stimuli": {"S1": 3}}
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "[]", '{"format": 1, "page": "x", "loudness_lufs": -23, "stimuli": {"S1": 3}}']
-)
-def test_a_file_that_is_no_key_is_told(tmp_path, text):
-    (tmp_path / "key.json").write_text(text)
-    with pytest.raises(DataError, match="not the key of a listening page"):
-        read_key(tmp_path / "key.json")
-
-
-def test_the_key_of_another_version_is_told(made, tmp_path):
-    values = json.loads(key_path(made[0]).read_text()) | {"format": 2}
+@pytest.mark.parametrize("values", [{}, [], NO_PAIRS, {**NO_PAIRS, "format": 2}])
+def test_a_file_that_is_no_key_is_told(tmp_path, values):
     (tmp_path / "key.json").write_text(json.dumps(values))
-    with pytest.raises(DataError, match="format 2"):
+    told = "format 2" if "format" in values and values["format"] == 2 else "not the key of a listening page"
+    with pytest.raises(DataError, match=told):
         read_key(tmp_path / "key.json")
 
 

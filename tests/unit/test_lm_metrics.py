@@ -8,7 +8,7 @@ import torch
 from duotok.lm import metrics
 from duotok.lm.dual_track.scoring import Scores
 from duotok.recipes.evaluation.lm_part import ContextScaling, describe_predictability
-from duotok.recipes.research.corruption import Corruption, Cost
+from duotok.recipes.research.diagnosis import Corruption, Cost
 from duotok.tokenizer.common.errors import DataError
 
 

@@ -7,28 +7,23 @@ import pytest
 import torch
 
 from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.research.probe_data import (
-    Label,
-    ProbeSet,
-    clip_starts,
-    cut_clip,
-    label_items,
-    name_labels,
-    normalize_key,
-    score_classes,
-    split_songs,
-)
+from duotok.recipes.research.probe import label_items, name_labels, normalize_key, split_songs
 from duotok.recipes.research.probe_training import (
     ConformerConfig,
     ConformerProbe,
+    Label,
+    ProbeSet,
     ProbeTraining,
+    clip_starts,
+    cut_clip,
     fit_linear,
     mean_by_owner,
     pool_codes,
     predict_conformer,
+    score_classes,
     train_conformer,
 )
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import DataError
 
 CODES, FRAMES = 16, 60
 VECTORS = {
@@ -99,15 +94,6 @@ def test_the_same_seed_trains_the_same_probe(sets):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_codes_without_the_answer_give_chance(sets):
-    rng = np.random.default_rng(0)
-    shuffled = [
-        dataclasses.replace(part, truth={"range": part.truth["range"][rng.permutation(len(part))]})
-        for part in sets
-    ]
-    assert linear_scores(shuffled, LABELS[0]).accuracy < 0.75
-
-
 def test_unknown_truth_is_neither_learned_nor_tested(sets):
     train, held_out, test = sets
     masked = train.truth["range"].copy()
@@ -137,10 +123,6 @@ def test_the_probe_reads_every_track_and_every_length():
     for track in VECTORS:
         changed = {**codes, track: (codes[track] + 1) % CODES}
         assert not torch.allclose(probe(changed)["range"], before)
-    with pytest.raises(ConfigError, match="heads"):
-        ConformerConfig(dim=10, heads=4)
-    with pytest.raises(ConfigError, match="odd"):
-        ConformerConfig(kernel=4)
 
 
 def test_clips_cover_their_recording():

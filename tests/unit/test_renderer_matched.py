@@ -9,9 +9,9 @@ import soxr
 import torch
 
 from duotok.recipes.research import matched
-from duotok.recipes.research.code_vectors import CodeVectors
-from duotok.recipes.research.matched_codecs import (
+from duotok.recipes.research.matched import (
     CodecConfig,
+    CodeVectors,
     fit_mel_centres,
     make_mel_codec,
     mel_vectors,
@@ -72,6 +72,8 @@ def test_encodec_features_are_what_its_decoder_sees(encodec, wave):
 
 
 def test_dac_features_are_what_its_decoder_sees(dac, wave):
+    with pytest.raises(ConfigError, match="has 3 codebooks, 4"):
+        wrap_residual_codec(dac, codebooks=4)
     codec = wrap_residual_codec(dac)
     codes = codec.encode(wave)
     assert codes.shape == (26, 4 * 3)  # 86 Hz: four parts of 40 ms
@@ -90,11 +92,6 @@ def test_every_codec_frame_is_seen_where_the_rates_do_not_divide(dac, wave):
     # The last codec frame may lie beyond the wave's end.
     assert torch.equal(kept, torch.unique_consecutive(own[: int(own.shape[0])], dim=0)[: len(kept)])
     assert len(kept) >= len(torch.unique_consecutive(own, dim=0)) - 1
-
-
-def test_too_many_codebooks_are_refused(dac):
-    with pytest.raises(ConfigError, match="has 3 codebooks, 4"):
-        wrap_residual_codec(dac, codebooks=4)
 
 
 def test_mel_codec_takes_the_nearest_centre(wave):
@@ -129,7 +126,7 @@ def test_duotok_codes_are_its_own(tiny_components, wave):
     assert plain.bits_per_second == contextual.bits_per_second == 25 * 6
 
 
-def test_code_vectors_survive_storing_and_refuse_foreign_codes(tmp_path):
+def test_code_vectors_survive_storing(tmp_path):
     vectors = CodeVectors.from_tables(torch.randn(2, 5, 3), per_frame=2)
     vectors.save_pretrained(tmp_path / "codec")
     loaded = CodeVectors.from_pretrained(tmp_path / "codec")
@@ -137,10 +134,6 @@ def test_code_vectors_survive_storing_and_refuse_foreign_codes(tmp_path):
     codes = torch.tensor([[[0, 1, 2, 3]]])
     expected = torch.cat([vectors.tables[0, a] + vectors.tables[1, b] for a, b in ((0, 1), (2, 3))])
     assert torch.allclose(loaded.features(codes, "vocal")[0, 0], expected)
-    with pytest.raises(ConfigError, match="from 0 to 4, got 0 to 5"):
-        loaded.features(torch.tensor([[[0, 1, 2, 5]]]), "vocal")
-    with pytest.raises(ConfigError, match=r"\[batch, frames, 4\]"):
-        loaded.features(codes[:, :, :3], "vocal")
 
 
 @pytest.mark.parametrize(
@@ -165,15 +158,9 @@ def test_missing_weights_are_one_line(tmp_path):
 
 def test_one_command_compares_under_one_budget(tiny_components, tiny_corpus, tmp_path, capsys):
     out = tmp_path / "matched"
-    settings = {
-        "vae": tiny_components["vae"],
-        "data.train": tiny_corpus / "train.jsonl",
-        "data.corpus": tiny_corpus,
-        "codecs.duotok.weights": tiny_components["tokenizer"],
-    }
-    command = [str(TINY), "--out", str(out)]
-    for name, value in settings.items():
-        command += ["--set", f"{name}={value}"]
+    settings = [f"vae={tiny_components['vae']}", f"codecs.duotok.weights={tiny_components['tokenizer']}"]
+    settings += [f"data.corpus={tiny_corpus}", f"data.train={tiny_corpus / 'train.jsonl'}"]
+    command = [str(TINY), "--out", str(out), *(word for one in settings for word in ("--set", one))]
     assert matched.main(command) == 0
     table = (out / "matched.md").read_text()
     rows = {row["codec"]: row for row in json.loads((out / "matched.json").read_text())}
@@ -188,5 +175,5 @@ def test_one_command_compares_under_one_budget(tiny_components, tiny_corpus, tmp
     before = weights.stat().st_mtime_ns
     assert matched.main(command) == 0 and weights.stat().st_mtime_ns == before
     with pytest.raises(DataError, match="made by other settings"):
-        config = matched.load_config(matched.Config, TINY, [*command[4::2], "guidance=3.0"])
+        config = matched.load_config(matched.Config, TINY, [*settings, "guidance=3.0"])
         matched.run_comparison(config, out, None)
