@@ -83,5 +83,6 @@ fi
 python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
-    --default guidance=2 --default steps=4 --default render_guidance=1.5
+    --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
+    --default steps=8 --default render_guidance=1
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
