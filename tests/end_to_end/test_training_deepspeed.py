@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from duotok.recipes.lm import train
-from duotok.recipes.training.loop import run_training
+from duotok.recipes.training.loop import train_recipe
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import DuoTokError
 
@@ -71,14 +71,18 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
             (out / "checkpoint" / "state.json").write_text(json.dumps(state | job["state"]))
         torch.distributed.barrier()
     config = load_config(train.Config, job["recipe"], job["overrides"])
-    task = train.build(config)
-    task.validate = lambda: {"nats": task.objective(**task.make_batch(np.random.default_rng(0)))["total"]}
-    task.count_units = lambda batch: batch["segment"].numel()
+
+    def build(config):
+        task = train.build(config)
+        task.validate = lambda: {"nats": task.objective(**task.make_batch(np.random.default_rng(0)))["total"]}
+        task.count_units = lambda batch: batch["segment"].numel()
+        return task
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"] or soft, hard))
     error = None
     try:
-        run_training(task, config.train, out, deepspeed=Path(job["deepspeed"]), stop_after=job["stop_after"])
+        train_recipe(build, config, out, deepspeed=Path(job["deepspeed"]), stop_after=job["stop_after"])
     except DuoTokError as raised:
         error = raised
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -237,7 +241,9 @@ def test_stages_agree_with_each_other(runs: Path) -> None:
 
 def weights_at_start(runs: Path) -> dict[str, torch.Tensor]:
     job = json.loads((runs / "jobs.json").read_text())[0]
-    task = train.build(load_config(train.Config, job["recipe"], job["overrides"]))
+    config = load_config(train.Config, job["recipe"], job["overrides"])
+    torch.manual_seed(config.train.seed)
+    task = train.build(config)
     return {name.removeprefix("lm."): tensor for name, tensor in task.objective.state_dict().items()}
 
 

@@ -115,4 +115,6 @@ def test_the_reproduction_starts_what_there_is():
     for module, recipe in trained:
         assert module_of(ROOT / "recipes" / recipe).__name__ == f"duotok.recipes.{module}"
     for module in re.findall(r"-m (duotok\.recipes\.[\w.]+)", script):
-        assert callable(importlib.import_module(module).main)
+        found = importlib.import_module(module)
+        runs = found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")
+        assert callable(runs.main)
