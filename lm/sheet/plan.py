@@ -1,0 +1,293 @@
+"""A plan of the whole song, made before the first note is played: time, keys, sections, chords.
+
+What single frames say of bars and chords is weak, and nothing where nobody sings; a song helps itself. It has
+one tempo or a smooth curve of it (`timeline`), one key unless a change is earned, chords that move as they do
+in that key (`progressions`), and passages that come again: bars whose singing is alike are heard as one
+(M. Mauch et al., Using Musical Structure to Enhance Automatic Chord Transcription, 2009), and where nobody
+sings, the nearest passage is played once more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...tokenizer.music.harmony import find_path
+from ...tokenizer.music.labels import NO_CHORD
+from ...tokenizer.music.progressions import load_progressions
+from .columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, unknown_sheet
+from .reader import measure_trust
+from .timeline import BEATS_PER_BAR, TimeLine, find_other_tempo, find_time_line
+
+_KEY_BLOCK_SECONDS = 2.0
+_KEY_COST = 300.0  # nats for a change of key: some thirty bars of singing must be for it
+_KEY_CHORDS = 0.5  # weight of what the chords say of the key beside what is sung
+_CHORD_EVIDENCE = 0.3  # of a frame's log-probabilities
+_CHANGE_COSTS = np.array([0.0, 1.0, 0.5, 1.5])  # nats for a change of chord at each beat of the bar
+_CHANGE_WEIGHT = 0.5  # of how chords follow each other
+_ALIKE, _ALIKE_SHARPNESS = 0.8, 20.0  # cosine of two passages of one melody, and how sharply it is judged
+_REACH_BARS = 2  # to each side, through which passages are compared
+_PHRASE_BARS = 8
+_SUNG, _HARDLY_SUNG = 0.15, 0.05  # shares of a bar
+_LEAST_SUNG_SECONDS = 1.0  # of a song that has a singer
+_STEADY_SEMITONES = 0.01  # no voice keeps its pitch like that
+_LONG_PAUSE_BARS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What is heard of a singer, frame by frame."""
+
+    place: np.ndarray  # [frames, PLACES] log-probabilities of the place in the bar
+    chord: np.ndarray  # [frames, CHORDS] log-probabilities of the chord
+    pitches: np.ndarray  # [k * frames] sung MIDI pitch, NaN where nothing is sung
+    rate_hz: float  # frames per second
+
+    @property
+    def pitch_classes(self) -> np.ndarray:
+        """Share of each frame in which each pitch class is sung [frames, 12]."""
+        frames = len(self.place)
+        per_frame = max(1, round(len(self.pitches) / max(frames, 1)))
+        pitches = self.pitches[: frames * per_frame]
+        sung = np.flatnonzero(np.isfinite(pitches))
+        shares = np.zeros((frames, 12))
+        np.add.at(shares, (sung // per_frame, np.round(pitches[sung]).astype(int) % 12), 1 / per_frame)
+        return shares
+
+    @property
+    def has_singer(self) -> bool:
+        """Whether anything in it can be a voice: pitched for a while, and never as steady as a tone."""
+        sung = self.pitches[np.isfinite(self.pitches)]
+        per_second = len(self.pitches) / max(len(self.place), 1) * self.rate_hz
+        if len(sung) < _LEAST_SUNG_SECONDS * per_second:
+            return False
+        return float(np.median(np.abs(np.diff(sung)))) > _STEADY_SEMITONES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A stretch of the song, from one bar line to another."""
+
+    start: int  # frames
+    end: int
+    name: str  # intro, verse, chorus, bridge, interlude, ending
+    letter: str  # sections of one letter are sung alike; empty where nobody sings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongPlan:
+    """What the band agrees on before it plays."""
+
+    sheet: Tensor  # [frames, COLUMNS]
+    time_line: TimeLine
+    keys: Sequence[tuple[int, int, int]]  # first frame, frame behind the last, key 0-11 major, 12-23 minor
+    sections: Sequence[Section]
+    other_tempo: tuple[float, float] | None  # half or double, and its share of the evidence; None: was given
+    has_singer: bool
+
+
+def plan_song(
+    heard: Heard,
+    *,
+    tempo_bpm: float | None = None,
+    downbeat_seconds: float | None = None,
+    key: int | None = None,
+) -> SongPlan:
+    """Plan a song of one frame or more; what is given is taken as given.
+
+    tempo_bpm: of four beats in a bar; downbeat_seconds: where a bar begins; key: 0-11 major, 12-23 minor.
+    """
+    frames, rate_hz = len(heard.place), heard.rate_hz
+    line = find_time_line(heard.place, rate_hz, tempo_bpm=tempo_bpm, downbeat_seconds=downbeat_seconds)
+    keys = np.full(frames, key) if key is not None else _find_keys(heard)
+    bars = _Bars(heard, line)
+    chords = _find_chords(bars.share_evidence(), line, keys)
+    places = line.places(frames)
+    sheet = unknown_sheet(frames)
+    for column, values, told, seconds in (
+        (PLACE, places, heard.place, 8.0),
+        (CHORD, chords, heard.chord, 2.0),
+    ):
+        trust = measure_trust(told, values, round(seconds * rate_hz)) * heard.has_singer
+        sheet[:, column] = torch.from_numpy(values)
+        sheet[:, PLACE_TRUST if column == PLACE else CHORD_TRUST] = torch.from_numpy(trust)
+    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), frames]
+    return SongPlan(
+        sheet=sheet,
+        time_line=line,
+        keys=[(first, last, int(keys[first])) for first, last in pairwise(edges)],
+        sections=bars.name_sections(),
+        other_tempo=None if tempo_bpm is not None else find_other_tempo(heard.place, line),
+        has_singer=heard.has_singer,
+    )
+
+
+def _find_keys(heard: Heard) -> np.ndarray:
+    """Key of each frame [frames] by all that is sung and by the chords that are heard in it."""
+    tables, sung = load_progressions(), heard.pitch_classes
+    chords = np.exp(heard.chord[:, :NO_CHORD])
+    usual = np.log(np.exp(tables.chords).mean(axis=0))
+    evidence = sung @ tables.pitches.T
+    evidence += _KEY_CHORDS * (sung.sum(axis=1) > 0)[:, None] * (chords @ (tables.chords - usual).T)
+    block = max(1, round(_KEY_BLOCK_SECONDS * heard.rate_hz))
+    blocks = np.add.reduceat(evidence, np.arange(0, len(evidence), block), axis=0)
+    return np.repeat(find_path(blocks, np.full(len(blocks), _KEY_COST)), block)[: len(evidence)]
+
+
+def _find_chords(evidence: np.ndarray, line: TimeLine, keys: np.ndarray) -> np.ndarray:
+    """Chord of each frame [frames] by evidence [frames, NO_CHORD] in nats; they change at beats."""
+    tables, beats = load_progressions(), line.beats_of(len(evidence))
+    starts = np.flatnonzero(np.diff(beats, prepend=beats[0] - 1))
+    scores = np.add.reduceat(evidence, starts, axis=0)
+    key, numbers = keys[starts], line.numbers[beats[starts].clip(0)]
+    total = scores[0] + tables.chords[key[0]]
+    origin = np.zeros(scores.shape, dtype=int)
+    for step in range(1, len(scores)):
+        changed = total[:, None] - _CHANGE_COSTS[numbers[step]] + _CHANGE_WEIGHT * tables.changes[key[step]]
+        best = changed.argmax(axis=0)
+        arrived = changed[best, np.arange(NO_CHORD)]
+        origin[step] = np.where(total >= arrived, np.arange(NO_CHORD), best)
+        total = np.maximum(total, arrived) + scores[step]
+    path = np.empty(len(scores), dtype=int)
+    path[-1] = total.argmax()
+    for step in range(len(scores) - 1, 0, -1):
+        path[step - 1] = origin[step, path[step]]
+    return np.repeat(path, np.diff(np.append(starts, len(evidence))))
+
+
+class _Bars:
+    """The bars of a song, which of them are sung, and which alike."""
+
+    def __init__(self, heard: Heard, line: TimeLine) -> None:
+        self._heard = heard
+        frames = len(heard.place)
+        beats = line.beats_of(frames)
+        # A bar's beats stand in its four slots; one of six beats fills its own again.
+        begins = np.cumsum(line.numbers == 0)
+        self.of_frame = begins[beats.clip(0)] - begins[beats.clip(0)[0]]
+        self.slots = self.of_frame * BEATS_PER_BAR + line.numbers[beats.clip(0)]
+        self.count = int(self.of_frame[-1]) + 1
+        sung = heard.pitch_classes
+        size = np.maximum(np.bincount(self.of_frame, minlength=self.count), 1)
+        self.sung = np.bincount(self.of_frame, weights=sung.sum(axis=1), minlength=self.count) / size
+        melody = self._sum_slots(sung).reshape(self.count, -1)
+        self.alike = _compare(melody)  # [bars, bars], 0 to 1
+
+    def _sum_slots(self, values: np.ndarray) -> np.ndarray:
+        """Sums [bars, slots, ...] of values [frames, ...]."""
+        sums = np.zeros((self.count * BEATS_PER_BAR, values.shape[1]))
+        np.add.at(sums, self.slots, values)
+        return sums.reshape(self.count, BEATS_PER_BAR, values.shape[1])
+
+    def share_evidence(self) -> np.ndarray:
+        """Evidence of chords [frames, NO_CHORD] in nats, of each bar and of those that are sung like it."""
+        heard = self._heard
+        told = heard.chord[:, :NO_CHORD] + heard.pitch_classes @ load_progressions().over_chord.T
+        length = self._sum_slots(np.ones((len(told), 1)))
+        bars = (self._sum_slots(told) / np.maximum(length, 1)).reshape(self.count, -1)
+        sung = self.sung > _SUNG
+        weights = _ALIKE_SHARPNESS * (self.alike - _ALIKE)
+        weights = 1 / (1 + np.exp(-weights)) * sung[None, :] * sung[:, None]
+        np.fill_diagonal(weights, 1.0)
+        total = weights.sum(axis=1, keepdims=True)
+        shared = weights @ bars / np.sqrt(total)  # witnesses of one passage are not independent
+        for bar in np.flatnonzero(self.sung < _HARDLY_SUNG):
+            for phrase in (_PHRASE_BARS, BEATS_PER_BAR, 1):
+                models = np.flatnonzero(sung & ((np.arange(self.count) - bar) % phrase == 0))
+                if len(models):
+                    shared[bar] = shared[models[np.abs(models - bar).argmin()]]
+                    break
+        return _CHORD_EVIDENCE * shared.reshape(-1, NO_CHORD)[self.slots]
+
+    def name_sections(self) -> list[Section]:
+        """The song's sections; what is sung alike has one letter."""
+        runs = _join_runs(self.sung > _SUNG)
+        pieces: list[tuple[int, int, str]] = []  # first bar, bar behind the last, letter
+        letters: list[list[int]] = []  # first bars of the blocks of each letter
+        for first, last, is_sung in runs:
+            if not is_sung:
+                pieces.append((first, last, ""))
+                continue
+            for block in range(first, last, BEATS_PER_BAR):
+                end = min(block + BEATS_PER_BAR, last)
+                if last - end < BEATS_PER_BAR // 2:
+                    end = last
+                letter = next(
+                    (number for number, known in enumerate(letters) if self._is_like(block, end, known)), None
+                )
+                if letter is None:
+                    letter = len(letters)
+                    letters.append([])
+                letters[letter].append(block)
+                name = chr(ord("A") + min(letter, 25))
+                if pieces and pieces[-1][2] == name and pieces[-1][1] == block:
+                    pieces[-1] = (pieces[-1][0], end, name)
+                else:
+                    pieces.append((block, end, name))
+                if end == last:
+                    break
+        return self._describe(pieces)
+
+    def _is_like(self, first: int, last: int, known: Sequence[int]) -> bool:
+        """Whether the bars first..last are sung like any block of `known`."""
+        for other in known:
+            length = min(last - first, self.count - other)
+            if length and np.mean([self.alike[first + i, other + i] for i in range(length)]) > _ALIKE:
+                return True
+        return False
+
+    def _describe(self, pieces: list[tuple[int, int, str]]) -> list[Section]:
+        pitches = self._heard.pitches
+        per_frame = max(1, round(len(pitches) / len(self.of_frame)))
+        heights: dict[str, list[float]] = {}
+        edges = np.searchsorted(self.of_frame, np.arange(self.count + 1))
+        for first, last, letter in pieces:
+            if letter:
+                sung = pitches[edges[first] * per_frame : edges[last] * per_frame]
+                sung = sung[np.isfinite(sung)]
+                heights.setdefault(letter, []).append(float(np.median(sung)) if len(sung) else 0.0)
+        again = {letter: np.mean(values) for letter, values in heights.items() if len(values) > 1}
+        chorus = max(again, key=lambda letter: again[letter]) if again else None
+        sections = []
+        for number, (first, last, letter) in enumerate(pieces):
+            if not letter:
+                name = "intro" if number == 0 else "ending" if number == len(pieces) - 1 else "interlude"
+            elif letter == chorus:
+                name = "chorus"
+            elif letter not in again and chorus is not None and first > self.count // 2:
+                name = "bridge"
+            else:
+                name = "verse"
+            sections.append(Section(start=int(edges[first]), end=int(edges[last]), name=name, letter=letter))
+        return sections
+
+
+def _compare(melody: np.ndarray) -> np.ndarray:
+    """Cosines [bars, bars] of the passages around two bars, of melody [bars, features]."""
+    count = len(melody)
+    norms = np.linalg.norm(melody, axis=1)
+    products, sizes = melody @ melody.T, np.outer(norms, norms)
+    total, size = np.zeros((count, count)), np.full((count, count), 1e-9)
+    for shift in range(-min(_REACH_BARS, count - 1), min(_REACH_BARS, count - 1) + 1):
+        here = slice(max(0, -shift), count - max(0, shift))
+        there = slice(max(0, shift), count - max(0, -shift))
+        total[here, here] += products[there, there]
+        size[here, here] += sizes[there, there]
+    return total / size
+
+
+def _join_runs(sung: np.ndarray) -> list[tuple[int, int, bool]]:
+    """Runs (first, behind the last, sung) of bars [bars]; short pauses between sung bars are sung."""
+    edges = [0, *(np.flatnonzero(np.diff(sung)) + 1).tolist(), len(sung)]
+    runs: list[tuple[int, int, bool]] = []
+    for first, last in pairwise(edges):
+        short = 0 < first and last < len(sung) and last - first < _LONG_PAUSE_BARS
+        is_sung = bool(sung[first]) or short
+        if runs and runs[-1][2] == is_sung:
+            runs[-1] = (runs[-1][0], last, is_sung)
+        else:
+            runs.append((first, last, is_sung))
+    return runs

@@ -1,0 +1,240 @@
+"""The beats of a whole song, as real numbers of frames, out of what each frame says of its place in the bar.
+
+One tempo for all of it where the singer keeps one, found by the Fourier transform of the evidence (a grid of
+bars is a comb), else a curve that bends with the singer, found by dynamic programming over tempo and phase
+(F. Krebs et al., An Efficient State-Space Model for Joint Tempo and Meter Tracking, 2015). Then each beat gets
+its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .columns import PLACES
+
+BEATS_PER_BAR = 4
+BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
+_EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
+_NUMBER_COST = 100.0  # nats for a bar of other than four beats
+_HARMONICS = PLACES // 2
+_PHASES = 128  # of a bar
+# Usual lengths of a bar, as a log-normal: what the scores of pop songs have (POP909).
+_BAR_CENTRE_SECONDS, _BAR_WIDTH, _BAR_WEIGHT = 3.05, 0.25, 2.0
+_WINDOW_SECONDS = 8.0  # through which a curve has one tempo
+_BENDS = np.linspace(-0.12, 0.12, 97)  # deviations of a window's tempo from the song's
+_BEND_SPREAD = 0.003  # from one window to the next
+_CURVE_GAIN = 0.1  # by how much of the evidence of one tempo a curve must be better
+_SMOOTHNESS = 3.0
+_PIECE = 2_048  # frequencies judged at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLine:
+    """The beats of a song, from before its first frame to behind its last."""
+
+    beats: np.ndarray  # [beats] in frames, real numbers
+    numbers: np.ndarray  # [beats] place of each beat in its bar, 0 at a bar line
+    rate_hz: float  # frames per second
+
+    @cached_property
+    def bar_lines(self) -> np.ndarray:
+        """Beats that begin a bar [bars], in frames."""
+        return self.beats[self.numbers == 0]
+
+    @property
+    def tempo_bpm(self) -> float:
+        """The usual tempo."""
+        return float(60 * self.rate_hz / np.median(np.diff(self.beats)))
+
+    def places(self, frames: int) -> np.ndarray:
+        """Place in the bar [frames], 0..PLACES - 1, of the middle of each frame."""
+        turns = np.interp(np.arange(frames) + 0.5, self.beats, np.arange(len(self.beats)))
+        index = np.minimum(turns.astype(int), len(self.beats) - 1)
+        parts = PLACES // BEATS_PER_BAR
+        return self.numbers[index] * parts + ((turns - index) * parts).astype(int).clip(0, parts - 1)
+
+    def beats_of(self, frames: int) -> np.ndarray:
+        """Number of the beat [frames] that sounds in the middle of each frame."""
+        return np.searchsorted(self.beats, np.arange(frames) + 0.5, side="right") - 1
+
+
+def find_time_line(
+    place: np.ndarray, rate_hz: float, *, tempo_bpm: float | None = None, downbeat_seconds: float | None = None
+) -> TimeLine:
+    """The beats by log-probabilities of the place in the bar [frames, PLACES], one frame or more.
+
+    tempo_bpm: of four beats in a bar, kept to the sample for ever. downbeat_seconds: where a bar begins.
+    """
+    evidence = _EVIDENCE * (place + np.log(PLACES))
+    downbeat = None if downbeat_seconds is None else downbeat_seconds * rate_hz
+    turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat)
+    line, score = _number_beats(evidence, turns, rate_hz, downbeat)
+    if tempo_bpm is None and len(evidence) > 3 * _WINDOW_SECONDS * rate_hz:
+        bent, found = _number_beats(evidence, _follow(evidence, rate_hz, turns), rate_hz, downbeat)
+        if found > score + _CURVE_GAIN * abs(score):
+            return bent
+    return line
+
+
+def find_other_tempo(place: np.ndarray, line: TimeLine) -> tuple[float, float]:
+    """Half or double the tempo, whichever is likelier, and its share of the evidence of both, 0 to 1."""
+    evidence = _EVIDENCE * (place + np.log(PLACES))
+
+    def judge(tempo_bpm: float) -> float:
+        turns = _keep_one_tempo(evidence, line.rate_hz, tempo_bpm, None)
+        return max(0.0, _number_beats(evidence, turns, line.rate_hz, None)[1])
+
+    score, other = max((judge(factor * line.tempo_bpm), factor * line.tempo_bpm) for factor in (0.5, 2.0))
+    total = score + judge(line.tempo_bpm)
+    return other, score / total if total > 0 else 0.5
+
+
+def _harmonics_of(evidence: np.ndarray) -> np.ndarray:
+    """Fourier series over the bar of what frames say [frames, PLACES] -> [frames, harmonics + 1]."""
+    middles = (np.arange(PLACES) + 0.5) / PLACES
+    weights = np.where(np.isin(np.arange(_HARMONICS + 1), (0, _HARMONICS)), 1, 2) / PLACES
+    return evidence @ (np.exp(-2j * np.pi * np.outer(middles, np.arange(_HARMONICS + 1))) * weights)
+
+
+def _over_phases(sums: np.ndarray) -> np.ndarray:
+    """Evidence [..., _PHASES] of a grid at every phase, by its sums over time [..., harmonics + 1]."""
+    phases = np.arange(_PHASES) / _PHASES
+    return (sums @ np.exp(2j * np.pi * np.outer(np.arange(_HARMONICS + 1), phases))).real
+
+
+def _keep_one_tempo(
+    evidence: np.ndarray, rate_hz: float, tempo_bpm: float | None, downbeat: float | None
+) -> np.ndarray:
+    """Bars passed [frames + 1] at the borders of the frames, by the best grid of one tempo."""
+    frames, series = len(evidence), _harmonics_of(evidence)
+    times = np.arange(frames) + 0.5
+
+    def judge(bars_per_frame: np.ndarray) -> np.ndarray:
+        """Evidence [tempi, _PHASES], exactly."""
+        sums = np.stack(
+            [
+                np.exp(2j * np.pi * m * np.outer(bars_per_frame, times)) @ series[:, m]
+                for m in range(_HARMONICS + 1)
+            ],
+            axis=-1,
+        )
+        return _over_phases(sums)
+
+    if tempo_bpm is not None:
+        tempi = np.array([tempo_bpm / (60 * BEATS_PER_BAR * rate_hz)])
+    else:
+        size = 1 << int(np.ceil(np.log2(32 * frames)))
+        spectra = [np.fft.ifft(series[:, m], size) * size for m in range(_HARMONICS + 1)]
+        low, high = 1 / (BAR_SECONDS[1] * rate_hz), 1 / (BAR_SECONDS[0] * rate_hz)
+        tempi = np.arange(low, high, 1 / (8 * max(frames, 100)))
+        prior = -0.5 * _BAR_WEIGHT * (np.log(1 / (tempi * rate_hz * _BAR_CENTRE_SECONDS)) / _BAR_WIDTH) ** 2
+        best, middle = -np.inf, tempi[0]
+        for start in range(0, len(tempi), _PIECE):
+            piece = tempi[start : start + _PIECE]
+            sums = np.stack(
+                [
+                    spectrum[np.round(m * piece * size).astype(int) % size] * np.exp(1j * np.pi * m * piece)
+                    for m, spectrum in enumerate(spectra)
+                ],
+                axis=-1,
+            )
+            scores = _over_phases(sums).max(axis=1) + prior[start : start + _PIECE]
+            if scores.max() > best:
+                best, middle = float(scores.max()), float(piece[scores.argmax()])
+        tempi = middle + np.arange(-12, 13) / (64 * max(frames, 100))
+    scores = judge(tempi)
+    if downbeat is not None:
+        phases = np.round(-tempi * downbeat * _PHASES).astype(int) % _PHASES
+        number = int(scores[np.arange(len(tempi)), phases].argmax())
+        return tempi[number] * (np.arange(frames + 1) - downbeat)
+    number, phase = np.unravel_index(scores.argmax(), scores.shape)
+    return tempi[number] * np.arange(frames + 1) + phase / _PHASES
+
+
+def _follow(evidence: np.ndarray, rate_hz: float, turns: np.ndarray) -> np.ndarray:
+    """Bars passed [frames + 1] where the tempo bends around the one that `turns` has."""
+    frames, series = len(evidence), _harmonics_of(evidence)
+    count = round(frames / (_WINDOW_SECONDS * rate_hz))
+    edges = np.linspace(0, frames, count + 1).round().astype(int)
+    tempi = (turns[-1] - turns[0]) / frames * (1 + _BENDS)
+    costs = -0.5 * np.square((_BENDS[:, None] - _BENDS[None, :]) / _BEND_SPREAD)
+    scores = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        waves = np.exp(2j * np.pi * np.outer(tempi, np.arange(high - low) + 0.5))
+        sums = [(waves**m) @ series[low:high, m] for m in range(_HARMONICS + 1)]
+        scores.append(_over_phases(np.stack(sums, axis=-1)))
+    total, origins = scores[0], []
+    # How far the phase comes in a window of each tempo.
+    steps = np.round(np.outer(np.diff(edges), tempi) * _PHASES).astype(int)  # [windows, tempi]
+    phases = np.arange(_PHASES)
+    for window in range(1, count):
+        moved = np.take_along_axis(total, (phases[None] - steps[window - 1][:, None]) % _PHASES, axis=1)
+        chains = moved[:, None, :] + costs[:, :, None]  # [before, after, phases]
+        origins.append(chains.argmax(axis=0))
+        total = chains.max(axis=0) + scores[window]
+    tempo, phase = np.unravel_index(total.argmax(), total.shape)
+    path = [(int(tempo), int(phase))]
+    for window in range(count - 1, 0, -1):
+        tempo = origins[window - 1][path[-1]]
+        path.append((int(tempo), int(path[-1][1] - steps[window - 1][tempo]) % _PHASES))
+    path.reverse()
+    bars = [path[0][1] / _PHASES]
+    for (tempo, _), length in zip(path, np.diff(edges), strict=True):
+        bars.append(bars[-1] + length * tempi[tempo])
+    for window in range(1, count):  # the phases of the path, not the rounded sums
+        bars[window] += (path[window][1] / _PHASES - bars[window] + 0.5) % 1 - 0.5
+    return np.interp(np.arange(frames + 1), edges, _smooth(np.array(bars)))
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Values without the steps of the grid they were found on (Whittaker's smoother)."""
+    if len(values) < 4:
+        return values
+    bend = np.diff(np.eye(len(values)), n=3, axis=0)
+    return np.linalg.solve(np.eye(len(values)) + _SMOOTHNESS * bend.T @ bend, values)
+
+
+def _number_beats(
+    evidence: np.ndarray, turns: np.ndarray, rate_hz: float, downbeat: float | None
+) -> tuple[TimeLine, float]:
+    """The time line of bars passed [frames + 1], and its evidence in nats."""
+    frames = len(evidence)
+    first, last = int(np.floor(turns[0] * BEATS_PER_BAR)), int(np.ceil(turns[-1] * BEATS_PER_BAR))
+    # One beat and more outside at both ends, by the tempo there.
+    slopes = [max(float(slope), 1e-9) for slope in (turns[1] - turns[0], turns[-1] - turns[-2])]
+    borders = np.arange(frames + 1, dtype=float)
+    knots = np.concatenate([[turns[0] - 2 * slopes[0] * frames - 2], turns, [turns[-1] + 2 * slopes[1] * frames + 2]])
+    where = np.concatenate(
+        [[(knots[0] - turns[0]) / slopes[0]], borders, [frames + (knots[-1] - turns[-1]) / slopes[1]]]
+    )
+    beats = np.interp(np.arange(first, last + 2) / BEATS_PER_BAR, knots, where)
+    line = TimeLine(beats=beats, numbers=np.arange(first, last + 2) % BEATS_PER_BAR, rate_hz=rate_hz)
+    index = line.beats_of(frames).clip(0)
+    part = line.places(frames) % (PLACES // BEATS_PER_BAR)
+    scores = np.zeros((len(beats), BEATS_PER_BAR))
+    for number in range(BEATS_PER_BAR):
+        told = evidence[np.arange(frames), number * (PLACES // BEATS_PER_BAR) + part]
+        scores[:, number] = np.bincount(index, weights=told, minlength=len(beats))
+    if downbeat is not None:
+        known = int(np.abs(beats - downbeat).argmin())
+        scores[known, 1:] -= 1e6
+    path, score = _best_numbers(scores)
+    return TimeLine(beats=beats, numbers=path, rate_hz=rate_hz), score
+
+
+def _best_numbers(scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """The likeliest number in the bar of each beat [beats] by [beats, BEATS_PER_BAR], and its evidence."""
+    count, numbers = scores.shape
+    origin = np.zeros((count, numbers), dtype=int)
+    total = scores[0]
+    for beat in range(1, count):
+        leader = int(total.argmax())
+        kept, changed = np.roll(total, 1), total[leader] - _NUMBER_COST
+        origin[beat] = np.where(kept >= changed, np.roll(np.arange(numbers), 1), leader)
+        total = np.maximum(kept, changed) + scores[beat]
+    path = np.empty(count, dtype=int)
+    path[-1] = total.argmax()
+    for beat in range(count - 1, 0, -1):
+        path[beat - 1] = origin[beat, path[beat]]
+    return path, float(total.max())
