@@ -79,8 +79,16 @@ class LanguageModel(Component[ConfigT], ABC):
         """
 
     @abstractmethod
-    def read_sheet(self, codes: Tensor, *, bar_seconds: tuple[float, float] | None = None) -> Tensor | None:
+    def read_sheet(self, codes: Tensor) -> Tensor | None:
         """Return the lead sheet [batch, frames, COLUMNS] of vocal codes [batch, frames].
 
-        None of a model that plays from no sheet. bar_seconds: the shortest and the longest bar to be found.
+        None of a model that plays from no sheet.
+        """
+
+    @abstractmethod
+    def hear_sheet(self, codes: Tensor) -> dict[str, Tensor] | None:
+        """Return what each frame of vocal codes [batch, frames] says by itself, for a plan of the whole song.
+
+        "place" [batch, frames, PLACES] and "chord" [batch, frames, CHORDS], log-probabilities on the CPU.
+        None of a model that plays from no sheet.
         """

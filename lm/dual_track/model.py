@@ -233,9 +233,13 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             self.sheet_reader.eval()
         return self
 
-    def read_sheet(self, codes: Tensor, *, bar_seconds: tuple[float, float] | None = None) -> Tensor | None:
+    def read_sheet(self, codes: Tensor) -> Tensor | None:
         """Return the sheet of vocal codes, see `LanguageModel.read_sheet` and `SheetReader.read`."""
-        return None if self.sheet_reader is None else self.sheet_reader.read(codes, bar_seconds=bar_seconds)
+        return None if self.sheet_reader is None else self.sheet_reader.read(codes)
+
+    def hear_sheet(self, codes: Tensor) -> dict[str, Tensor] | None:
+        """Return what frames of vocal codes say, see `LanguageModel.hear_sheet`."""
+        return None if self.sheet_reader is None else self.sheet_reader.listen(codes.to(self.device))
 
     def add_sheet_reader(self, reader: SheetReader) -> None:
         """Show lead sheets from now on, as this reader reads them; what they say has still to be learned.

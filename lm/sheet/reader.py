@@ -19,7 +19,7 @@ from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
 from ...tokenizer.music.labels import CHORDS
 from .columns import PLACES, UNKNOWN, WRITTEN, unknown_sheet
-from .tracking import BAR_SECONDS, places_between, track_bars, track_chords
+from .tracking import places_between, track_bars, track_chords
 
 _FRAMES_PER_STEP = 2
 CHUNK_FRAMES = 6_000  # 4 minutes; whole steps
@@ -97,18 +97,14 @@ class SheetReader(Component[SheetReaderConfig]):
         return {"place": place.log_softmax(dim=-1), "chord": chord.log_softmax(dim=-1)}
 
     @torch.no_grad()
-    def read(self, codes: Tensor, *, bar_seconds: tuple[float, float] | None = None) -> Tensor:
-        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD.
-
-        bar_seconds: the shortest and the longest bar that may be found.
-        """
-        bar_seconds = bar_seconds or BAR_SECONDS
-        told = {name: value.cpu().numpy() for name, value in self._listen(codes).items()}
+    def read(self, codes: Tensor) -> Tensor:
+        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD."""
+        told = {name: value.numpy() for name, value in self.listen(codes).items()}
         place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
         chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
         sheets = unknown_sheet(*codes.shape)
         for row in torch.nonzero((codes != self.pad).any(dim=1))[:, 0].tolist():
-            lines = track_bars(told["place"][row], self.config.frame_rate_hz, bar_seconds=bar_seconds)
+            lines = track_bars(told["place"][row], self.config.frame_rate_hz)
             places = places_between(lines, codes.shape[1])
             chords = track_chords(told["chord"][row], places)
             trusts = (
@@ -118,15 +114,16 @@ class SheetReader(Component[SheetReaderConfig]):
             sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
         return sheets.to(codes.device)
 
-    def _listen(self, codes: Tensor) -> dict[str, Tensor]:
-        """What `forward` says of codes of any length, in bounded memory."""
+    @torch.no_grad()
+    def listen(self, codes: Tensor) -> dict[str, Tensor]:
+        """What `forward` says of codes of any length, in bounded memory, on the CPU."""
 
         def compute(low: int, high: int) -> Tensor:
             return torch.cat(list(self(codes[:, low:high]).values()), dim=-1)
 
         halo = _FRAMES_PER_STEP * (_TAPS // 2) * sum(self.config.dilations)
         told = join_chunks(codes.shape[1], compute, size=CHUNK_FRAMES, halo=halo)
-        place, chord = told.split([PLACES, CHORDS], dim=-1)
+        place, chord = told.cpu().split([PLACES, CHORDS], dim=-1)
         return {"place": place, "chord": chord}
 
 

@@ -2,8 +2,8 @@
 
 One tempo for all of it where the singer keeps one, found by the Fourier transform of the evidence (a grid of
 bars is a comb), else a curve that bends with the singer, found by dynamic programming over tempo and phase
-(F. Krebs et al., An Efficient State-Space Model for Joint Tempo and Meter Tracking, 2015). Then each beat gets
-its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
+(F. Krebs et al., An Efficient State-Space Model for Joint Tempo and Meter Tracking, 2015). Then each beat
+gets its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,11 @@ class TimeLine:
 
 
 def find_time_line(
-    place: np.ndarray, rate_hz: float, *, tempo_bpm: float | None = None, downbeat_seconds: float | None = None
+    place: np.ndarray,
+    rate_hz: float,
+    *,
+    tempo_bpm: float | None = None,
+    downbeat_seconds: float | None = None,
 ) -> TimeLine:
     """The beats by log-probabilities of the place in the bar [frames, PLACES], one frame or more.
 
@@ -100,7 +104,7 @@ def _harmonics_of(evidence: np.ndarray) -> np.ndarray:
 def _over_phases(sums: np.ndarray) -> np.ndarray:
     """Evidence [..., _PHASES] of a grid at every phase, by its sums over time [..., harmonics + 1]."""
     phases = np.arange(_PHASES) / _PHASES
-    return (sums @ np.exp(2j * np.pi * np.outer(np.arange(_HARMONICS + 1), phases))).real
+    return np.real(sums @ np.exp(2j * np.pi * np.outer(np.arange(_HARMONICS + 1), phases)))
 
 
 def _keep_one_tempo(
@@ -204,7 +208,9 @@ def _number_beats(
     # One beat and more outside at both ends, by the tempo there.
     slopes = [max(float(slope), 1e-9) for slope in (turns[1] - turns[0], turns[-1] - turns[-2])]
     borders = np.arange(frames + 1, dtype=float)
-    knots = np.concatenate([[turns[0] - 2 * slopes[0] * frames - 2], turns, [turns[-1] + 2 * slopes[1] * frames + 2]])
+    knots = np.concatenate(
+        [[turns[0] - 2 * slopes[0] * frames - 2], turns, [turns[-1] + 2 * slopes[1] * frames + 2]]
+    )
     where = np.concatenate(
         [[(knots[0] - turns[0]) / slopes[0]], borders, [frames + (knots[-1] - turns[-1]) / slopes[1]]]
     )

@@ -10,8 +10,8 @@ import numpy as np
 
 from ...tokenizer.music.harmony import find_path
 from .columns import PLACES, UNKNOWN
+from .timeline import BAR_SECONDS
 
-BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
 TEMPO_SPREAD = 0.01  # deviation of the logarithm of a bar's length from the one before
 BAR_EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
 CHORD_EVIDENCE = 0.2
@@ -19,15 +19,13 @@ CHORD_EVIDENCE = 0.2
 BAR_COST, HALF_COST, QUARTER_COST, OTHER_COST = 3.0, 4.0, 6.0, 20.0
 
 
-def track_bars(
-    log_probabilities: np.ndarray, rate_hz: float, *, bar_seconds: tuple[float, float] = BAR_SECONDS
-) -> np.ndarray:
+def track_bars(log_probabilities: np.ndarray, rate_hz: float) -> np.ndarray:
     """Return bar lines [bars + 1] in frames, the first at 0 or before, the last at the end or behind it.
 
-    log_probabilities: [frames, PLACES] of a frame's place. bar_seconds: the shortest and the longest bar.
+    log_probabilities: [frames, PLACES] of a frame's place.
     """
     lengths = np.arange(
-        max(PLACES // 2, int(np.floor(bar_seconds[0] * rate_hz))), int(np.ceil(bar_seconds[1] * rate_hz)) + 1
+        max(PLACES // 2, int(np.floor(BAR_SECONDS[0] * rate_hz))), int(np.ceil(BAR_SECONDS[1] * rate_hz)) + 1
     )
     longest = int(lengths[-1])
     # Before the first frame and behind the last nothing is said: the outer bars may reach out.

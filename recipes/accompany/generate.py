@@ -45,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = sung.add_argument
     text = "four beats a bar (default: as it is sung)"
     add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
+    text = "where a bar begins (default: where it seems to)"
+    add("--downbeat", dest="downbeat_seconds", type=float, metavar="SECONDS", help=text)
+    text = "key of the song, such as C, Am or Eb:min (default: as it is sung)"
+    add("--key", metavar="KEY", help=text)
     text = "chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)"
     add("--chords", metavar="FILE", help=text)
     text = "cents of the singer over A = 440 Hz; auto (default) listens, off plays at 440 Hz"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.contract import Candidates, SamplingConfig
+from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
@@ -31,7 +32,7 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
-from duotok.recipes.accompany.wishes import describe_sheet, find_beats, find_rests, keep_rests, make_sheet
+from duotok.recipes.accompany.wishes import describe_plan, find_beats, find_rests, keep_rests, make_plan
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -39,7 +40,6 @@ from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.common.long_waves import peak
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import (
-    ACTIVITY_RATE_HZ,
     CHROMA_RATE_HZ,
     active_segments,
     at_chroma_rate,
@@ -80,7 +80,8 @@ class Sketches:
     pitch_clock: PitchClock | None  # from one to the other; None: they are the same
     tuning: Mapping[str, Any]  # what the report says of it
     told: ReadOut  # what the vocal's codes say
-    sheet: Tensor | None  # the lead sheet that the band plays from [frames, COLUMNS]
+    pitches: np.ndarray  # sung MIDI pitch at PITCH_RATE_HZ, NaN where nothing is sung
+    plan: SongPlan | None  # that the band plays from
     prefix_frames: int  # how many codes were given
     separator: Separator | None  # where the mix or stems ask for one
     clock: "StageClock"
@@ -257,8 +258,10 @@ class Accompanist:
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes)
-            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings))
+            pitches = sung_pitch(pitched.wave)
+            plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes)
+            silent = ("no singing heard; the band plays by itself",) if plan and not plan.has_singer else ()
+            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *silent))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         names = ("guidance", "temperature", "top_k", "top_p")
         sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})
@@ -271,7 +274,12 @@ class Accompanist:
                     clock.tell("compose", (start + count * done / len(vocal_codes)) / len(seeds))
 
                 candidates = self.bundle.lm.compose(
-                    vocal_codes, seeds=together, sampling=sampling, prefix=given, sheet=sheet, progress=tell
+                    vocal_codes,
+                    seeds=together,
+                    sampling=sampling,
+                    prefix=given,
+                    sheet=plan and plan.sheet,
+                    progress=tell,
                 )
                 compositions += self._judge(sung, together, candidates)
             order = rank([composition.fit for composition in compositions])
@@ -284,7 +292,8 @@ class Accompanist:
             pitch_clock=pitch_clock,
             tuning=tuning,
             told=told,
-            sheet=sheet,
+            pitches=pitches,
+            plan=plan,
             prefix_frames=0 if given is None else len(given),
             separator=separator,
             clock=clock,
@@ -343,14 +352,15 @@ class Accompanist:
         if wave.shape != pitched.wave.shape or not math.isfinite(peak(wave)):
             raise ConfigError("the model made no usable sound; choose milder settings or another --device")
         with clock.stage("mix"):
-            wave = keep_rests(wave, sketches.sheet, tokenizer.frame_rate_hz)
+            wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, tokenizer.frame_rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
             mixdown = mix_down(vocal.wave, band, accompaniment_db=settings.accompaniment_db)
             music = describe_music(
                 vocal=pitched.wave,
                 mixdown=mixdown if pitch_clock is None else replace(mixdown, accompaniment=wave),
                 read_outs={"vocal": sketches.told, "accompaniment": composition.told},
-                sheet=sketches.sheet,
+                pitches=sketches.pitches,
+                plan=sketches.plan,
             )
             if pitch_clock is not None:
                 music = bring_back(music, pitch_clock) | _describe_length(vocal.wave)
@@ -426,27 +436,33 @@ def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
 
 
 def describe_music(
-    *, vocal: Tensor, mixdown: Mixdown, read_outs: Mapping[str, ReadOut], sheet: Tensor | None = None
+    *,
+    vocal: Tensor,
+    mixdown: Mixdown,
+    read_outs: Mapping[str, ReadOut],
+    pitches: np.ndarray,
+    plan: SongPlan | None = None,
 ) -> dict[str, Any]:
     """The musical part of report.json.
 
     vocal: [2, samples]; read_outs: what the codes of "vocal" and "accompaniment" say, each a batch of one.
-    Tempo and beats are those of the bars of sheet [frames, COLUMNS]; without bars, what is heard.
+    pitches: sung MIDI pitch. Tempo and beats are those of the plan; without one, what is heard.
     """
     heard = measure_chroma(mixdown.accompaniment)
-    coherence = measure_coherence(heard, sung_pitch(vocal))
+    coherence = measure_coherence(heard, pitches)
     chromas = {track: told.chroma[0].cpu().double().numpy() for track, told in read_outs.items()}
     activity = {track: estimate_activity(told.mel[0]) for track, told in read_outs.items()}
-    if sheet is not None:
-        activity["accompaniment"] &= ~find_rests(sheet)
+    if plan is not None:
+        activity["accompaniment"] &= ~find_rests(plan.sheet)
     sounding = {track: at_chroma_rate(active) for track, active in activity.items()}
     played = chromas["accompaniment"]
     keys = {t: read_key(chroma, CHROMA_RATE_HZ, t, sounding=sounding[t]) for t, chroma in chromas.items()}
+    if plan is not None and not plan.has_singer:
+        keys["vocal"] = None
     key = keys["accompaniment"] or keys["vocal"]
     fifths = 0 if key is None else key.fifths
     chords = estimate_chords(played, CHROMA_RATE_HZ, sounding=sounding["accompaniment"], fifths=fifths)
-    lead_sheet = describe_sheet(sheet, ACTIVITY_RATE_HZ, fifths)
-    beats = find_beats(sheet) / ACTIVITY_RATE_HZ
+    lead_sheet, beats = describe_plan(plan, fifths), find_beats(plan)
     tempo_bpm = lead_sheet["tempo_bpm"] if lead_sheet is not None else None
     if tempo_bpm is None:
         envelope = onset_envelope(mixdown.accompaniment)

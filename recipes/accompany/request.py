@@ -69,6 +69,8 @@ class Request:
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
     tempo_bpm: float | None = None  # of four beats in a bar; None: as it is sung
+    downbeat_seconds: float | None = None  # where a bar begins; None: where it seems to
+    key: str | None = None  # of the whole song, such as "Eb:maj" or "Am"; None: as it is sung
     chords: "str | Path | Chart | None" = None  # a chart to play; None, and where it is silent: what fits
     tuning: str | float = "auto"  # cents of the singer over A = 440 Hz; "off": as if there were none
     seed: int = 0  # of the first candidate; the others have the numbers after it
@@ -97,7 +99,8 @@ class Request:
             from duotok.recipes.separation.adapters import require_separator
 
             require_separator(self.separator)
-        if self.tempo_bpm is not None or isinstance(self.chords, list):
+        known = (self.tempo_bpm, self.downbeat_seconds, self.key)
+        if any(value is not None for value in known) or isinstance(self.chords, list):
             self.wishes()
 
     @property
@@ -130,7 +133,9 @@ class Request:
         from duotok.recipes.accompany.wishes import SheetWishes
 
         chart = None if isinstance(self.chords, (str, Path)) else self.chords
-        return SheetWishes(tempo_bpm=self.tempo_bpm, chart=chart)
+        return SheetWishes(
+            tempo_bpm=self.tempo_bpm, downbeat_seconds=self.downbeat_seconds, key=self.key, chart=chart
+        )
 
     def read(self) -> "Request":
         """The same request with its files read and checked: recordings as waves, chords as a chart.
@@ -139,12 +144,16 @@ class Request:
         """
         from duotok.recipes.accompany.mix import Vocal, load_prefix, load_vocal
         from duotok.recipes.accompany.wishes import read_chart
+        from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
         chart = read_chart(self.chords) if isinstance(self.chords, (str, Path)) else self.chords
         name, what, source = ("vocal", "vocal", self.vocal) if self.mix is None else ("mix", "song", self.mix)
         assert source is not None
         song = source if isinstance(source, Vocal) else load_vocal(source, what=what)
         prefix = None if self.prefix is None else load_prefix(self.prefix, song)[0]
+        seconds = song.wave.shape[-1] / SAMPLE_RATE_HZ
+        if self.downbeat_seconds is not None and self.downbeat_seconds >= seconds:
+            raise ConfigError(f"the downbeat ({self.downbeat_seconds:g} s) is past the end ({seconds:.1f} s)")
         return replace(self, **{name: song}, chords=chart, prefix=prefix)
 
 

@@ -13,7 +13,7 @@ from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
 
 _LEAST_CENTS = 3.0  # hardly anybody hears less, and what is not resampled stays as it is
-_TIMED = ("chords", "sections")  # of the report: rows that begin with times; so is all in "…_seconds"
+_TIMED = ("chords", "keys", "sections")  # of the report: rows that begin with times; so is all in "…_seconds"
 
 
 def find_pitch_clock(vocal: Tensor, asked: str | float) -> tuple[PitchClock | None, dict[str, Any]]:
@@ -48,7 +48,10 @@ def bring_to_pitch(wishes: SheetWishes, clock: PitchClock) -> SheetWishes:
         for start, end, label in wishes.chart
     ]
     tempo_bpm = wishes.tempo_bpm and wishes.tempo_bpm / clock.mean_speed
-    return replace(wishes, tempo_bpm=tempo_bpm, chart=chart)
+    downbeat = wishes.downbeat_seconds
+    if downbeat is not None:
+        downbeat = float(clock.to_pitched(np.array([downbeat]))[0])
+    return replace(wishes, tempo_bpm=tempo_bpm, downbeat_seconds=downbeat, chart=chart)
 
 
 def bring_back(music: Any, clock: PitchClock, *, timed: bool = False) -> Any:

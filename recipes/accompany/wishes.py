@@ -11,15 +11,23 @@ import torch
 from torch import Tensor
 
 from duotok.lm.contract import LanguageModel
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, UNKNOWN, WRITTEN
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE_TRUST, UNKNOWN, WRITTEN
+from duotok.lm.sheet.plan import Heard, SongPlan, plan_song
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_small_text, shown_name
-from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, name_chord, nearest_triad, parse_chord
+from duotok.tokenizer.music.harmony import Key
+from duotok.tokenizer.music.labels import (
+    NO_CHORD,
+    UNKNOWN_CHORD,
+    name_chord,
+    name_key,
+    nearest_triad,
+    parse_chord,
+    parse_key,
+)
 
 Chart = list[tuple[float, float, str]]  # start seconds, end seconds, label
-_BEATS_PER_BAR = 4
-_TEMPO_TOLERANCE = 0.03  # singers who follow a click still breathe
 _LONGEST_CHART_BYTES = 1_000_000
 _EXAMPLE = "give lines such as '0.0 2.4 C:maj'"
 _OVERLAP_SECONDS = 0.005  # times are rounded
@@ -32,18 +40,43 @@ class SheetWishes:
     """What somebody knows of the song beforehand; the rest is read out of the vocal."""
 
     tempo_bpm: float | None = None  # of four beats in a bar
+    downbeat_seconds: float | None = None  # where a bar begins
+    key: str | None = None  # of the whole song
     chart: Chart | None = None  # is put into order
 
     def __post_init__(self) -> None:
         if self.tempo_bpm is not None and not 55 <= self.tempo_bpm <= 210:
             raise ConfigError(f"the tempo must be from 55 to 210 beats per minute, got {self.tempo_bpm:g}")
+        if self.downbeat_seconds is not None and not 0 <= self.downbeat_seconds < float("inf"):
+            raise ConfigError(f"the downbeat must be at 0 s or later, got {self.downbeat_seconds:g}")
+        if self.key is not None:
+            parse_key(self.key)
         if self.chart is not None:
             places = [f"chord {number} of the chart" for number in range(1, len(self.chart) + 1)]
             object.__setattr__(self, "chart", _check_chart(self.chart, places))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line that says which chords are played as others, if there are any."""
+        """One line that says which chords are played as others, and one if they contradict the key."""
+        return (*self._warn_of_others(), *self._warn_of_key())
+
+    def _warn_of_key(self) -> tuple[str, ...]:
+        if self.key is None or self.chart is None:
+            return ()
+        key, inside, total = parse_key(self.key), 0.0, 0.0
+        scale = Key(tonic=key % 12, mode=("maj", "min")[key // 12]).scale
+        for start, end, label in self.chart:
+            number, _ = nearest_triad(label)
+            if number not in (NO_CHORD, UNKNOWN_CHORD):
+                total += end - start
+                inside += (end - start) * ({number % 12, (number + 7) % 12} <= scale)
+        if inside >= 0.5 * total:
+            return ()
+        return (
+            f"most of the chords are not in {name_key(key)}; the chords are played, the key where they end",
+        )
+
+    def _warn_of_others(self) -> tuple[str, ...]:
         played: dict[str, str] = {}
         for _, _, label in self.chart or ():
             number, share = nearest_triad(label)
@@ -100,31 +133,36 @@ def _check_chart(chart: Sequence[tuple[float, float, str]], places: Sequence[str
     return [entry for entry, _ in entries]
 
 
-def make_sheet(
-    lm: LanguageModel[Any], vocal_codes: Tensor, rate_hz: float, wishes: SheetWishes
-) -> Tensor | None:
-    """Return the sheet [frames, COLUMNS] of vocal codes [frames]: read, with what is wished in its place.
+def make_plan(
+    lm: LanguageModel[Any], vocal_codes: Tensor, pitches: np.ndarray, rate_hz: float, wishes: SheetWishes
+) -> SongPlan | None:
+    """Plan the song of vocal codes [frames] and sung MIDI pitches [k * frames]; what is wished is kept.
 
     A chord that the model does not know is the nearest it does, trusted by the share of its notes. None where
-    the model knows no sheets; ConfigError if something was wished of it.
+    the model plays from no sheet; ConfigError if something was wished of it.
     """
-    bar_seconds = None
-    if wishes.tempo_bpm is not None:
-        bar = 60 * _BEATS_PER_BAR / wishes.tempo_bpm
-        bar_seconds = (bar * (1 - _TEMPO_TOLERANCE), bar * (1 + _TEMPO_TOLERANCE))
-    sheet = lm.read_sheet(vocal_codes[None].to(next(lm.parameters()).device), bar_seconds=bar_seconds)
-    if sheet is None:
+    told = lm.hear_sheet(vocal_codes[None])
+    if told is None:
         if wishes != SheetWishes():
-            raise ConfigError("this model plays from no lead sheet; leave out --tempo and --chords")
+            raise ConfigError(
+                "this model plays from no lead sheet; leave out --tempo, --key, --downbeat, --chords"
+            )
         return None
-    sheet = sheet[0].cpu()
+    place, chord = (told[name][0].double().numpy() for name in ("place", "chord"))
+    plan = plan_song(
+        Heard(place=place, chord=chord, pitches=pitches, rate_hz=rate_hz),
+        tempo_bpm=wishes.tempo_bpm,
+        downbeat_seconds=wishes.downbeat_seconds,
+        key=None if wishes.key is None else parse_key(wishes.key),
+    )
+    sheet = plan.sheet
     for start, end, label in wishes.chart or ():
         # A frame has the chord that sounds in its middle.
         first, last = (int(np.ceil(min(time * rate_hz, len(sheet)) - 0.5)) for time in (start, end))
         number, share = nearest_triad(label)
         if number != UNKNOWN_CHORD:
             sheet[first:last, CHORD], sheet[first:last, CHORD_TRUST] = number, round(share * WRITTEN)
-    return sheet
+    return plan
 
 
 def find_rests(sheet: Tensor) -> np.ndarray:
@@ -150,45 +188,43 @@ def keep_rests(wave: Tensor, sheet: Tensor | None, rate_hz: float) -> Tensor:
     return wave
 
 
-def find_beats(sheet: Tensor | None) -> np.ndarray:
-    """Beats [beats] in frames, four in a bar, the bar lines among them; none without two bar lines.
-
-    Bars that the song's ends cut go on as their neighbours do.
-    """
-    lines = np.zeros(0) if sheet is None else _find_bar_lines(sheet)
-    if sheet is None or len(lines) < 2:
+def find_beats(plan: SongPlan | None) -> np.ndarray:
+    """The beats of a plan that fall into the song [beats], in seconds."""
+    if plan is None:
         return np.zeros(0)
-    steps = np.diff(lines) / _BEATS_PER_BAR
-    before = np.arange(1, lines[0] // steps[0] + 1)[::-1]
-    inside = lines[:-1, None] + steps[:, None] * np.arange(_BEATS_PER_BAR)
-    after = np.arange(lines[-1], len(sheet), steps[-1])
-    return np.concatenate([lines[0] - before * steps[0], inside.ravel(), after])
+    beats = plan.time_line.beats
+    return beats[(beats >= 0) & (beats < len(plan.sheet))] / plan.time_line.rate_hz
 
 
-def describe_sheet(sheet: Tensor | None, rate_hz: float, fifths: int = 0) -> dict[str, Any] | None:
-    """Return the part of report.json that says what the band was shown, chords spelled as in a key."""
-    if sheet is None:
+def describe_plan(plan: SongPlan | None, fifths: int = 0) -> dict[str, Any] | None:
+    """Return the part of report.json that says what the band was shown, chords spelled as in a key.
+
+    Times are in seconds; bar lines are real numbers, not those of the frames they fall into.
+    """
+    if plan is None:
         return None
-    chords, lines = sheet[:, CHORD].numpy(), _find_bar_lines(sheet)
-    bars = np.diff(lines) / rate_hz
-    edges = [0, *(np.flatnonzero(np.diff(chords)) + 1).tolist(), len(chords)]
+    sheet, line = plan.sheet, plan.time_line
+    chords, frames, rate_hz = sheet[:, CHORD].numpy(), len(sheet), line.rate_hz
+
+    def seconds(frame: float) -> float:
+        return round(float(frame) / rate_hz, 4)
+
+    edges = [0, *(np.flatnonzero(np.diff(chords)) + 1).tolist(), frames]
+    other = plan.other_tempo
     return {
         "trust": {"bars": _mean_trust(sheet[:, PLACE_TRUST]), "chords": _mean_trust(sheet[:, CHORD_TRUST])},
-        "tempo_bpm": round(float(60 * _BEATS_PER_BAR / np.median(bars)), 2) if len(bars) else None,
-        "bar_lines_seconds": [round(line / rate_hz, 3) for line in lines.tolist()],
+        "tempo_bpm": round(line.tempo_bpm, 3),
+        "half_or_double": other and {"tempo_bpm": round(other[0], 3), "share": round(other[1], 3)},
+        "bar_lines_seconds": [seconds(at) for at in line.bar_lines if 0 <= at <= frames],
+        "keys": [[seconds(first), seconds(last), name_key(key)] for first, last, key in plan.keys]
+        if plan.has_singer
+        else None,
         "chords": [
-            [round(begin / rate_hz, 3), round(end / rate_hz, 3), name_chord(int(chords[begin]), fifths)]
-            for begin, end in pairwise(edges)
-            if begin < end
+            [seconds(first), seconds(last), name_chord(int(chords[first]), fifths)]
+            for first, last in pairwise(edges)
         ],
+        "sections": [[seconds(s.start), seconds(s.end), s.name, s.letter] for s in plan.sections],
     }
-
-
-def _find_bar_lines(sheet: Tensor) -> np.ndarray:
-    """Bar lines [lines] in frames."""
-    places = sheet[:, PLACE].numpy()
-    known = (places[1:] != UNKNOWN) & (places[:-1] != UNKNOWN)
-    return np.flatnonzero(known & (places[1:] < places[:-1])) + 1
 
 
 def _mean_trust(levels: Tensor) -> float | None:

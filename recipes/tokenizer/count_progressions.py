@@ -1,6 +1,7 @@
 """Count how pop songs move, in the training scores of POP909: the tables of `tokenizer.music.progressions`.
 
-Run: python -m duotok.recipes.tokenizer.count_progressions --songs pop909.tar.gz --out progressions.safetensors
+Run: python -m duotok.recipes.tokenizer.count_progressions --songs pop909.tar.gz \\
+         --out tokenizer/music/progressions.safetensors
 """
 
 import argparse
@@ -26,7 +27,9 @@ def count(songs: Sequence[Song]) -> dict[str, np.ndarray]:
     chords, changes = np.zeros((2, NO_CHORD)), np.zeros((2, NO_CHORD, NO_CHORD))
     pitches, over_chord = np.zeros((2, 12)), np.zeros((2, 12))
     for song in songs:
-        spans = [(span.start, span.end, nearest_triad(span.label.partition("/")[0])[0]) for span in song.chords]
+        spans = [
+            (span.start, span.end, nearest_triad(span.label.partition("/")[0])[0]) for span in song.chords
+        ]
         longest = max(song.keys, key=lambda span: span.end - span.start)
         before: tuple[int, int] | None = None
         for first, last in zip(song.beats, song.beats[1:], strict=False):

@@ -21,6 +21,7 @@ _LONGEST_LABEL = 40
 _MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)
 _NATURALS = dict(zip("CDEFGAB", _MAJOR_SCALE, strict=True))
 _DEGREE = r"([#b]*)(\d{1,2})"
+_SIGNS = str.maketrans("♯♭", "#b")
 _CHANGE = re.compile(rf"[\s(),]*(add|omit|no|sus|\*)?{_DEGREE}[\s(),]*")
 
 
@@ -69,7 +70,7 @@ def parse_chord(label: str) -> Chord | None:
         return None
     if len(label) > _LONGEST_LABEL:
         raise DataError(f"{label[:_LONGEST_LABEL] + '...'!r} is no chord; write it as C:min7, Cm7, C/E or N")
-    text = label.replace("♯", "#").replace("♭", "b").replace("6/9", "6(9)")
+    text = label.translate(_SIGNS).replace("6/9", "6(9)")
     found = re.fullmatch(r"([A-G][#b]*)(:?)(.*?)(?:/(?:([A-G][#b]*)|" + _DEGREE + "))?", text)
     if found is None or found[2] and not found[3]:
         raise DataError(f"{label!r} is no chord; write it as C:min7, Cm7, C/E or N")
@@ -114,6 +115,20 @@ def triad_of(label: str) -> int:
     root, intervals, _ = chord
     triads: dict[tuple[int, ...], int] = {(0, 4, 7): root, (0, 3, 7): 12 + root}
     return triads.get(intervals[:3], UNKNOWN_CHORD)
+
+
+def parse_key(label: str) -> int:
+    """Key class of "Eb:min", "Ebm", "Eb minor" and the like; raises DataError for what is no key."""
+    found = re.fullmatch(r"([A-G][#b]*)[\s:]*(maj|major|M|min|minor|m|)", label.strip().translate(_SIGNS))
+    if found is None:
+        raise DataError(f"{label[:_LONGEST_LABEL]!r} is no key; write it as C, Am, Eb:maj or F# minor")
+    return parse_root(found[1]) + 12 * found[2].startswith("m") * (not found[2].startswith("maj"))
+
+
+def name_key(key: int) -> str:
+    """Label of a key class such as "Eb:min"."""
+    mode = ("maj", "min")[key // 12]
+    return f"{name_note(key % 12, count_fifths(key % 12, mode))}:{mode}"
 
 
 def key_of(label: str) -> int:
