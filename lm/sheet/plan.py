@@ -59,12 +59,13 @@ class Heard:
 
     @property
     def has_singer(self) -> bool:
-        """Whether anything in it can be a voice: pitched for a while, and never as steady as a tone."""
+        """Whether anything in it can be a voice: pitched for a while, and not one steady tone."""
         sung = self.pitches[np.isfinite(self.pitches)]
         per_second = len(self.pitches) / max(len(self.place), 1) * self.rate_hz
         if len(sung) < _LEAST_SUNG_SECONDS * per_second:
             return False
-        return float(np.median(np.abs(np.diff(sung)))) > _STEADY_SEMITONES
+        moves = float(np.median(np.abs(np.diff(sung)))) > _STEADY_SEMITONES
+        return moves or float(np.ptp(np.percentile(sung, (5, 95)))) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def _keep_one_tempo(
     times = np.arange(frames) + 0.5
 
     def judge(bars_per_frame: np.ndarray) -> np.ndarray:
-        """Evidence [tempi, _PHASES], exactly."""
+        """Evidence [tempi, _PHASES], exactly; where the downbeat is known, of its phase alone."""
         sums = np.stack(
             [
                 np.exp(2j * np.pi * m * np.outer(bars_per_frame, times)) @ series[:, m]
@@ -123,7 +123,11 @@ def _keep_one_tempo(
             ],
             axis=-1,
         )
-        return _over_phases(sums)
+        scores = _over_phases(sums)
+        if downbeat is None:
+            return scores
+        known = np.round(-bars_per_frame * downbeat * _PHASES).astype(int) % _PHASES
+        return np.where(np.arange(_PHASES) == known[:, None], scores, -np.inf)
 
     if tempo_bpm is not None:
         tempi = np.array([tempo_bpm / (60 * BEATS_PER_BAR * rate_hz)])
@@ -146,14 +150,18 @@ def _keep_one_tempo(
             scores = _over_phases(sums).max(axis=1) + prior[start : start + _PIECE]
             if scores.max() > best:
                 best, middle = float(scores.max()), float(piece[scores.argmax()])
-        tempi = middle + np.arange(-12, 13) / (64 * max(frames, 100))
+        for finer in (64, 512):
+            tempi = middle + np.arange(-12, 13) / (finer * max(frames, 100))
+            middle = float(tempi[judge(tempi).max(axis=1).argmax()])
+        tempi = np.array([middle])
     scores = judge(tempi)
     if downbeat is not None:
-        phases = np.round(-tempi * downbeat * _PHASES).astype(int) % _PHASES
-        number = int(scores[np.arange(len(tempi)), phases].argmax())
-        return tempi[number] * (np.arange(frames + 1) - downbeat)
-    number, phase = np.unravel_index(scores.argmax(), scores.shape)
-    return tempi[number] * np.arange(frames + 1) + phase / _PHASES
+        return tempi[0] * (np.arange(frames + 1) - downbeat)
+    phase = int(scores[0].argmax())
+    before, here, after = (scores[0, (phase + shift) % _PHASES] for shift in (-1, 0, 1))
+    bend = before - 2 * here + after  # the top of a parabola lies between the phases that were tried
+    top = phase + (0.5 * (before - after) / bend if bend < 0 else 0.0)
+    return tempi[0] * np.arange(frames + 1) + top / _PHASES
 
 
 def _follow(evidence: np.ndarray, rate_hz: float, turns: np.ndarray) -> np.ndarray:

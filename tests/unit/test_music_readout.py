@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from duotok.lm.sheet.columns import write_sheet
+from duotok.lm.sheet.plan import SongPlan
+from duotok.lm.sheet.timeline import TimeLine
 from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.accompany.mix import mix_down
 from duotok.recipes.accompany.pipeline import describe_music
@@ -229,19 +231,19 @@ def test_chroma_correlation():
 
 
 def test_the_report_tells_what_sounds():
-    vocal, band = tone(440.0, 2.0), tone(220.0, 2.0)
+    vocal, band, pitches = tone(440.0, 2.0), tone(220.0, 2.0), np.full(100, 69.0)
     chroma = torch.from_numpy(np.tile(triad(9, "min"), (100, 1)))[None]
     silence, sound = torch.full((1, 200, 16), -4.0), torch.full((1, 200, 16), -1.0)
     half = torch.cat([sound[:, :100], silence[:, :100]], dim=1)
     mixdown = mix_down(vocal, band, accompaniment_db=0.0)
     read_outs = {"vocal": ReadOut(silence, chroma), "accompaniment": ReadOut(half, chroma)}
-    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs)
+    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs, pitches=pitches)
     assert told["chords"] == [[0.0, 1.0, "A:min"], [1.0, 2.0, "N"]]
     assert told["vocal_key"] is None and told["vocal_key_probability"] is None
     assert told["activity"]["vocal"] == {"share": 0.0, "segments_seconds": []}
     assert told["activity"]["accompaniment"] == {"share": 0.5, "segments_seconds": [[0.0, 1.0]]}
     read_outs = dict.fromkeys(read_outs, ReadOut(sound, chroma))
-    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs)
+    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs, pitches=pitches)
     assert told["chords"] == [[0.0, 2.0, "A:min"]]
     assert told["vocal_key"] is not None and 0 < told["vocal_key_probability"] <= 1
 
@@ -253,12 +255,20 @@ def test_tempo_beats_rests_and_spelling_follow_the_lead_sheet():
     mixdown = mix_down(vocal, band, accompaniment_db=0.0)
     places, chords = places_between(np.arange(0, 151, 50.0), 150), np.full(150, 3)
     chords[100:] = NO_CHORD
-    told = describe_music(
-        vocal=vocal, mixdown=mixdown, read_outs=read_outs, sheet=write_sheet(places, chords)
+    plan = SongPlan(
+        sheet=write_sheet(places, chords),
+        time_line=TimeLine(beats=np.arange(-12.5, 170, 12.5), numbers=np.arange(3, 18) % 4, rate_hz=25.0),
+        keys=[(0, 150, 3)],
+        sections=[],
+        other_tempo=None,
+        has_singer=True,
     )
+    pitches = np.full(300, 69.0)
+    told = describe_music(vocal=vocal, mixdown=mixdown, read_outs=read_outs, pitches=pitches, plan=plan)
     assert told["tempo_bpm"] == told["lead_sheet"]["tempo_bpm"] == 120
     assert told["beats_seconds"] == [0.5 * beat for beat in range(12)]
-    assert set(told["lead_sheet"]["bar_lines_seconds"]) <= set(told["beats_seconds"])
+    assert set(told["lead_sheet"]["bar_lines_seconds"]) <= {*told["beats_seconds"], 6.0}
     assert told["chords"] == [[0.0, 4.0, "Eb:maj"], [4.0, 6.0, "N"]]
     assert told["lead_sheet"]["chords"] == told["chords"]
+    assert told["lead_sheet"]["keys"] == [[0.0, 6.0, "Eb:maj"]]
     assert told["activity"]["accompaniment"]["segments_seconds"] == [[0.0, 4.0]]

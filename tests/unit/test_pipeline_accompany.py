@@ -162,8 +162,8 @@ def test_the_report_has_the_lead_sheet(accompanist, vocal, result):
     assert all(before[1] == after[0] for before, after in zip(chords[:-1], chords[1:], strict=True))
     made = accompanist.accompany(vocal, seed=3, steps=1, tempo_bpm=180, chords=[(0.4, 1.2, "D:min7")])
     told = made.report["lead_sheet"]
-    assert [0.4, 1.2, "D:min"] in told["chords"]
-    assert told["tempo_bpm"] is None or told["tempo_bpm"] == pytest.approx(180, rel=0.05)
+    assert any(start <= 0.4 and end >= 1.2 for start, end, name in told["chords"] if name == "D:min")
+    assert told["tempo_bpm"] == made.report["tempo_bpm"] == pytest.approx(180)
     assert not torch.equal(made.codes, result.codes)
 
 
@@ -186,7 +186,7 @@ def test_the_band_is_in_the_singers_tuning(accompanist, make_singing, cents):
     heard = sketches.pitch_clock.bring_to_pitch(made.accompaniment)[:, :240_000]
     assert np.corrcoef(heard.flatten(), at_pitch.flatten())[0, 1] > 0.95
     chords = made.report["lead_sheet"]["chords"]
-    assert [[1, 3]] == [[round(time, 1) for time in chord[:2]] for chord in chords if chord[2] == "D:min"]
+    assert any(start < 1.1 and end > 2.9 for start, end, name in chords if name == "D:min")
     assert chords[-1][1] == pytest.approx(6.02, abs=0.05)
 
 

@@ -1,5 +1,6 @@
 """Tempo and chords that are known beforehand, and the lead sheet in the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,15 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE, WRITTEN, unknown_sheet
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, WRITTEN, unknown_sheet
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
-from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
-    describe_sheet,
+    describe_plan,
     find_beats,
     find_rests,
     keep_rests,
-    make_sheet,
+    make_plan,
     read_chart,
 )
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
@@ -103,14 +103,15 @@ def test_files_that_are_no_charts_are_refused(tmp_path: Path) -> None:
 
 def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     codes = torch.randint(0, 11, (300,))
-    plain = make_sheet(add_reader(lm), codes, RATE_HZ, SheetWishes())
-    assert plain is not None and not find_rests(plain).any()
+    pitches = np.full(600, 60.0)
+    plain = make_plan(add_reader(lm), codes, pitches, RATE_HZ, SheetWishes())
+    assert plain is not None and not find_rests(plain.sheet).any()
     chart = [(1.0, 2.0, "Em"), (2.0, 3.0, "N"), (3.0, 4.0, "C:sus4"), (4.0, 5.0, "X"), (11.0, 90.0, "G7")]
-    wishes = SheetWishes(tempo_bpm=100, chart=chart)
-    wished = make_sheet(lm, codes, RATE_HZ, wishes)
-    assert wished is not None
-    same_tempo = make_sheet(lm, codes, RATE_HZ, SheetWishes(tempo_bpm=100))
-    assert same_tempo is not None
+    wishes = SheetWishes(tempo_bpm=100, downbeat_seconds=1.3, key="Eb minor", chart=chart)
+    plan = make_plan(lm, codes, pitches, RATE_HZ, wishes)
+    same = make_plan(lm, codes, pitches, RATE_HZ, SheetWishes(tempo_bpm=100, downbeat_seconds=1.3, key="Ebm"))
+    assert plan is not None and same is not None
+    wished, same_tempo = plan.sheet, same.sheet
     written = [
         (25, 50, 12 + 4, WRITTEN),
         (50, 75, NO_CHORD, WRITTEN),
@@ -123,12 +124,21 @@ def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
         same_tempo[first:last] = wished[first:last]
     assert torch.equal(wished, same_tempo)  # what the chart leaves out, or calls "X", is as it was read
     assert np.flatnonzero(find_rests(wished)).tolist() == [*range(50, 75)]
-    told = describe_sheet(wished, RATE_HZ)
-    assert told is not None and told["tempo_bpm"] == pytest.approx(100, rel=0.03)
-    assert 0 <= told["trust"]["bars"] < 1 and 0 < told["trust"]["chords"] <= 1
+    told = describe_plan(plan)
+    assert told is not None and told["tempo_bpm"] == pytest.approx(100)
+    assert told["bar_lines_seconds"] == pytest.approx([1.3, 3.7, 6.1, 8.5, 10.9])
+    assert find_beats(plan)[:3].tolist() == pytest.approx([0.1, 0.7, 1.3])
+    assert told["half_or_double"] is None
+    assert told["keys"] is None  # one tone for ever: nobody sings
+    assert told["trust"]["bars"] == 0 and 0 < told["trust"]["chords"] <= 1
+    assert replace(plan, has_singer=True) and describe_plan(replace(plan, has_singer=True))["keys"] == [
+        [0.0, 12.0, "Eb:min"]
+    ]
     assert wishes.warnings == (
         "the band knows major and minor chords only and plays the nearest: C:sus4 as C:maj",
+        "most of the chords are not in Eb:min; the chords are played, the key where they end",
     )
+    assert SheetWishes(key="G", chart=chart[:1]).warnings == ()
     assert SheetWishes(chart=chart[:2]).warnings == ()
 
 
@@ -150,10 +160,11 @@ def test_the_band_rests_where_no_chord_is_written() -> None:
 
 
 def test_a_model_without_sheets_takes_no_wishes(lm: DualTrackLM) -> None:
-    assert make_sheet(lm, torch.zeros(10).long(), RATE_HZ, SheetWishes()) is None
-    assert describe_sheet(None, RATE_HZ) is None
-    with pytest.raises(ConfigError, match="leave out --tempo and --chords"):
-        make_sheet(lm, torch.zeros(10).long(), RATE_HZ, SheetWishes(tempo_bpm=100))
+    song = torch.zeros(10).long(), np.full(20, 60.0), RATE_HZ
+    assert make_plan(lm, *song, SheetWishes()) is None
+    assert describe_plan(None) is None and len(find_beats(None)) == 0
+    with pytest.raises(ConfigError, match="leave out --tempo, --key, --downbeat, --chords"):
+        make_plan(lm, *song, SheetWishes(tempo_bpm=100))
 
 
 @pytest.mark.parametrize("tempo", [0.0, 54.0, 300.0, float("nan")])
@@ -162,16 +173,9 @@ def test_impossible_tempi_are_refused(tempo: float) -> None:
         SheetWishes(tempo_bpm=tempo)
 
 
-def test_bar_lines_beats_and_tempo_are_told() -> None:
-    sheet = unknown_sheet(210)
-    sheet[:, PLACE] = torch.from_numpy(places_between(np.arange(10, 211, 50.0), 210))
-    sheet[:100, CHORD] = 3
-    told = describe_sheet(sheet, RATE_HZ, fifths=-3)
-    assert told is not None
-    assert told["bar_lines_seconds"] == [2.4, 4.4, 6.4]
-    assert told["tempo_bpm"] == 120
-    assert told["chords"] == [[0.0, 4.0, "Eb:maj"], [4.0, 8.4, "?"]]
-    assert find_beats(sheet).tolist() == [10 + 12.5 * beat for beat in range(16)]  # to the song's ends
-    empty = describe_sheet(unknown_sheet(0), RATE_HZ)
-    assert empty is not None and empty["tempo_bpm"] is None
-    assert len(find_beats(unknown_sheet(0))) == len(find_beats(None)) == 0
+def test_impossible_keys_and_downbeats_are_refused() -> None:
+    with pytest.raises(DataError, match="'H:moll' is no key; write it as C, Am"):
+        SheetWishes(key="H:moll")
+    for seconds in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="downbeat must be at 0 s or later"):
+            SheetWishes(downbeat_seconds=seconds)
