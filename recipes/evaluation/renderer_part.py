@@ -184,7 +184,7 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
 
     The loudness error is of the VAE alone. round_trip_many_steps_… are of 50 diffusion steps;
-    few_steps_loss_percent is what the bundle's own number loses against them on the worst of sound_quality's
+    few_steps_loss_percent is what the bundle's own number loses against them on the worst of compare_spectra's
     measures. With settings.recordings also those of recordings_vae_…; with settings.vae nothing but the VAE
     in that folder is measured.
     """
