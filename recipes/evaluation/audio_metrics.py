@@ -154,7 +154,7 @@ def stereo_width_db(wave: Tensor) -> float:
 
 
 def worst_loss_percent(figures: dict[str, float], reference: dict[str, float]) -> float:
-    """How much worse than the reference the worst of compare_spectra's figures is, in percent; below 0 none."""
+    """By how many percent the worst of compare_spectra's figures is worse than the reference's."""
     losses = []
     for name in ("chroma_correlation", "log10_mel_l1", *_FINE_NAMES):
         rise = 100 * (figures[name] - reference[name]) / max(abs(reference[name]), 1e-6)

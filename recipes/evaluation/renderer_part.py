@@ -184,9 +184,8 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
 
     The loudness error is of the VAE alone. round_trip_many_steps_… are of 50 diffusion steps;
-    few_steps_loss_percent is what the bundle's own number loses against them on the worst of compare_spectra's
-    measures. With settings.recordings also those of recordings_vae_…; with settings.vae nothing but the VAE
-    in that folder is measured.
+    few_steps_loss_percent is what the bundle's own number loses against them by the worst measure. With
+    settings.recordings also recordings_vae_…; with settings.vae nothing but the VAE in that folder.
     """
     excerpts = excerpts_of(settings, 12, 8.0)
     if settings.vae is not None:
