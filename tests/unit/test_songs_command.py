@@ -92,7 +92,6 @@ def test_shards_of_the_songs_join_without_work(folder: Path, tmp_path: Path, cap
     ("options", "reason"),
     [
         (["--separator", "magic"], "unknown separator 'magic'"),
-        (["--voice", "ears"], "unknown voice detector"),
         (["--whisper", "no/such/model"], "model.bin is missing"),
         (["--songs", "no/such/folder"], "does not exist"),
         (["--shortest", "20"], "shortest_seconds"),

@@ -12,11 +12,9 @@ from duotok.recipes.corpus.songs.segments import (
     HarmonicDetector,
     SegmentConfig,
     Sentence,
-    SileroDetector,
     frame_levels,
     join_spans,
     loud_level,
-    open_detector,
     overlap_seconds,
     plan_segments,
 )
@@ -38,36 +36,17 @@ def test_singing_is_found_where_it_is_whatever_the_blocks(phrase: torch.Tensor):
     assert HarmonicDetector().find(phrase.split(70_001, dim=1)) == spans
 
 
-def test_noise_and_silence_are_no_voice(phrase: torch.Tensor):
+def test_noise_silence_and_bleed_far_below_the_mix_are_no_voice(phrase: torch.Tensor):
     noise = 0.1 * torch.randn(phrase.shape, generator=torch.Generator().manual_seed(0))
-    assert HarmonicDetector().find([noise]) == []
-    assert HarmonicDetector().find([torch.zeros_like(phrase)]) == []
-    assert HarmonicDetector().find([]) == []
-
-
-def test_bleed_far_below_the_mix_is_no_voice(phrase: torch.Tensor):
+    for blocks in ([noise], [torch.zeros_like(phrase)], []):
+        assert HarmonicDetector().find(blocks) == []
     mix_db = loud_level(frame_levels(phrase))
     assert HarmonicDetector().find([0.05 * phrase], mix_db) == []
     assert HarmonicDetector().find([0.2 * phrase], mix_db) != []
 
 
-def test_silero_runs_on_its_own_weights_and_hears_no_silence(phrase: torch.Tensor):
-    pytest.importorskip("silero_vad")
-    threads = torch.get_num_threads()
-    detector = open_detector("silero")
-    assert isinstance(detector, SileroDetector) and torch.get_num_threads() == threads
-    spans = detector.find(phrase.split(70_001, dim=1))
-    assert overlap_seconds(spans, 0.0, 2.5) == 0
-    assert detector.find([torch.zeros_like(phrase)]) == []
-
-
 def test_spans_join_over_short_gaps_only():
     assert join_spans([(0.0, 1.0), (1.2, 2.0), (3.0, 3.1), (4.0, 5.0)]) == [(0.0, 2.0), (4.0, 5.0)]
-
-
-def test_an_unknown_detector_is_refused():
-    with pytest.raises(ConfigError, match="harmonic"):
-        open_detector("ears")
 
 
 CONFIG = SegmentConfig()
