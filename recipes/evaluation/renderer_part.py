@@ -23,7 +23,7 @@ from duotok.recipes.evaluation.audio_metrics import (
     stereo_width_db,
     worst_loss_percent,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
@@ -143,10 +143,7 @@ def measure_whole_song(
     places every 0.1 s, which is what an unheard joint has; "..._original": of the recording, at the joints.
     """
     samples = round(_SECONDS_PER_EXCERPT_SECOND * excerpts[0].seconds * SAMPLE_RATE_HZ)
-    parts: list[torch.Tensor] = []
-    while sum(part.shape[1] for part in parts) < samples:
-        parts.append(excerpts[len(parts) % len(excerpts)].item.read("accompaniment"))
-    wave = torch.cat(parts, dim=1)[:, :samples]
+    wave = join_items([excerpt.item for excerpt in excerpts], "accompaniment", samples / SAMPLE_RATE_HZ)
     codes = tokenizer.encode(wave[None], "accompaniment")
     features = tokenizer.features(codes, "accompaniment")[0]
     ends: list[int] = []  # of the decoded chunks, in latent frames

@@ -1,13 +1,11 @@
 """What frozen codes say about the music: probes on code vectors only, next to two anchors (P B.2).
 
-For every label of the corpus (style, key, tempo class, voice): a linear probe on each recording's mean and
-deviation of the code vectors and a small Conformer on their sequence, learned from training songs, tested on
-test songs; the same linear probe on the log-mel spectrogram; and the shares of the training songs, which need
-no input at all.
+For every label of the corpus (style, key, tempo class, voice): a linear probe on mean and deviation of a
+recording's code vectors and a small Conformer on their sequence, learned from training songs, tested on test
+songs; the same linear probe on the log-mel; and the shares of the training songs, which need no input.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from sklearn.dummy import DummyClassifier
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -32,17 +29,11 @@ from duotok.tokenizer.music.labels import PITCH_CLASSES, key_of
 from duotok.tokenizer.spectra import LogMel, level_gain
 
 # What a probe sees: one track's code vectors, or both tracks' side by side.
-INPUTS: dict[str, tuple[str, ...]] = {
-    "vocal": ("vocal",),
-    "accompaniment": ("accompaniment",),
-    "both": ("vocal", "accompaniment"),
-}
+INPUTS: dict[str, tuple[str, ...]] = {**{track: (track,) for track in TRACKS}, "both": TRACKS}
 CLIP_SECONDS = 10.0  # what the Conformer sees at a time
 MEL_BANDS = 128
 UNKNOWN = -1
 _KEYS = [f"{tonic}:{mode}" for mode in ("maj", "min") for tonic in PITCH_CLASSES]
-_TEMPO_CLASSES = 4
-_HELD_OUT_SHARE = 0.1
 _STRENGTHS = (0.003, 0.03, 0.3)  # of the linear probe: the inverse of its regularization
 Labels = Mapping[str, Sequence[str]]  # name -> classes, of which every recording has exactly one
 
@@ -78,7 +69,6 @@ class ConformerConfig:
     epochs: int = 10
     batch: int = 32
     learning_rate: float = 3e-3
-    weight_decay: float = 0.05
     device: str = "cpu"
     seed: int = 0
 
@@ -98,7 +88,7 @@ def measure_probe(diagnosis: Diagnosis) -> dict[str, float]:
     labels = {name: own for name, own in labels.items() if len({*test.truth[name]} - {UNKNOWN}) > 1}
     if not labels:
         raise DataError(f"the test items in {settings.corpus} differ in nothing that training items have")
-    kept, held_out = split_songs(learning.songs, _HELD_OUT_SHARE, settings.seed)
+    kept, held_out = split_songs(learning.songs, 0.1, settings.seed)
     sets = (learning.take(kept), learning.take(held_out), test)
     mel = {}
     if settings.mel:
@@ -140,9 +130,8 @@ def name_labels(items: Sequence[Item]) -> tuple[dict[str, list[str]], np.ndarray
 
     Tempo classes are equally large parts of the training items. A label of one class only is left out.
     """
-    shares = np.linspace(0, 1, _TEMPO_CLASSES + 1)[1:-1]
     tempi = [item.tempo_bpm for item in items if item.tempo_bpm is not None]
-    borders = np.unique(np.quantile(tempi, shares).round(1)) if tempi else np.zeros(0)
+    borders = np.unique(np.quantile(tempi, (0.25, 0.5, 0.75)).round(1)) if tempi else np.zeros(0)
     edges = ["", *(f"{border:g}" for border in borders), ""]
     labels = {
         "style": sorted({item.style for item in items}),
@@ -237,15 +226,11 @@ def fit_linear(
     rows, answers = np.stack(features[0])[known], truth[0][known]
     best, predictions = -1.0, np.zeros((len(features[2]), classes))
     for strength in _STRENGTHS:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-        if len(set(answers)) == 1:
-            model = DummyClassifier()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the held-out songs judge what it has found
-            model.fit(rows, answers)
+        linear = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        model = (linear if len(set(answers)) > 1 else DummyClassifier()).fit(rows, answers)
         checked, asked = (np.zeros((len(each), classes)) for each in features[1:])
-        checked[:, model.classes_] = model.predict_proba(np.stack(features[1]))
-        asked[:, model.classes_] = model.predict_proba(np.stack(features[2]))
+        for told, each in zip((checked, asked), features[1:], strict=True):
+            told[:, model.classes_] = model.predict_proba(np.stack(each))
         found = _precision(truth[1], checked)
         if found >= best:  # of equally good ones the surest
             best, predictions = found, asked
@@ -340,7 +325,7 @@ def train_conformer(
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
     probe, rate = ConformerProbe(vectors, labels, config).to(config.device), config.learning_rate
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=0.05)
     clips = sum(len(clip_starts(len(codes["vocal"]), config.clip_frames)) for codes in train.codes)
     steps = config.epochs * -(-clips // config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
@@ -399,9 +384,7 @@ def random_clips(
     for first in range(0, len(order), config.batch):
         chosen = [pairs[place] for place in order[first : first + config.batch]]
         owners = [index for index, _ in chosen]
-        truth = {
-            label: torch.from_numpy(own[owners]).to(config.device) for label, own in recordings.truth.items()
-        }
+        truth = {name: torch.tensor(own[owners]).to(config.device) for name, own in recordings.truth.items()}
         yield stack_clips([(recordings.codes[i], start) for i, start in chosen], tracks, config), truth
 
 
@@ -410,9 +393,8 @@ def stack_clips(
 ) -> dict[str, Tensor]:
     """By track [clips, clip_frames] of (codes by track, first frame); what is shorter is repeated."""
     frames = torch.arange(config.clip_frames)
-    return {
-        track: torch.stack([codes[track][(start + frames) % len(codes[track])] for codes, start in clips])
-        .long()
-        .to(config.device)
-        for track in tracks
-    }
+    stacked = {}
+    for track in tracks:
+        rows = [codes[track][(start + frames) % len(codes[track])] for codes, start in clips]
+        stacked[track] = torch.stack(rows).long().to(config.device)
+    return stacked

@@ -157,20 +157,12 @@ def test_every_part_leaves_a_picture_and_its_figures(diagnosed):
         assert picture.shape[0] > 300 and picture.shape[1] > 900
         assert picture[..., :3].std() > 0.05  # there is something on it
         assert figures[f"{part}.seconds"] > 0
-    for promised in (
-        "predictability.cnbpt_unconditional_average",
-        "corruption.mismatch_cost_percent",
-        "corruption.mask_100_cost_first_5s_percent",
-        "corruption.shift_200ms_cost_error_percent",
-        "context.cnbpt_unconditional_vocal_5s",
-        "context.cnbpt_vocal_to_accompaniment_same_frames_6s",
-        "codes.vocal_utilization",
-        "codes.accompaniment_normalized_entropy",
-        "probe.style_vocal_mel_linear_accuracy",
-        "probe.key_both_codes_conformer_macro_auc",
-        "probe.style_majority_macro_ap",
-        "probe.tempo_accompaniment_codes_linear_accuracy",
-    ):
+    for promised in """predictability.cnbpt_unconditional_average corruption.mismatch_cost_percent
+        corruption.mask_100_cost_first_5s_percent corruption.shift_200ms_cost_error_percent
+        context.cnbpt_unconditional_vocal_5s context.cnbpt_vocal_to_accompaniment_same_frames_6s
+        codes.vocal_utilization codes.accompaniment_normalized_entropy probe.style_vocal_mel_linear_accuracy
+        probe.key_both_codes_conformer_macro_auc probe.style_majority_macro_ap
+        probe.tempo_accompaniment_codes_linear_accuracy""".split():
         assert np.isfinite(figures[promised]), promised
     assert figures["codes.vocal_tokens"] == 3 * 200 and figures["probe.train_recordings"] == 4
     shares = [value for name, value in figures.items() if name.endswith(("accuracy", "_ap", "_auc"))]
@@ -181,7 +173,6 @@ def test_kept_tokens_are_used_again_and_other_parts_stay(diagnosed, labelled_cor
     out = tmp_path / "copy"
     shutil.copytree(diagnosed, out)
     without_sound = tmp_path / "corpus"
-    without_sound.mkdir()
     for split in ("train", "test"):
         items = read_manifest(labelled_corpus / f"{split}.jsonl")
         lost = [dataclasses.replace(item, stems=dict.fromkeys(item.stems, "lost.wav")) for item in items]
