@@ -49,9 +49,9 @@ class Recordings:
 
     def take(self, indices: Sequence[int]) -> "Recordings":
         """The recordings with these indices."""
-        ids, songs, codes = ([rows[i] for i in indices] for rows in (self.ids, self.songs, self.codes))
+        ids, songs = ([names[i] for i in indices] for names in (self.ids, self.songs))
         truth = {name: classes[list(indices)] for name, classes in self.truth.items()}
-        return Recordings(ids=ids, songs=songs, codes=codes, truth=truth)
+        return Recordings(ids=ids, songs=songs, codes=[self.codes[i] for i in indices], truth=truth)
 
 
 @dataclass(frozen=True, kw_only=True)

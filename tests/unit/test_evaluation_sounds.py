@@ -33,12 +33,6 @@ def wave() -> torch.Tensor:
     return (0.05 * tones * (1 + 0.2 * torch.sin(3 * times)) + 0.01 * noise).repeat(2, 1)
 
 
-def test_a_place_like_any_other_has_a_ratio_of_about_one(wave):
-    assert float(flux_ratios(wave, [PLACE])) == pytest.approx(1, abs=0.15)
-    assert float(flux_ratios(wave).median()) == pytest.approx(1, abs=0.05)
-    assert float(level_jumps_db(wave, [PLACE])) < 1
-
-
 @pytest.mark.parametrize("offset", [-200, 0, 239, 480])
 def test_a_click_is_heard_wherever_it_falls_between_frames(wave, offset):
     clicked = wave.clone()
@@ -54,7 +48,10 @@ def test_a_gap_is_heard_and_a_step_of_level_measured_in_db(wave):
     assert float(level_jumps_db(louder, [PLACE])) == pytest.approx(6.0, abs=1.0)
 
 
-def test_gain_changes_nothing_and_silence_is_finite(wave):
+def test_a_place_like_any_other_is_unheard_at_any_gain_and_silence_is_finite(wave):
+    assert float(flux_ratios(wave, [PLACE])) == pytest.approx(1, abs=0.15)
+    assert float(flux_ratios(wave).median()) == pytest.approx(1, abs=0.05)
+    assert float(level_jumps_db(wave, [PLACE])) < 1
     assert torch.allclose(flux_ratios(0.1 * wave, [PLACE]), flux_ratios(wave, [PLACE]), rtol=1e-3)
     silent = torch.zeros(2, 48_000)
     assert flux_ratios(silent).isfinite().all() and float(level_jumps_db(silent, [20_000])) == 0

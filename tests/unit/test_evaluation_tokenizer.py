@@ -134,10 +134,7 @@ def test_improvement_is_over_the_mix_and_leaves_silent_stems_out():
     assert gains["vocal"] == pytest.approx(20, abs=0.3) and gains["drums"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("found", "wanted", "distance"),
-    [([], [1, 2, 3], 3), ([1, 2, 3], [1, 2, 3], 0), ([1, 3], [1, 2, 3], 1), ([4, 1, 2], [1, 2, 3], 2)],
-)
-def test_edit_distance(found, wanted, distance):
-    assert tokenizer_part.edit_distance(found, wanted) == distance
-    assert tokenizer_part.edit_distance(wanted, found) == distance
+def test_edit_distance():
+    for found, distance in (([], 3), ([1, 2, 3], 0), ([1, 3], 1), ([4, 1, 2], 2)):
+        assert tokenizer_part.edit_distance(found, [1, 2, 3]) == distance
+        assert tokenizer_part.edit_distance([1, 2, 3], found) == distance
