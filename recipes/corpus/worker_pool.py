@@ -1,7 +1,9 @@
 """Work on many things in several processes; one that fails or kills its process does not stop the rest."""
 
+import argparse
 import errno
 import multiprocessing
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -80,3 +82,11 @@ def _result(future: Future) -> Any:
     if isinstance(error, DuoTokError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The type of an option --shard I/N: part I of N, I from 1 on."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
+    return int(match[1]), int(match[2])

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import librosa
 import numpy as np
@@ -19,35 +18,27 @@ from torch.nn import functional
 
 from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.sampling import next_window_start
-from duotok.recipes.accompany.mix import match_level
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.music.tempo import ENVELOPE_RATE_HZ
-from duotok.tokenizer.spectra import LogMel
 
 _FINE_FFT = 8192
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
+_FINE_NAMES = tuple(f"fine_structure_{low}_{high}_hz" for low, high in _FINE_BANDS_HZ)
 _MEL_SCALES = ((2048, 150), (512, 80))  # window in samples and bands
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 20
 _FAR_BELOW_DB = 120.0  # what the difference to silence is set to
 _NARROWEST_DB = -40.0  # of side over mid, below which nobody hears a side
-# Not a distance: how much the levels of the mel bands move, over how much the recording's do. 1 is as lively
-# as the recording; a sound that is the mean of all that could be stays below.
-LIVELINESS = "mel_movement"
 _RATE_HZ = 16_000
 _SHORTEST_SECONDS = 0.5  # that STOI, which judges stretches of 0.4 s, can be asked about
 
 
 def compare_spectra(reference: Tensor, found: Tensor) -> dict[str, float]:
     """Chroma correlation, log10-mel L1 and fine structure by band, both waves [channels, samples]."""
-    fine = fine_structure(reference, found)
     return {
         "chroma_correlation": chroma_correlation(reference, found),
         "log10_mel_l1": log10_mel_l1(reference, found),
-        **{
-            f"fine_structure_{low}_{high}_hz": value
-            for (low, high), value in zip(_FINE_BANDS_HZ, fine, strict=True)
-        },
+        **dict(zip(_FINE_NAMES, fine_structure(reference, found), strict=True)),
     }
 
 
@@ -162,48 +153,13 @@ def stereo_width_db(wave: Tensor) -> float:
     return max(_NARROWEST_DB, min(-_NARROWEST_DB, ratio_db))
 
 
-class Measure(NamedTuple):
-    """One figure of quality."""
-
-    name: str
-    label: str
-    higher_is_better: bool
-
-
-MEASURES = (
-    Measure("chroma_correlation", "chroma correlation", True),
-    Measure("fine_structure_50_300_hz", "fine structure 50-300 Hz", True),
-    Measure("fine_structure_300_1000_hz", "fine structure 300-1000 Hz", True),
-    Measure("fine_structure_1000_3000_hz", "fine structure 1000-3000 Hz", True),
-    Measure("log10_mel_l1", "log10-mel L1", False),
-)
-
-
-def measure_closeness(wave: Tensor, found: Tensor) -> dict[str, float]:
-    """Compare found with the recording wave, both [2, samples] at 48 kHz, at equal loudness (RMS).
-
-    Codes do not know the recording's level. Returns the figures of MEASURES and LIVELINESS.
-    """
-    found = match_level(found, wave)
-    return compare_spectra(wave, found) | {LIVELINESS: _movement(found) / max(_movement(wave), 1e-6)}
-
-
 def worst_loss_percent(figures: dict[str, float], reference: dict[str, float]) -> float:
-    """How much worse than the reference the worst of MEASURES is, in percent; below 0 all are better."""
+    """By how many percent the worst of compare_spectra's figures is worse than the reference's."""
     losses = []
-    for measure in MEASURES:
-        change = figures[measure.name] - reference[measure.name]
-        worse = -change if measure.higher_is_better else change
-        losses.append(100 * worse / max(abs(reference[measure.name]), 1e-6))
+    for name in ("chroma_correlation", "log10_mel_l1", *_FINE_NAMES):
+        rise = 100 * (figures[name] - reference[name]) / max(abs(reference[name]), 1e-6)
+        losses.append(rise if name == "log10_mel_l1" else -rise)
     return max(losses)
-
-
-def _movement(wave: Tensor) -> float:
-    """Mean over mel bands of the deviation in time of the log10 level, every 10 ms."""
-    mel = LogMel(64)
-    mono = wave.detach().float().cpu().mean(dim=0, keepdim=True)
-    mono = torch.nn.functional.pad(mono, (0, -mono.shape[1] % (SAMPLE_RATE_HZ // 100)))
-    return float(mel(mono)[0].std(dim=0).mean())
 
 
 def find_voice_metrics() -> dict[str, Callable[[Tensor, Tensor], float]]:

@@ -36,6 +36,7 @@ from duotok.recipes.evaluation.heard_coherence import (
     pair_with_others,
 )
 from duotok.recipes.evaluation.quality_report import COLORS, save_figure
+from duotok.recipes.evaluation.results import standard_error
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.recipes.evaluation.tokenizer_part import compare_keys, read_out_key
 from duotok.tokenizer.common.errors import ConfigError
@@ -258,10 +259,10 @@ def draw_curves(outcomes: Mapping[float, Sequence[Outcome]]) -> Curves:
     for strength, found in outcomes.items():
         for measure in _MEASURES:
             values = [_mean([row[measure] for row in outcome.tokens]) for outcome in found]
-            curves.setdefault((measure, "tokens"), {})[strength] = (_mean(values), _error(values))
+            curves.setdefault((measure, "tokens"), {})[strength] = (_mean(values), standard_error(values))
             heard = [getattr(o.sound_first, measure) for o in found if o.sound_first is not None]
             if heard:
-                curves.setdefault((measure, "sound"), {})[strength] = (_mean(heard), _error(heard))
+                curves.setdefault((measure, "sound"), {})[strength] = (_mean(heard), standard_error(heard))
     return curves
 
 
@@ -333,14 +334,9 @@ def _shared(rows: Sequence[dict[str, float]]) -> list[str]:
 
 
 def _compare(name: str, single: Sequence[float], ranked: Sequence[float]) -> dict[str, float]:
-    error = _error([best - one for one, best in zip(single, ranked, strict=True)])
+    error = standard_error([best - one for one, best in zip(single, ranked, strict=True)])
     return {f"{name}_single": _mean(single), f"{name}_ranked": _mean(ranked), f"{name}_ranking_error": error}
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
-
-
-def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0

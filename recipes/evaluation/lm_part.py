@@ -2,12 +2,13 @@
 
 The paper's protocol (P B.1): windows of 30 s; unconditional over both tracks; track to track with the first
 2 s of the target given and not counted. Without a prefix the vocal matters most, so that is measured as well.
-`diagnose` draws the same and has the full curves.
+`research.diagnose` draws them, with finer curves.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,84 +19,89 @@ from duotok.lm import metrics
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.dual_track.scoring import Scores, mask_source, score_batch, shift_source
-from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.tokenizer.common.errors import CheckpointError
 from duotok.tokenizer.model import TRACKS, DuoTokenizer
 
 PREFIX_SECONDS = 2.0  # given and not counted, track to track only (P B.1.4)
 RANKS = (1, 5, 10, 50)
-_INTO = "vocal_to_accompaniment"
-# P tables 2, 3, 5 and 6: DuoTok of 2 x 32,768 codes under a model of 1B.
-PAPER = {
-    "cnbpt_unconditional_vocal": 0.461,
-    "cnbpt_unconditional_accompaniment": 0.506,
-    "cnbpt_vocal_to_accompaniment": 0.464,
-    "enbpt_unconditional_vocal": 0.501,
-    "enbpt_unconditional_accompaniment": 0.533,
-    "enbpt_vocal_to_accompaniment": 0.489,
-    "acc_at_1_unconditional_vocal": 0.14,
-    "acc_at_10_unconditional_vocal": 0.43,
-    "acc_at_50_unconditional_vocal": 0.67,
-    "acc_at_1_unconditional_accompaniment": 0.11,
-    "acc_at_10_unconditional_accompaniment": 0.36,
-    "acc_at_50_unconditional_accompaniment": 0.61,
-    "acc_at_1_vocal_to_accompaniment": 0.13,
-    "acc_at_10_vocal_to_accompaniment": 0.41,
-    "acc_at_50_vocal_to_accompaniment": 0.66,
-}
 LENGTHS_SECONDS = (5.0, 10.0, 20.0, 30.0)
+_INTO = "vocal_to_accompaniment"
 _START_SECONDS = 5.0
 # Damages by rising severity; those of a whole window or more are left out.
-SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
-MASK_SHARES = {"mask_quarter": 0.25, "mask_half": 0.5, "mask_three_quarters": 0.75, "no_vocal": 1.0}
+_SHIFTS_SECONDS = {"shift_40ms": 0.04, "shift_200ms": 0.2, "shift_1s": 1.0, "shift_4s": 4.0}
+_MASK_SHARES = {"mask_quarter": 0.25, "mask_half": 0.5, "mask_three_quarters": 0.75, "no_vocal": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Test windows of one length, one per item, of as many songs as possible."""
+    """Windows of one length, one per item, of as many songs as possible."""
 
     codes: dict[str, Tensor]  # by track, each [windows, frames]
     partners: list[int]  # for every window one of another song
     rate_hz: float
 
     @property
-    def count(self) -> int:
-        """Number of windows."""
-        return len(self.partners)
-
-    @property
     def seconds(self) -> float:
         """Length of each window."""
         return self.codes["vocal"].shape[1] / self.rate_hz
 
-
-@dataclass(frozen=True, kw_only=True)
-class Predictability:
-    """The figures of some windows, named as in `describe_predictability`."""
-
-    values: Mapping[str, float]
-    windows: int
-    seconds: float
-
-    def figures(self) -> dict[str, float]:
-        """Flat figures."""
-        return {**self.values, "windows": self.windows, "window_seconds": self.seconds}
+    @property
+    def size(self) -> dict[str, float]:
+        """How many there are of how many seconds, as figures."""
+        return {"windows": len(self.partners), "window_seconds": self.seconds}
 
 
-def measure_predictability(lm: DualTrackLM, windows: Windows) -> Predictability:
-    """Score the windows in every mode."""
-    vocal, accompaniment = (windows.codes[track] for track in TRACKS)
+def encode_windows(excerpts: Sequence[Excerpt], tokenizer: DuoTokenizer) -> Windows:
+    """The codes of excerpts of one length."""
+    device = next(tokenizer.parameters()).device
+    rows: dict[str, list[Tensor]] = {track: [] for track in TRACKS}
+    for excerpt in tqdm(excerpts, desc="lm: codes", disable=None):
+        for track in TRACKS:
+            rows[track].append(tokenizer.encode(excerpt.read(track)[None].to(device), track)[0].cpu())
+    return Windows(
+        codes={track: torch.stack(parts) for track, parts in rows.items()},
+        partners=pair_with_others([excerpt.item.song for excerpt in excerpts]),
+        rate_hz=tokenizer.frame_rate_hz,
+    )
+
+
+def open_matching_lm(folder: Path, tokenizer: DuoTokenizer) -> DualTrackLM:
+    """The language model in a folder; raises CheckpointError where it learned from another tokenizer."""
+    lm = DualTrackLM.from_pretrained(folder)
+    if lm.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"the language model in {folder} learned from the tokenizer {lm.tokenizer_fingerprint}, "
+            f"not {tokenizer.fingerprint}"
+        )
+    return lm
+
+
+def measure_lm(settings: Settings) -> dict[str, float]:
+    """cnBPT, enBPT, Acc@k, rates by mode; what another song's, a shifted, a hidden vocal costs; context."""
+    tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
+    lm = open_matching_lm(settings.bundle / "lm", tokenizer)
+    windows = encode_windows(excerpts_of(settings, 48, 30.0), tokenizer)
+    figures = measure_predictability(lm, windows)
+    costs = measure_costs(lm, windows, _SHIFTS_SECONDS, _MASK_SHARES, settings.seed)
+    figures |= {name: value for name, value in costs.items() if not name.endswith("_error_percent")}
+    context = measure_context(lm, windows, modes=("unconditional", _INTO))  # P 6.2
+    return figures | {f"context_{name}": value for name, value in context.items()} | windows.size
+
+
+def measure_predictability(lm: DualTrackLM, windows: Windows) -> dict[str, float]:
+    """The figures of `describe_predictability`, and of the accompaniment without a prefix."""
     scores = {
-        mode: score_batch(lm, vocal, accompaniment, mode)
-        for mode in tqdm(MODES, desc="predictability", disable=None)
+        mode: score_batch(lm, windows.codes["vocal"], windows.codes["accompaniment"], mode)
+        for mode in tqdm(MODES, desc="lm: predictability", disable=None)
     }
     sizes = {track: lm.codes_of(track).codes for track in TRACKS}
-    return Predictability(
-        values=describe_predictability(scores, windows.codes, sizes, windows.rate_hz),
-        windows=windows.count,
-        seconds=windows.seconds,
-    )
+    figures = describe_predictability(scores, windows.codes, sizes, windows.rate_hz)
+    for name, first in (("no_prefix", None), ("first_5s", round(_START_SECONDS * windows.rate_hz))):
+        bits = scores[_INTO].bits_per_token("accompaniment", first)
+        figures[f"cnbpt_{_INTO}_{name}"] = metrics.codebook_normalized_bits(bits, [sizes["accompaniment"]])
+    return figures
 
 
 def describe_predictability(
@@ -165,59 +171,44 @@ def _averages_and_rates(
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContextScaling:
-    """cnBPT by series ("unconditional_vocal", "vocal_to_accompaniment", ...) and context in seconds."""
-
-    whole: Mapping[str, Mapping[float, float]]
-    last: Mapping[str, Mapping[float, float]]
-    last_seconds: float  # how many seconds at the windows' end `last` counts
-    windows: int
-
-    def figures(self) -> dict[str, float]:
-        """Flat figures: both curves, how far they fall, at how many of their steps.
-
-        gain: by how many percent the longest context lowers cnBPT, of the same frames and (gain_whole) of
-        whole windows; falling share: 1 = every longer context is better than the one before.
-        """
-        found: dict[str, float] = {"windows": self.windows, "last_seconds": self.last_seconds}
-        for curves, suffix, gain in ((self.whole, "", "gain_whole"), (self.last, "_same_frames", "gain")):
-            for name, curve in curves.items():
-                values = [curve[seconds] for seconds in sorted(curve)]
-                found |= {f"cnbpt_{name}{suffix}_{seconds:g}s": curve[seconds] for seconds in sorted(curve)}
-                found[f"{gain}_{name}_percent"] = metrics.relative_gain_percent(values[-1], values[0])
-                if len(values) > 1:
-                    found[f"falling_share_{name}{suffix}"] = metrics.rising_share(
-                        [-value for value in values]
-                    )
-        return found
-
-
 def measure_context(
     lm: DualTrackLM,
     windows: Windows,
     lengths_seconds: Sequence[float] = LENGTHS_SECONDS,
     modes: Sequence[str] = tuple(MODES),
-) -> ContextScaling:
-    """Score the windows with contexts of every length that fits into them."""
+) -> dict[str, float]:
+    """cnBPT of windows cut to every length that fits into them, as cnbpt_SERIES_5s ... (P 6.2).
+
+    ..._same_frames_5s: of the frames at the windows' end that the shortest one can count. gain: by how many
+    percent the longest context lowers cnBPT, of the same frames and (gain_whole) of whole windows; falling
+    share: 1 = every longer context is better than the one before.
+    """
     lengths = sorted({length for length in lengths_seconds if length < windows.seconds} | {windows.seconds})
     prefix = round(PREFIX_SECONDS * windows.rate_hz)
-    last = max(1, round(lengths[0] * windows.rate_hz) - prefix)  # what the shortest context can count
-    whole: dict[str, dict[float, float]] = {}
-    same: dict[str, dict[float, float]] = {}
+    last = max(1, round(lengths[0] * windows.rate_hz) - prefix)
+    whole: dict[str, list[float]] = {}
+    same: dict[str, list[float]] = {}
     runs = [(mode, length) for mode in modes for length in lengths]
-    for mode, length in tqdm(runs, desc="context", disable=None):
+    for mode, length in tqdm(runs, desc="lm: context", disable=None):
         pieces, ends = cut_pieces(windows.codes, round(length * windows.rate_hz))
         scores = score_batch(lm, pieces["vocal"], pieces["accompaniment"], mode)
         skipped = 0 if mode == "unconditional" else prefix
         for track, nats in scores.loss_nats.items():
             name = f"unconditional_{track}" if mode == "unconditional" else mode
-            size = lm.codes_of(track).codes
-            whole.setdefault(name, {})[length] = _cnbpt(nats[:, skipped:], size)
-            same.setdefault(name, {})[length] = _cnbpt(nats[ends, -last:], size)
-    return ContextScaling(
-        whole=whole, last=same, last_seconds=last / windows.rate_hz, windows=len(windows.codes["vocal"])
-    )
+            for curves, counted in ((whole, nats[:, skipped:]), (same, nats[ends, -last:])):
+                bits = metrics.nats_to_bits(counted.double().mean().item())
+                sizes = [lm.codes_of(track).codes]
+                curves.setdefault(name, []).append(metrics.codebook_normalized_bits(bits, sizes))
+    figures: dict[str, float] = {}
+    for curves, ending, gain in ((whole, "", "gain_whole"), (same, "_same_frames", "gain")):
+        for name, curve in curves.items():
+            by_length = zip(lengths, curve, strict=True)
+            figures |= {f"cnbpt_{name}{ending}_{length:g}s": value for length, value in by_length}
+            figures[f"{gain}_{name}_percent"] = metrics.relative_gain_percent(curve[-1], curve[0])
+            if len(curve) > 1:
+                falls = metrics.rising_share([-value for value in curve])
+                figures[f"falling_share_{name}{ending}"] = falls
+    return figures
 
 
 def cut_pieces(codes: Mapping[str, Tensor], frames: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -235,74 +226,58 @@ def cut_pieces(codes: Mapping[str, Tensor], frames: int) -> tuple[dict[str, Tens
     return pieces, torch.arange(count) + count * (len(starts) - 1)
 
 
-def _cnbpt(nats: Tensor, codes: int) -> float:
-    return metrics.codebook_normalized_bits(metrics.nats_to_bits(nats.double().mean().item()), [codes])
-
-
-def measure_lm(settings: Settings) -> dict[str, float]:
-    """cnBPT, enBPT, Acc@k, rates by mode; what another song's, a shifted, a hidden vocal costs; context."""
-    tokenizer = DuoTokenizer.from_pretrained(settings.bundle / "tokenizer")
-    lm = DualTrackLM.from_pretrained(settings.bundle / "lm")
-    if lm.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"the tokenizer in {settings.bundle} is not the one its language model learned from"
-        )
-    excerpts = excerpts_of(settings, 48, 30.0)
-    rows: dict[str, list[Tensor]] = {track: [] for track in TRACKS}
-    for excerpt in tqdm(excerpts, desc="lm: codes", disable=None):
-        for track in TRACKS:
-            rows[track].append(tokenizer.encode(excerpt.read(track)[None], track)[0])
-    codes = {track: torch.stack(parts) for track, parts in rows.items()}  # [windows, frames]
-    partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
-    figures = measure_codes(lm, codes, partners, tokenizer.frame_rate_hz, settings.seed)
-    windows = Windows(codes=codes, partners=partners, rate_hz=tokenizer.frame_rate_hz)
-    context = measure_context(lm, windows, modes=("unconditional", _INTO)).figures()  # P 6.2
-    figures |= {
-        f"context_{name}": context[name] for name in context if name not in ("windows", "last_seconds")
-    }
-    return figures | {"windows": len(excerpts), "window_seconds": excerpts[0].seconds}
-
-
-def measure_codes(
-    lm: DualTrackLM, codes: dict[str, Tensor], partners: list[int], rate_hz: float, seed: int
+def measure_costs(
+    lm: DualTrackLM,
+    windows: Windows,
+    shifts_seconds: Mapping[str, float],
+    mask_shares: Mapping[str, float],
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Predictability and costs of codes {"vocal", "accompaniment"}, each [windows, frames].
+    """By how many percent another song's, a shifted and a hidden vocal raise the loss (P 6.1, eq. 8).
 
-    partners: for every window one of another song.
+    NAME_cost_percent: by the paper's protocol; ..._cost_no_prefix_percent: of whole windows;
+    ..._cost_first_5s_percent: of their start, where the accompaniment's own past cannot yet tell key and
+    tempo. Each with its standard error over windows (..._error_percent) by the jackknife.
+    shifts_seconds, mask_shares: by name, mildest first.
     """
-    vocal, accompaniment = codes["vocal"], codes["accompaniment"]
-    pad = lm.pads["vocal"]
-    shifts = {
-        name: shift_source(vocal, round(seconds * rate_hz))
-        for name, seconds in SHIFTS_SECONDS.items()
-        if round(seconds * rate_hz) < vocal.shape[1]
-    }
+    vocal, rate_hz = windows.codes["vocal"], windows.rate_hz
+    frames = {name: round(seconds * rate_hz) for name, seconds in shifts_seconds.items()}
+    shifts = {name: shift_source(vocal, by) for name, by in frames.items() if by < vocal.shape[1]}
     masks = {
         # The same draw for every share: what a small share hides, a larger one hides as well.
-        name: mask_source(vocal, share, pad, torch.Generator().manual_seed(seed))
-        for name, share in MASK_SHARES.items()
+        name: mask_source(vocal, share, lm.pads["vocal"], torch.Generator().manual_seed(seed))
+        for name, share in mask_shares.items()
     }
-    # name -> (mode, the vocal that is shown)
-    runs = {mode: (mode, vocal) for mode in ("unconditional", _INTO, "accompaniment_to_vocal")}
-    damaged = {"mismatch": vocal[partners], **shifts, **masks}
-    runs |= {name: (_INTO, shown) for name, shown in damaged.items()}
-    scores = {
-        name: score_batch(lm, shown, accompaniment, mode)
-        for name, (mode, shown) in tqdm(runs.items(), desc="lm: scores", disable=None)
+    shown = {"intact": vocal, "mismatch": vocal[windows.partners], **shifts, **masks}
+    losses = {
+        name: score_batch(lm, source, windows.codes["accompaniment"], _INTO)
+        .loss_nats["accompaniment"]
+        .double()
+        for name, source in tqdm(shown.items(), desc="lm: costs", disable=None)
     }
-    sizes = {track: lm.codes_of(track).codes for track in TRACKS}
-    figures = describe_predictability(scores, codes, sizes, rate_hz)
-    start = round(_START_SECONDS * rate_hz)
-    for name, first in (("no_prefix", None), ("first_5s", start)):
-        bits = scores[_INTO].bits_per_token("accompaniment", first)
-        figures[f"cnbpt_{_INTO}_{name}"] = metrics.codebook_normalized_bits(bits, [sizes["accompaniment"]])
-    costs = {name: _costs(scores[name], scores[_INTO], rate_hz) for name in damaged}
-    for name, by_scope in costs.items():
-        figures |= {f"{name}_cost{suffix}_percent": value for suffix, value in by_scope.items()}
-    for kind, names in (("shift", shifts), ("mask", masks)):
-        for suffix in ("", "_first_5s"):
-            figures |= severity_figures(kind, suffix, [costs[name][suffix] for name in names])
+    prefix, start = round(PREFIX_SECONDS * rate_hz), round(_START_SECONDS * rate_hz)
+    scopes = {"": slice(prefix, None), "_no_prefix": slice(None), "_first_5s": slice(start)}
+    figures: dict[str, float] = {}
+    for scope, counted in scopes.items():
+        means = {name: nats[:, counted].mean(dim=1) for name, nats in losses.items()}  # each [windows]
+        intact = means.pop("intact")
+        costs = {name: relative_cost(damaged, intact) for name, damaged in means.items()}
+        for name, (percent, error) in costs.items():
+            figures[f"{name}_cost{scope}_percent"] = percent
+            figures[f"{name}_cost{scope}_error_percent"] = error
+        for kind, names in (("shift", shifts), ("mask", masks)) if scope != "_no_prefix" else ():
+            figures |= severity_figures(kind, scope, [costs[name][0] for name in names])
     return figures
+
+
+def relative_cost(damaged: Tensor, intact: Tensor) -> tuple[float, float]:
+    """Percent and standard error, from each window's loss [windows], in any unit, with and without damage."""
+    percent = metrics.corruption_cost_percent(damaged.sum().item(), intact.sum().item())
+    count = len(intact)
+    if count < 2:
+        return percent, 0.0
+    without = 100 * ((damaged.sum() - damaged) / (intact.sum() - intact) - 1)  # each window left out once
+    return percent, ((count - 1) / count * (without - without.mean()).square().sum()).sqrt().item()
 
 
 def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[str, float]:
@@ -318,18 +293,3 @@ def severity_figures(kind: str, suffix: str, percents: Sequence[float]) -> dict[
         found[f"{kind}_cost_rise{suffix}_percent"] = percents[-1] - percents[0]
         found[f"{kind}_cost_rising_share{suffix}"] = metrics.rising_share(percents)
     return found
-
-
-def _costs(damaged: Scores, intact: Scores, rate_hz: float) -> dict[str, float]:
-    """Percent by the suffix of the figure: the paper's protocol, whole windows, their first 5 s (P eq. 8)."""
-    prefix, start = round(PREFIX_SECONDS * rate_hz), round(_START_SECONDS * rate_hz)
-    return {
-        "": _cost(after_prefix(damaged, prefix), after_prefix(intact, prefix)),
-        "_no_prefix": _cost(damaged, intact),
-        "_first_5s": _cost(damaged, intact, start),
-    }
-
-
-def _cost(damaged: Scores, intact: Scores, first_frames: int | None = None) -> float:
-    bits = (scores.bits_per_token("accompaniment", first_frames) for scores in (damaged, intact))
-    return metrics.corruption_cost_percent(*bits)

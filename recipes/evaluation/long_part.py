@@ -12,6 +12,7 @@ from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.audio_metrics import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.excerpts import Settings, read_items, spread_over_songs
+from duotok.recipes.evaluation.results import standard_error
 from duotok.recipes.evaluation.tokenizer_part import compare_keys, read_out_key
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
@@ -130,8 +131,7 @@ def describe(hearings: Sequence[Hearing]) -> dict[str, float]:
         errors = [error for hearing in hearings for error in getattr(hearing, f"{place}_errors")]
         if errors:
             figures[f"{place}_beat_error"] = float(np.mean(errors))
-            spread = np.std(errors, ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else 0.0
-            figures[f"{place}_beat_error_standard_error"] = float(spread)
+            figures[f"{place}_beat_error_standard_error"] = standard_error(errors)
     return figures
 
 

@@ -23,7 +23,7 @@ from duotok.recipes.evaluation.audio_metrics import (
     stereo_width_db,
     worst_loss_percent,
 )
-from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
+from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
@@ -143,10 +143,7 @@ def measure_whole_song(
     places every 0.1 s, which is what an unheard joint has; "..._original": of the recording, at the joints.
     """
     samples = round(_SECONDS_PER_EXCERPT_SECOND * excerpts[0].seconds * SAMPLE_RATE_HZ)
-    parts: list[torch.Tensor] = []
-    while sum(part.shape[1] for part in parts) < samples:
-        parts.append(excerpts[len(parts) % len(excerpts)].item.read("accompaniment"))
-    wave = torch.cat(parts, dim=1)[:, :samples]
+    wave = join_items([excerpt.item for excerpt in excerpts], "accompaniment", samples / SAMPLE_RATE_HZ)
     codes = tokenizer.encode(wave[None], "accompaniment")
     features = tokenizer.features(codes, "accompaniment")[0]
     ends: list[int] = []  # of the decoded chunks, in latent frames
@@ -184,9 +181,8 @@ def measure_renderer(settings: Settings) -> dict[str, float]:
     """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
 
     The loudness error is of the VAE alone. round_trip_many_steps_… are of 50 diffusion steps;
-    few_steps_loss_percent is what the bundle's own number loses against them on the worst of sound_quality's
-    measures. With settings.recordings also those of recordings_vae_…; with settings.vae nothing but the VAE
-    in that folder is measured.
+    few_steps_loss_percent is what the bundle's own number loses against them by the worst measure. With
+    settings.recordings also recordings_vae_…; with settings.vae nothing but the VAE in that folder.
     """
     excerpts = excerpts_of(settings, 12, 8.0)
     if settings.vae is not None:

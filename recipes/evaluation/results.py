@@ -56,3 +56,8 @@ def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
         return (float(found.mean()) if len(found) else math.nan), math.nan
     error = found.std(ddof=1) / math.sqrt(len(found))
     return float(found.mean()), float(student_t.ppf((1 + CONFIDENCE) / 2, len(found) - 1) * error)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """The standard error of the mean; 0 for a single value."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="MODEL", help="folder of the new model")
     add("--model", type=Path, metavar="DIR", help="bundle to start from (default: the model of this package)")
     add("--name", help="name of the new model in reports (default: the folder's)")
-    add("--lora", type=int, metavar="RANK", help="train low-rank adapters instead of all weights; needs peft")
+    told = "train low-rank adapters instead of all weights; needs peft"
+    add("--lora", dest="lora_rank", type=int, metavar="RANK", help=told)
     length, shown = parser.add_mutually_exclusive_group(), "(default: %(default)s)"
     told = f"of training {shown}"
     length.add_argument("--steps", type=int, default=default.steps, metavar="N", help=told)
@@ -51,10 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     told = f"{default.full_learning_rate:g}; with --lora {default.lora_learning_rate:g}"
     add("--learning-rate", type=float, metavar="X", help=f"peak (default: {told})")
     told = f"windows of 5 s in a step {shown}; lower it when memory runs out"
-    add("--batch", type=int, default=default.batch_size, metavar="N", help=told)
+    add("--batch", dest="batch_size", type=int, default=default.batch_size, metavar="N", help=told)
     told = "of the songs that is not learned but tells when to stop, at least one of "
     told += f"{FEWEST_TO_HOLD_OUT} or more songs (default: %(default)s; 0 learns all)"
-    add("--held-out", type=float, default=default.held_out_share, metavar="SHARE", help=told)
+    share = default.held_out_share
+    add("--held-out", dest="held_out_share", type=float, default=share, metavar="SHARE", help=told)
     told = "of whole songs: mask-head (default), demucs or bs-roformer, when installed"
     add("--separator", default="mask-head", metavar="NAME", help=told)
     add("--checkpoint", metavar="PATH", help="of the separator (default: the bundle's, or the package's)")
@@ -71,15 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(arguments: argparse.Namespace) -> str:
-    settings = FinetuneSettings(
-        lora_rank=arguments.lora,
-        learning_rate=arguments.learning_rate,
-        steps=arguments.steps,
-        minutes=arguments.minutes,
-        batch_size=arguments.batch,
-        held_out_share=arguments.held_out,
-        seed=arguments.seed,
-    )
+    known = {each.name for each in fields(FinetuneSettings)}
+    settings = FinetuneSettings(**{name: value for name, value in vars(arguments).items() if name in known})
     from duotok.recipes.accompany.bundle import default_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.songs.recordings import find_songs

@@ -189,11 +189,7 @@ def open_windows(lm: DualTrackLM, shards: TokenShards, songs: list[TokenSong], s
 
 
 def learn(
-    lm: DualTrackLM,
-    windows: WindowSource,
-    held_out: LossMeter | None,
-    settings: FinetuneSettings,
-    run: Path,
+    lm: DualTrackLM, windows: WindowSource, held_out: LossMeter | None, settings: FinetuneSettings, run: Path
 ) -> Learned:
     """Train what requires a gradient in lm; go on from what the folder `run` holds.
 

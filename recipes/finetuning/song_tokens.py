@@ -22,11 +22,11 @@ from duotok.recipes.corpus.songs.maker import SongRecord, check_settings, read_r
 from duotok.recipes.corpus.songs.recordings import PARTS, SongFile, SongStems, make_stems
 from duotok.recipes.corpus.songs.segments import (
     FLOOR_DB,
+    HarmonicDetector,
     Spans,
     frame_levels,
     join_spans,
     loud_level,
-    open_detector,
 )
 from duotok.recipes.finetuning.finetune_settings import SHORTEST_SECONDS
 from duotok.recipes.lm.tokenize import open_index
@@ -66,7 +66,7 @@ class SongListener:
         """separator: opens the separator; called when the first mix needs it."""
         self.tokenizer, self._device = tokenizer.to(device), device
         self._open_separator, self._separator = separator, None
-        self._detector = open_detector()
+        self._detector = HarmonicDetector()
 
     def listen(self, song: SongFile, work: Path) -> list[dict[str, Tensor]]:
         """Return {track: codes [frames]} of each part of a song; raises DuoTokError where it has no use."""

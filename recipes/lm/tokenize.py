@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.corpus.worker_pool import parse_shard, run_all
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 from duotok.tokenizer.common.files import write_json, write_text
@@ -230,8 +230,6 @@ def encode_in_processes(
 
     Where a process dies, each item of its batch is tried again alone: those come last.
     """
-    from duotok.recipes.corpus.worker_pool import run_all
-
     settings = {"workers": workers, "start": _start_worker, "arguments": (folder, device, threads)}
     suspects: list[list[Item]] = []
     for batch, found in run_all(batches, _encode_batch, **settings):
@@ -277,20 +275,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... or mps")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--threads", type=int, help="of each process (default: 1; of a single one: all)")
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help="encode only part I of N, I from 1 on")
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="I/N", help="encode only part I of N, I from 1 on"
+    )
     arguments = parser.parse_args(argv)
     for name in ("batch", "items_per_shard", "workers", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return guard(lambda: print(f"{make_tokens(**vars(arguments))} items -> {arguments.out}"))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
-    return int(match.group(1)), int(match.group(2))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
@@ -30,26 +30,34 @@ def run_part(part: str, diagnosis: "Diagnosis") -> dict[str, float]:
     from duotok.recipes.research import diagnosis as measures
     from duotok.recipes.research import plots, probe
 
-    picture = diagnosis.settings.out / f"{part}.png"
-    if part == "codes":
+    settings = diagnosis.settings
+    picture = settings.out / f"{part}.png"
+    if part == "probe":
+        figures = probe.measure_probe(diagnosis)
+        plots.draw_probe(figures, picture)
+    elif part == "codes":
         sizes = {track: len(vectors) for track, vectors in diagnosis.vectors.items()}
-        usage = measures.count_usage(diagnosis.test_codes().values(), sizes)
-        plots.draw_codes(usage, picture)
-        return {name: value for track in usage.values() for name, value in track.figures().items()}
-    found: Any
-    if part == "predictability":
-        found = lm_part.measure_predictability(diagnosis.lm, diagnosis.windows)
-        plots.draw_predictability(found, picture)
-    elif part == "corruption":
-        found = measures.measure_corruption(diagnosis.lm, diagnosis.windows, diagnosis.settings.seed)
-        plots.draw_corruption(found, picture)
-    elif part == "context":
-        found = lm_part.measure_context(diagnosis.lm, diagnosis.windows)
-        plots.draw_context(found, picture)
+        items = diagnosis.codes_of(diagnosis.test_items, "test").values()
+        counts = measures.count_codes(list(items), sizes)
+        figures = measures.describe_usage(counts)
+        plots.draw_codes(figures, counts, picture)
     else:
-        found = probe.measure_probe(diagnosis)
-        plots.draw_probe(found, picture)
-    return found.figures()
+        lm, windows = diagnosis.lm, diagnosis.windows
+        if part == "predictability":
+            figures = lm_part.measure_predictability(lm, windows)
+        elif part == "corruption":
+            damages = measures.SHIFTS_SECONDS, measures.MASK_SHARES
+            figures = lm_part.measure_costs(lm, windows, *damages, settings.seed)
+        else:
+            figures = lm_part.measure_context(lm, windows)
+        figures |= windows.size
+        draw = {
+            "predictability": plots.draw_predictability,
+            "corruption": plots.draw_corruption,
+            "context": plots.draw_context,
+        }[part]
+        draw(figures, picture)
+    return figures
 
 
 def run_parts(parts: Sequence[str], settings: "DiagnosisSettings") -> bool:

@@ -122,8 +122,6 @@ def test_mixes_are_separated_by_the_bundle_s_separator(
         (["--songs", "short"], "none of the 1 songs can be learned: song: it lasts 1.0 s"),
         (["--model", "nowhere"], "not a model"),
         (["--lora", "0"], "--lora must be from 1"),
-        (["--held-out", "0.8"], "--held-out must be from 0"),
-        (["--minutes", "-1"], "--minutes must be above 0"),
         (["--out", "short"], "exists already"),
     ],
     ids=str,
@@ -143,8 +141,7 @@ def test_bad_input_is_one_line(arguments, told, songs, tiny_bundle, tmp_path, mo
 
 def test_without_peft_nothing_is_begun(songs, tiny_bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "peft", None)
-    command = ["--songs", songs, "--model", tiny_bundle, "--out", tmp_path / "mine", "--lora", 4]
-    assert run(*command) == 1
+    assert run("--songs", songs, "--model", tiny_bundle, "--out", tmp_path / "mine", "--lora", 4) == 1
     message = capsys.readouterr().err.strip()
     assert "pip install peft" in message and "\n" not in message
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,6 @@ BASES = {
     match[1]: path
     for path in sorted(RECIPES.glob("**/base.yaml"))
     if (match := re.search(r"# Run: .*-m duotok\.recipes\.([\w.]+)", path.read_text(encoding="utf-8")))
-    and "research" not in path.parts  # trains the same decoder as the base recipe of the renderer
 }
 
 

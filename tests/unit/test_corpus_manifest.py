@@ -1,6 +1,5 @@
 """Manifest lines: what is written is what is read, and errors name the line."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,61 +20,41 @@ from duotok.tokenizer.common.audio import change_speed
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
-def make_item(root: Path, name: str = "train-00000") -> Item:
-    return Item(
-        id=name,
-        split="train",
-        source="pop909",
-        song="001",
-        seconds=1.0,
-        sample_rate_hz=48_000,
-        stems={stem: f"audio/{name}/{stem}.wav" for stem in ("vocal", "drums", "bass", "other")},
-        mix=f"audio/{name}/mix.wav",
-        tempo_bpm=90.0,
-        beats_seconds=[0.0, 0.5],
-        downbeats_seconds=[0.0],
-        chords=[(0.0, 1.0, "C:maj")],
-        key="C:maj",
-        notes=[(0.0, 0.5, 60, "la")],
-        voice="alpha",
-        style="ballad",
-        root=root,
-    )
+@pytest.fixture
+def item(tiny_corpus: Path) -> Item:
+    """An item with a score."""
+    return read_manifest(tiny_corpus / "train.jsonl")[0]
 
 
-def test_written_items_are_read_back(tmp_path: Path):
-    items = [make_item(tmp_path, "a"), make_item(tmp_path, "b")]
-    write_manifest(tmp_path / "train.jsonl", items)
-    append_items(tmp_path / "train.jsonl", [make_item(tmp_path, "c")])
-    assert read_manifest(tmp_path / "train.jsonl") == [*items, make_item(tmp_path, "c")]
+def test_written_items_are_read_back(item: Item, tmp_path: Path):
+    items = [replace(item, id=name, root=tmp_path) for name in "abc"]
+    write_manifest(tmp_path / "train.jsonl", items[:2])
+    append_items(tmp_path / "train.jsonl", items[2:])
+    assert read_manifest(tmp_path / "train.jsonl") == items
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize(
-    "line, reason",
+    ("change", "reason"),
     [
-        ("not json", "not JSON"),
-        ("[1, 2]", "not a JSON object"),
-        ('{"id": "x"}', "missing fields"),
-        (item_to_line(make_item(Path())).replace('"train"', '"dev"'), "split must be one of"),
-        (item_to_line(make_item(Path())).replace('"drums"', '"drum"'), "stems must be"),
-        (item_to_line(make_item(Path())).replace("60", '"high"'), "bad value"),
+        (lambda _: "not json", "not JSON"),
+        (lambda _: "[1, 2]", "not a JSON object"),
+        (lambda _: '{"id": "x"}', "missing fields"),
+        (lambda line: line.replace('"split":"train"', '"split":"dev"'), "split must be one of"),
+        (lambda line: line.replace('"drums"', '"drum"'), "stems must be"),
+        (lambda line: line.replace('"la"', '"la","high"'), "bad value"),
     ],
 )
-def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, line: str, reason: str):
-    path = tmp_path / "train.jsonl"
-    path.write_text(item_to_line(make_item(tmp_path)) + "\n" + line + "\n", encoding="utf-8")
+def test_a_bad_line_is_named_with_its_reason(item: Item, tmp_path: Path, change, reason: str):
+    line = item_to_line(item)
+    (tmp_path / "train.jsonl").write_text(f"{line}\n{change(line)}\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"line 2: .*{reason}"):
-        read_manifest(path)
-
-
-def test_a_missing_manifest_is_named(tmp_path: Path):
+        read_manifest(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match="none.jsonl"):
         read_manifest(tmp_path / "none.jsonl")
 
 
-def test_accompaniment_is_the_sum_of_its_stems(tiny_corpus: Path):
-    item = read_manifest(tiny_corpus / "train.jsonl")[0]
+def test_accompaniment_is_the_sum_of_its_stems(item: Item):
     part = {"start_seconds": 1.0, "seconds": 0.5}
     stems = [item.read(stem, **part) for stem in ("drums", "bass", "other")]
     accompaniment = item.read("accompaniment", **part)
@@ -85,8 +64,7 @@ def test_accompaniment_is_the_sum_of_its_stems(tiny_corpus: Path):
     assert torch.allclose(mix, accompaniment + item.read("vocal", **part), atol=5 / 32_768)
 
 
-def test_unknown_parts_are_refused(tiny_corpus: Path):
-    item = read_manifest(tiny_corpus / "train.jsonl")[0]
+def test_unknown_parts_are_refused(item: Item):
     with pytest.raises(DataError, match="guitar"):
         item.read("guitar")
     with pytest.raises(DataError, match="accompaniment"):
@@ -95,17 +73,8 @@ def test_unknown_parts_are_refused(tiny_corpus: Path):
         replace(item, seconds=np.float64(0.0))
 
 
-@pytest.fixture
-def item(tiny_corpus: Path) -> Item:
-    """An item with a score."""
-    return read_manifest(tiny_corpus / "train.jsonl")[0]
-
-
-def test_lines_of_items_without_lyrics_are_as_before(item: Item):
-    assert "lyrics" not in json.loads(item_to_line(item)) and item.lyrics == []
-
-
 def test_lyrics_and_unknown_key_and_tempo_are_kept(item: Item):
+    assert "lyrics" not in item_to_line(item) and item.lyrics == []  # as lines of scores always were
     real = replace(item, lyrics=[(1.0, 3.0, "hello"), (3.5, 6.0, "")], notes=[], key=None, tempo_bpm=None)
     assert item_from_line(item_to_line(real), item.root) == real
     broken = item_to_line(real).replace("[1.0,3.0,", '["x",3.0,')
@@ -162,8 +131,5 @@ def test_speed_changes_pitch_and_the_times_of_the_words(tiny_corpus):
         cut = sampler.cut(np.random.default_rng(seed), "vocal")
         assert cut.stems.shape == (4, 96_000) and cut.stems[0].any()
         assert all(-1e-3 <= begin < end <= 2.0 + 1e-3 for begin, end, _ in cut.lines)
-
-
-def test_a_bad_speed_is_refused():
     with pytest.raises(ConfigError, match="speed_semitones"):
         CutConfig(manifest="x", speed_semitones=-1)

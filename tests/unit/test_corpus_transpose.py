@@ -62,15 +62,12 @@ def test_what_is_said_is_what_is_heard(item: Item) -> None:
     assert int((places != UNKNOWN).sum()) == pytest.approx(2 * 25 / speed, abs=1)
 
 
-def test_a_cut_is_where_the_whole_has_it(item: Item) -> None:
+def test_a_cut_is_where_the_whole_has_it_and_transposing_twice_adds_up(item: Item) -> None:
     lower = transpose_item(item, -4)
     whole = lower.read("vocal", channels=1)[0]
     cut = lower.read("vocal", start_seconds=3.0, seconds=1.0, channels=1)[0]
     assert len(cut) == pytest.approx(48_000, abs=1)
     assert int(cut.abs().argmax()) + 3 * 48_000 == pytest.approx(int(whole.abs().argmax()), abs=2)
-
-
-def test_transposing_twice_adds_up(item: Item) -> None:
     there, back = transpose_item(transpose_item(item, 5), -2), transpose_item(item, 3)
     assert there.semitones == back.semitones == 3 and there.key == back.key
     assert there.seconds == pytest.approx(back.seconds)

@@ -4,15 +4,15 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.manifest import Item
-from duotok.recipes.evaluation import audio_metrics, excerpts, results, score, speed, table, tokenizer_part
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.recipes.corpus.manifest import read_manifest, write_manifest
+from duotok.recipes.evaluation import excerpts, results, score, speed, table, tokenizer_part
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -25,27 +25,14 @@ FIGURES = {
 }
 
 
-def make_item(name: str, song: str, seconds: float = 40.0, split: str = "test") -> Item:
-    stems = {stem: f"{name}/{stem}.wav" for stem in ("vocal", "drums", "bass", "other")}
-    return Item(
-        id=name,
-        split=split,
-        source="test",
-        song=song,
-        seconds=seconds,
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        stems=stems,
-        mix=f"{name}/mix.wav",
-        tempo_bpm=120.0,
-        beats_seconds=[0.5 * beat for beat in range(int(2 * seconds))],
-        downbeats_seconds=[2.0 * bar for bar in range(int(seconds / 2))],
-        chords=[],
-        key="C:maj",
-        notes=[(22.0, 30.0, 60, "la")],
-        voice="a",
-        style="rock",
-        root=Path("."),
+@pytest.fixture
+def make_item(tiny_corpus):
+    """(name, song, split) -> an item of 40 s, sung from 22 to 30 s."""
+    item = read_manifest(tiny_corpus / "test.jsonl")[0]
+    item = replace(
+        item, seconds=40.0, beats_seconds=[n / 2 for n in range(80)], notes=[(22.0, 30.0, 60, "la")]
     )
+    return lambda name, song, split="test": replace(item, id=name, song=song, split=split)
 
 
 def test_only_the_measured_part_is_replaced(tmp_path):
@@ -57,16 +44,13 @@ def test_only_the_measured_part_is_replaced(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": "b"}'])
-def test_a_damaged_results_file_is_refused_and_kept(tmp_path, text):
-    path = tmp_path / "results.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match="results.json"):
-        results.merge_results(path, "lm", {"new": 1.0})
-    assert path.read_text() == text
-
-
-def test_a_figure_that_is_no_number_is_refused(tmp_path):
+def test_a_damaged_results_file_and_a_figure_that_is_no_number_are_refused(tmp_path):
+    path = tmp_path / "damaged.json"
+    for text in ("{", "[1]", '{"a": "b"}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="damaged.json"):
+            results.merge_results(path, "lm", {"new": 1.0})
+        assert path.read_text() == text
     with pytest.raises(DataError, match="lm.cost"):
         results.merge_results(tmp_path / "results.json", "lm", {"cost": math.nan})
 
@@ -114,19 +98,7 @@ def test_frame_correlation_leaves_out_silence():
     assert tokenizer_part.frame_correlation(shifted, target) == pytest.approx(-1 / 11, abs=1e-4)
 
 
-def test_facts_about_a_sound():
-    time = torch.arange(4 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
-    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time).repeat(2, 1)
-    gap = tone.clone()
-    gap[:, SAMPLE_RATE_HZ : round(2.5 * SAMPLE_RATE_HZ)] = 0
-    assert audio_metrics.longest_silence_seconds(tone) == 0.0
-    assert audio_metrics.longest_silence_seconds(gap) == pytest.approx(1.5)
-    assert audio_metrics.measure_peak(tone) == pytest.approx(0.5, abs=1e-3)
-    assert audio_metrics.loudness_difference_lu(tone * 0.5, tone) == pytest.approx(-6.02, abs=0.02)
-    assert audio_metrics.loudness_difference_lu(torch.zeros_like(tone), tone) == -120.0
-
-
-def test_excerpts_spread_over_songs_and_take_the_singing():
+def test_excerpts_spread_over_songs_and_take_the_singing(make_item):
     items = [make_item(f"{song}{index}", song) for song in "abc" for index in range(4)]
     chosen = excerpts.choose_excerpts(items, count=6, seconds=10.0, seed=3)
     assert sorted(excerpt.item.song for excerpt in chosen[:3]) == ["a", "b", "c"]
@@ -139,9 +111,7 @@ def test_excerpts_spread_over_songs_and_take_the_singing():
         excerpts.choose_excerpts(items, count=6, seconds=60.0, seed=3)
 
 
-def test_items_of_other_splits_are_refused(tmp_path):
-    from duotok.recipes.corpus.manifest import write_manifest
-
+def test_items_of_other_splits_are_refused(make_item, tmp_path):
     write_manifest(tmp_path / "test.jsonl", [make_item("one", "a"), make_item("two", "b", split="train")])
     with pytest.raises(DataError, match="two"):
         excerpts.read_split(tmp_path)

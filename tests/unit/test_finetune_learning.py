@@ -175,14 +175,11 @@ def test_the_curve_knows_its_best_and_its_end():
     assert not Curve().is_over(1)
 
 
-BAD = [("lora_rank", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")), ("minutes", 0.0)]
-BAD += [("held_out_share", 0.9), ("steps", 0), ("batch_size", 0), ("seed", -1)]
-
-
-@pytest.mark.parametrize(("name", "value"), BAD)
-def test_settings_out_of_range_are_refused(name: str, value: float):
-    with pytest.raises(ConfigError):
-        replace(FinetuneSettings(), **{name: value})
+def test_settings_out_of_range_are_refused():
+    bad = {"lora_rank": 0, "minutes": 0.0, "held_out_share": 0.9, "steps": 0, "batch_size": 0, "seed": -1}
+    for name, value in (("learning_rate", 0.0), ("learning_rate", float("nan")), *bad.items()):
+        with pytest.raises(ConfigError, match="--[a-z-]+ must be "):
+            replace(FinetuneSettings(), **{name: value})
 
 
 @torch.no_grad()
@@ -192,19 +189,14 @@ def logits_of(lm: DualTrackLM) -> torch.Tensor:
     return lm(lm.lay_out(codes, "vocal_to_accompaniment"))["accompaniment"]
 
 
-def test_new_adapters_change_nothing_and_alone_are_trained(lm: DualTrackLM):
+def test_new_adapters_change_nothing_and_merged_ones_make_an_ordinary_model(lm: DualTrackLM):
+    names = set(lm.state_dict())
     before = logits_of(lm.eval())
     add_adapters(lm, rank=4)
     torch.testing.assert_close(logits_of(lm), before)
     trained = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(TARGETS) * lm.config.layers
     assert all("lora_" in name and name.startswith("backbone.") for name in trained)
-
-
-def test_merged_adapters_give_the_same_logits_in_an_ordinary_model(lm: DualTrackLM):
-    names = set(lm.state_dict())
-    before = logits_of(lm.eval())
-    add_adapters(lm, rank=4)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -225,22 +217,19 @@ def test_adapters_start_alike_for_a_seed(lm: DualTrackLM):
 
 
 def test_nothing_is_overwritten(tmp_path: Path):
-    require_free(tmp_path / "new")
     (tmp_path / "empty").mkdir()
-    require_free(tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
+    for free in ("new", "empty"):
+        require_free(tmp_path / free)
     for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="exists already"):
             require_free(taken)
 
 
-def test_the_precision_of_a_bundle_is_seen(tiny_components: dict[str, Path], tiny_bundle: Path):
-    assert not is_half(tiny_components["lm"]) and is_half(tiny_bundle / "lm")
-
-
 def test_a_language_model_of_another_tokenizer_makes_no_bundle(
-    tiny_bundle: Path, tmp_path: Path, make_tiny_components
+    tiny_components: dict[str, Path], tiny_bundle: Path, tmp_path: Path, make_tiny_components
 ):
+    assert not is_half(tiny_components["lm"]) and is_half(tiny_bundle / "lm")
     other = DualTrackLM.from_pretrained(make_tiny_components(tmp_path / "other", seed=1)["lm"])
     with pytest.raises(CheckpointError, match="was trained on the tokenizer"):
         write_model(

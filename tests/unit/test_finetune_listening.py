@@ -60,6 +60,14 @@ def write_pair(folder: Path, vocal: np.ndarray, accompaniment: np.ndarray) -> No
     soundfile.write(folder / "accompaniment.wav", accompaniment, RATE_HZ)
 
 
+@pytest.fixture
+def mix(tmp_path: Path, voice, band) -> Path:
+    """A folder with one song that is to be separated."""
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "song.flac", voice + 0.1 * band, RATE_HZ)
+    return tmp_path / "in"
+
+
 def listen(folder: Path, work: Path, tokenizer: DuoTokenizer, separator=None, name: str = "") -> Listened:
     def open_separator():
         assert separator is not None, "nothing was to be separated"
@@ -134,21 +142,17 @@ def test_songs_are_heard_once_until_they_change(
 
 
 def test_a_mix_is_separated_and_long_songs_come_in_parts(
-    tmp_path: Path, tokenizer: DuoTokenizer, voice, band, monkeypatch: pytest.MonkeyPatch
+    mix: Path, tmp_path: Path, tokenizer: DuoTokenizer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("duotok.recipes.finetuning.song_tokens.PART_SECONDS", 2.5)
-    (tmp_path / "in").mkdir()
-    soundfile.write(tmp_path / "in" / "song.flac", voice + 0.1 * band, RATE_HZ)
-    heard = listen(tmp_path / "in", tmp_path / "work", tokenizer, ShareSeparator(1 / 3))
+    heard = listen(mix, tmp_path / "work", tokenizer, ShareSeparator(1 / 3))
     assert [part.frames for part in heard.parts] == [50, 50, 50]
     assert len({part.id for part in heard.parts}) == 3 and {part.song for part in heard.parts} == {"song"}
 
 
-def test_the_leak_of_a_band_is_no_voice(tmp_path: Path, tokenizer: DuoTokenizer, voice, band):
+def test_the_leak_of_a_band_is_no_voice(mix: Path, tmp_path: Path, tokenizer: DuoTokenizer):
     """What a separator takes out of an instrumental is harmonic too, but faint beside the band."""
-    (tmp_path / "in").mkdir()
-    soundfile.write(tmp_path / "in" / "song.flac", voice + 0.1 * band, RATE_HZ)
-    heard = listen(tmp_path / "in", tmp_path / "work", tokenizer, ShareSeparator(10 ** (-15 / 20)))
+    heard = listen(mix, tmp_path / "work", tokenizer, ShareSeparator(10 ** (-15 / 20)))
     assert heard.parts == [] and "nobody seems to sing in it" in heard.left_out[0].reason
     assert "15 dB below" in heard.left_out[0].reason
 

@@ -25,6 +25,12 @@ KEY = Key(
 )
 
 
+@pytest.fixture
+def key_file(tmp_path):
+    write_json(tmp_path / "key.json", {"format": 1, **asdict(KEY)})
+    return str(tmp_path / "key.json")
+
+
 def write_ratings(path, rater="ann", grades=None, **changes):
     """A ratings file with one row per stimulus; grades by stimulus, changes to the first row's columns."""
     rows = []
@@ -74,11 +80,10 @@ def test_intervals_cover_the_truth_and_know_that_ratings_of_one_listener_go_toge
     assert naive / trials < honest / trials - 0.1  # taking all ratings for independent is too sure
 
 
-def test_files_of_several_listeners_become_one_table(tmp_path, capsys):
-    write_json(tmp_path / "key.json", {"format": 1, **asdict(KEY)})
+def test_files_of_several_listeners_become_one_table(key_file, tmp_path, capsys):
     files = [str(write_ratings(tmp_path / f"{rater}.csv", rater)) for rater in ("ann", "bob")]
     files.append(str(write_ratings(tmp_path / "cy.csv", "cy", {"S001": 4, "S006": None})))
-    options = ["score", *files, "--key", str(tmp_path / "key.json"), "--out", str(tmp_path / "out" / "mos")]
+    options = ["score", *files, "--key", key_file, "--out", str(tmp_path / "out" / "mos")]
     assert listen.main(options) == 0
     told = capsys.readouterr()
     assert told.err == "warning: cy left 1 of 6 clips unrated\n"
@@ -94,9 +99,7 @@ def test_files_of_several_listeners_become_one_table(tmp_path, capsys):
     [
         ({"page": "xyz"}, "row 2: it rates the page xyz, the key is that of abc"),
         ({"rating": "6"}, "row 2: a rating must be 1 to 5, got '6'"),
-        ({"rating": "0"}, "got '0'"),
         ({"rating": "3.5"}, "got '3.5'"),
-        ({"rating": ""}, "got ''"),
         ({"stimulus": "S999"}, "row 2: the page has no stimulus 'S999'"),
         ({"stimulus": "S002"}, "row 3: ann has rated S002 before"),
         ({"plays": "1,1"}, "row 2: expected 6 values, got 7"),
@@ -108,16 +111,15 @@ def test_bad_rows_are_named(tmp_path, changes, message):
     assert message in str(error.value) and "r.csv" in str(error.value)
 
 
-def test_a_missing_system_is_named(tmp_path):
-    grades = {name: None for name, (system, _) in KEY.stimuli.items() if system == "tokens"}
-    with pytest.raises(DataError, match="nobody rated tokens"):
-        read_ratings([write_ratings(tmp_path / "r.csv", grades=grades)], KEY)
-
-
-def test_the_same_file_twice_is_told(tmp_path):
+def test_a_missing_system_and_the_same_file_twice_are_told(tmp_path):
     path = write_ratings(tmp_path / "r.csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as a spreadsheet saves it
+    assert len(read_ratings([path], KEY)) == 6
     with pytest.raises(DataError, match="give each listener's ratings once"):
         read_ratings([path, path], KEY)
+    grades = {name: None for name, (system, _) in KEY.stimuli.items() if system == "tokens"}
+    with pytest.raises(DataError, match="nobody rated tokens"):
+        read_ratings([write_ratings(path, grades=grades)], KEY)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +132,14 @@ def test_the_same_file_twice_is_told(tmp_path):
         (",".join(COLUMNS).encode(), "there are no ratings"),
     ],
 )
-def test_a_file_that_is_none_is_one_line(tmp_path, capsys, content, message):
-    write_json(tmp_path / "key.json", {"format": 1, **asdict(KEY)})
+def test_a_file_that_is_none_is_one_line(key_file, tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "r.csv").write_bytes(content)
-    options = [str(tmp_path / "r.csv"), "--key", str(tmp_path / "key.json"), "--out", str(tmp_path / "mos")]
+    options = [str(tmp_path / "r.csv"), "--key", key_file, "--out", str(tmp_path / "mos")]
     assert listen.main(["score", *options]) == 1
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not (tmp_path / "mos").exists()
-
-
-def test_what_a_spreadsheet_saves_is_read(tmp_path):
-    path = write_ratings(tmp_path / "r.csv")
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert len(read_ratings([path], KEY)) == 6
 
 
 def test_without_matplotlib_there_is_a_table(tmp_path, monkeypatch, capsys):

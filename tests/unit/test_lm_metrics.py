@@ -7,8 +7,7 @@ import torch
 
 from duotok.lm import metrics
 from duotok.lm.dual_track.scoring import Scores
-from duotok.recipes.evaluation.lm_part import ContextScaling, describe_predictability
-from duotok.recipes.research.diagnosis import Corruption, Cost
+from duotok.recipes.evaluation.lm_part import describe_predictability, severity_figures
 from duotok.tokenizer.common.errors import DataError
 
 
@@ -168,24 +167,14 @@ def test_all_figures_of_a_hand_made_case() -> None:
     assert found["enbpt_unconditional_average"] == pytest.approx(average)
 
 
-def test_context_and_severity_say_whether_every_step_counts() -> None:
-    curves = {"unconditional_vocal": {5.0: 0.5, 10.0: 0.4, 20.0: 0.41, 30.0: 0.3}}
-    found = ContextScaling(whole=curves, last=curves, last_seconds=3.0, windows=2).figures()
-    assert found["falling_share_unconditional_vocal"] == pytest.approx(2 / 3)
-    assert found["gain_whole_unconditional_vocal_percent"] == pytest.approx(40)
-    cost = {
-        n: {s: Cost(percent=n, error_percent=0.1) for s in ("whole", "first_5s")} for n in (1.0, 2.0, 4.0)
+def test_severity_says_whether_every_step_counts() -> None:
+    expected = {
+        "shift_cost_least_x_percent": 1.0,
+        "shift_cost_rise_x_percent": 3.0,
+        "shift_cost_rising_share_x": 0.5,
     }
-    costs = Corruption(
-        shifts={0.2: cost[1.0], 0.5: cost[2.0], 1.0: cost[4.0]},
-        masks={0.1: cost[2.0], 0.5: cost[1.0]},
-        mismatch=cost[4.0],
-        windows=2,
-        seconds=30.0,
-    ).figures()
-    assert (costs["shift_cost_least_percent"], costs["shift_cost_rising_share"]) == (1.0, 1.0)
-    assert (costs["shift_cost_rise_percent"], costs["mask_cost_rise_percent"]) == (3.0, -1.0)
-    assert (costs["mask_cost_least_first_5s_percent"], costs["mask_cost_rising_share_first_5s"]) == (1.0, 0.0)
+    assert severity_figures("shift", "_x", [1.0, 5.0, 4.0]) == expected
+    assert severity_figures("mask", "", [2.0]) == {"mask_cost_least_percent": 2.0}
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -39,11 +39,18 @@ def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
                 assert torch.equal(again.read(part, **cut), item.read(part, **cut))  # type: ignore[arg-type]
 
 
-def test_a_range_of_tars_is_one_url(items: list[Item], tars: list[Path]):
+def test_a_range_of_tars_is_one_url_and_workers_of_a_loader_share_them(items: list[Item], tars: list[Path]):
     streamed = read_shards(f"{tars[0].parent}/train-{{000000..000001}}.tar")
     assert [item.id for item in streamed] == [item.id for item in items if item.split == "train"]
-    shuffled = [item.id for item in read_shards(tars, shuffle=10, seed=1)]
-    assert sorted(shuffled) == sorted(item.id for item in items)
+    everything = sorted(item.id for item in items)
+    assert sorted(item.id for item in read_shards(tars, shuffle=10, seed=1)) == everything
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (item.id for item in read_shards(tars))
+
+    loading = {"batch_size": None, "num_workers": 2, "multiprocessing_context": "fork"}
+    assert sorted(torch.utils.data.DataLoader(Stream(), **loading)) == everything
 
 
 def test_training_cuts_stream_from_tars(items: list[Item], tars: list[Path]):
@@ -66,17 +73,6 @@ def test_tars_that_cannot_serve_are_named(tars: list[Path]):
         open_items(str(tars[0].parent / "nowhere.tar"), shortest_seconds=1.0, pool_items=2, cuts_per_item=1)
     with pytest.raises(ConfigError, match="pool_items"):
         CutConfig(manifest="x", pool_items=0)
-
-
-def test_workers_of_a_loader_share_the_tars(items: list[Item], tars: list[Path]):
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return (item.id for item in read_shards(tars))
-
-    loader = torch.utils.data.DataLoader(
-        Stream(), batch_size=None, num_workers=2, multiprocessing_context="fork"
-    )
-    assert sorted(loader) == sorted(item.id for item in items)
 
 
 def test_packing_again_adds_only_what_is_new(items: list[Item], tmp_path: Path):

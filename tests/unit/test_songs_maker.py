@@ -1,7 +1,9 @@
-"""One recording to its items: cuts, silence where it fits, words, and records that are kept."""
+"""One recording to its items, with records that are kept; the command goes on and says what it left out."""
 
+import json
+import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import soundfile
 import torch
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.recipes.corpus.shards import read_shards
+from duotok.recipes.corpus.songs import __main__ as songs
 from duotok.recipes.corpus.songs.maker import (
     SongMaker,
     SongRecord,
@@ -23,6 +27,7 @@ from duotok.recipes.corpus.songs.maker import (
     write_record,
 )
 from duotok.recipes.corpus.songs.recordings import SongFile, find_songs, make_stems
+from duotok.recipes.corpus.worker_pool import run_all
 from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
@@ -142,11 +147,7 @@ def test_stems_of_another_length_are_refused(song_folder: Path, tmp_path: Path):
         (b"[00:08.00]caf\xe9", "neither UTF-8", False),
         (b"[00:08.00]one\n[00:12.00]two\n[00:16.00]\n[01:00.00]past", "1 sentences lie past the end", True),
         (b"[01:00.00]past", "another recording", False),
-        (
-            b"[00:01.00]ghost\n[00:03.00]\n[00:18.00]ghost\n[00:20.00]",
-            "no voice is heard in 2 of its 2",
-            False,
-        ),
+        (b"[00:01.00]no\n[00:03.00]\n[00:18.00]one\n[00:20.00]", "no voice is heard in 2 of its 2", False),
     ],
 )
 def test_a_bad_transcript_is_noted_and_the_song_goes_on(
@@ -166,9 +167,8 @@ def test_records_are_kept_until_the_files_change(song_folder: Path, tmp_path: Pa
     assert read_record(tmp_path, song) is None
     write_record(tmp_path, song, record)
     assert read_record(tmp_path, song) == record
-    write_manifests(
-        tmp_path, [*read_records(tmp_path), SongRecord(song="b", signature={}, reason="is silent")]
-    )
+    silent = SongRecord(song="b", signature={}, reason="is silent")
+    write_manifests(tmp_path, [*read_records(tmp_path), silent])
     (manifest,) = [path for path in tmp_path.glob("*.jsonl") if path.name != "left_out.jsonl"]
     assert read_manifest(manifest) == record.items
     assert (tmp_path / "left_out.jsonl").read_text() == '{"song": "b", "reason": "is silent"}\n'
@@ -182,20 +182,114 @@ def test_records_are_kept_until_the_files_change(song_folder: Path, tmp_path: Pa
 
 
 def test_another_setting_needs_another_folder(tmp_path: Path):
-    check_settings(tmp_path / "out", SongsConfig().stored())
-    check_settings(tmp_path / "out", SongsConfig().stored())
+    for known in ({"more": "of an older version"}, {}):
+        check_settings(tmp_path / "out", asdict(SongsConfig()) | known)
     with pytest.raises(ConfigError, match="separator"):
-        check_settings(tmp_path / "out", SongsConfig(separator="demucs").stored())
+        check_settings(tmp_path / "out", asdict(SongsConfig(separator="demucs")))
     with pytest.raises(ConfigError, match="shares"):
         SongsConfig(validation_share=0.9, test_share=0.2)
 
 
 def test_splits_and_shards_go_by_the_song_alone():
-    songs = [SongFile(name=f"album/{k}", mix=None, stems={}, transcript=None) for k in range(2_000)]
-    splits = [split_of(song, 0.1, 0.05) for song in songs]
-    assert splits == [split_of(song, 0.1, 0.05) for song in songs]
+    known = [SongFile(name=f"album/{k}", mix=None, stems={}, transcript=None) for k in range(2_000)]
+    splits = [split_of(song, 0.1, 0.05) for song in known]
+    assert splits == [split_of(song, 0.1, 0.05) for song in known]
     assert splits.count("test") == pytest.approx(100, abs=35)
     assert splits.count("validation") == pytest.approx(200, abs=50)
-    shards = [[song for song in songs if in_shard(song, (number, 3))] for number in (1, 2, 3)]
-    assert sorted(song.name for shard in shards for song in shard) == sorted(song.name for song in songs)
+    shards = [[song for song in known if in_shard(song, (number, 3))] for number in (1, 2, 3)]
+    assert sorted(song.name for shard in shards for song in shard) == sorted(song.name for song in known)
     assert min(len(shard) for shard in shards) > 550
+
+
+ONE_SPLIT = ["--workers", "1", "--validation", "0", "--test", "0"]
+
+
+class KillsItsReader:
+    """A task whose arrival ends the process, as a crashing decoder does."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_task_that_kills_its_process_does_not_stop_the_rest():
+    tasks = ["1", "x", KillsItsReader(), "4", "5", "6"]
+    results = dict(zip(range(6), run_all(tasks, int, workers=2), strict=True))
+    assert [results[k][0] for k in range(6)] == tasks
+    assert [results[k][1] for k in (0, 3, 4, 5)] == [1, 4, 5, 6]
+    assert "ValueError: invalid literal" in results[1][1] and "process died" in results[2][1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_singing: Callable[..., np.ndarray]) -> Path:
+    """Two songs with stems (one with words), and files that are no songs."""
+    root = tmp_path_factory.mktemp("in")
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (root / name).mkdir()
+        vocal = np.zeros((12 * SAMPLE_RATE_HZ, 2), np.float32)
+        vocal[: 6 * SAMPLE_RATE_HZ] = make_singing(6.0, channels=2)
+        soundfile.write(root / name / "vocals.flac", vocal, SAMPLE_RATE_HZ)
+        soundfile.write(root / name / "other.flac", 0.1 * rng.normal(size=vocal.shape), SAMPLE_RATE_HZ)
+    (root / "one" / "lyrics.srt").write_text("1\n00:00:00,000 --> 00:00:06,000\nla la\n", encoding="utf-8")
+    (root / "two" / "lyrics.srt").write_bytes(b"\xff")
+    (root / "junk").mkdir()
+    for name in ("vocals.wav", "other.wav"):
+        (root / "junk" / name).write_bytes(b"no sound")
+    return root
+
+
+def test_a_folder_becomes_a_corpus_and_running_again_changes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out, tars = tmp_path / "out", tmp_path / "tars"
+    command = ["--songs", str(folder), "--out", str(out), *ONE_SPLIT, "--shards", str(tars)]
+    assert songs.main(command) == 0
+    closing = capsys.readouterr().out.splitlines()[-1]
+    assert "2 songs, 4 cuts" in closing and "2 sung (1 with words), 2 instrumental" in closing
+    assert "2 left out, see left_out.jsonl" in closing and "vocals.wav is not readable" in closing
+    items = read_manifest(out / "train.jsonl")
+    assert [item.song for item in items] == ["one", "one", "two", "two"]
+    left_out = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    assert [line["song"] for line in left_out] == ["junk", "two"]
+    assert [item.id for item in read_shards(tars / "train-000000.tar")] == [item.id for item in items]
+
+    made = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*.flac"))}
+    (out / "train.jsonl").unlink()
+    assert songs.main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*.flac"))} == made
+    assert read_manifest(out / "train.jsonl") == items
+    assert [tar.name for tar in tars.iterdir()] == ["train-000000.tar"]
+    assert songs.main([*command, "--longest", "20"]) == 1
+    assert "other settings (segments)" in capsys.readouterr().err
+
+
+def test_shards_of_the_songs_join_without_work(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    base = ["--songs", str(folder), "--out", str(tmp_path), *ONE_SPLIT]
+    codes = [songs.main([*base, "--shard", f"{number}/2"]) for number in (1, 2)]
+    parts = [tmp_path / f"train.{number}-of-2.jsonl" for number in (1, 2)]
+    ids = [item.id for path in parts if path.exists() for item in read_manifest(path)]
+    assert 0 in codes and len(ids) == len(set(ids)) == 4
+    assert songs.main(base) == 0
+    assert sorted(item.id for item in read_manifest(tmp_path / "train.jsonl")) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--separator", "magic"], "unknown separator 'magic'"),
+        (["--whisper", "no/such/model"], "model.bin is missing"),
+        (["--songs", "no/such/folder"], "does not exist"),
+        (["--shortest", "20"], "shortest_seconds"),
+    ],
+)
+def test_bad_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], reason: str
+):
+    soundfile.write(tmp_path / "song.wav", np.zeros((10, 1)), SAMPLE_RATE_HZ)
+    assert songs.main(["--songs", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and reason in lines[0]
+    for shard in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(SystemExit) as caught:
+            songs.main(["--songs", "x", "--out", "y", "--shard", shard])
+        assert caught.value.code == 2

@@ -7,13 +7,14 @@ OUT/SPLIT.1-of-8.jsonl and so on, and the same command without --shard then join
 """
 
 import argparse
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.corpus.worker_pool import parse_shard, run_all
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 
@@ -39,11 +40,10 @@ def make_corpus(
     from tqdm import tqdm
 
     from duotok.recipes.corpus.songs import maker
-    from duotok.recipes.corpus.worker_pool import run_all
     from duotok.recipes.separation.adapters import open_separator
 
     songs = [song for song in songs if shard is None or maker.in_shard(song, shard)]
-    maker.check_settings(out, config.stored())
+    maker.check_settings(out, asdict(config))
     pending = [song for song in songs if maker.read_record(out, song) is None]
     if any(not song.stems for song in pending):
         open_separator(config.separator, config.checkpoint, device)  # a missing one ends the run at once
@@ -108,15 +108,20 @@ def main(argv: list[str] | None = None) -> int:
     option("--out", type=Path, required=True, help="folder of the corpus")
     option("--separator", default="mask-head", help="mask-head, demucs or bs-roformer")
     option("--checkpoint", help="of the separator: a file, a folder or a name on the hub")
-    option("--voice", default="auto", help="detector of singing: auto (= harmonic), harmonic, silero")
     option("--whisper", metavar="FOLDER", help="faster-whisper model for songs without a transcript")
     option("--language", help="of the lyrics, for --whisper (default: heard)")
     option("--shortest", type=float, default=5.0, help="seconds of a cut")
     option("--longest", type=float, default=30.0, help="seconds of a cut")
-    option("--validation", type=float, default=0.05, help="share of the songs for validation")
-    option("--test", type=float, default=0.05, help="share of the songs for the test")
+    option(
+        "--validation",
+        dest="validation_share",
+        type=float,
+        default=0.05,
+        help="share of the songs for validation",
+    )
+    option("--test", dest="test_share", type=float, default=0.05, help="share of the songs for the test")
     option("--workers", type=int, default=2, help="processes, each single-threaded")
-    option("--shard", type=_shard, metavar="I/N", help="make only part I of N, I from 1 on")
+    option("--shard", type=parse_shard, metavar="I/N", help="make only part I of N, I from 1 on")
     option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
     option("--shard-mb", type=int, default=500, help="size of a tar")
     option("--device", default="cpu", help="of the separator: cpu, cuda")
@@ -130,20 +135,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from duotok.recipes.corpus.shards import check_webdataset, pack_items
     from duotok.recipes.corpus.songs.maker import SongsConfig
     from duotok.recipes.corpus.songs.recordings import find_songs
-    from duotok.recipes.corpus.songs.segments import SegmentConfig, open_detector
+    from duotok.recipes.corpus.songs.segments import SegmentConfig
 
+    same = ("separator", "checkpoint", "whisper", "language", "validation_share", "test_share")
     config = SongsConfig(
-        separator=arguments.separator,
-        checkpoint=arguments.checkpoint,
-        voice=arguments.voice,
-        whisper=arguments.whisper,
-        language=arguments.language,
-        validation_share=arguments.validation,
-        test_share=arguments.test,
+        **{name: getattr(arguments, name) for name in same},
         segments=SegmentConfig(shortest_seconds=arguments.shortest, longest_seconds=arguments.longest),
     )
     # What is missing is found out here, once, and not by every song.
-    print(f"singing is found by the {open_detector(config.voice).name} detector", file=sys.stderr)
     if arguments.shards is not None:
         check_webdataset()
     if config.whisper is not None:
@@ -166,13 +165,6 @@ def _run(arguments: argparse.Namespace) -> None:
     if not any(record.items for record in found):
         raise DataError(f"no recording gives a cut: {summary(found, arguments.out)}")
     print(summary(found, arguments.out))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
-    return int(match.group(1)), int(match.group(2))
 
 
 if __name__ == "__main__":

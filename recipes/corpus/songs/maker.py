@@ -20,12 +20,12 @@ from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to
 from duotok.recipes.corpus.songs.recordings import PARTS, SongFile, SongStems, make_stems
 from duotok.recipes.corpus.songs.segments import (
     FLOOR_DB,
+    HarmonicDetector,
     Segment,
     SegmentConfig,
     Spans,
     frame_levels,
     loud_level,
-    open_detector,
     plan_segments,
     unheard,
 )
@@ -83,10 +83,10 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{path} is damaged; delete it if you know that the settings are the same"
             ) from error
-        if stored != settings:
-            changed = [
-                key for key in settings if not isinstance(stored, dict) or stored.get(key) != settings[key]
-            ]
+        changed = [
+            key for key in settings if not isinstance(stored, dict) or stored.get(key) != settings[key]
+        ]
+        if changed:
             raise ConfigError(
                 f"{out} was made with other settings ({', '.join(changed)}); use the same or another --out"
             )
@@ -107,14 +107,7 @@ def read_record(out: Path, song: SongFile) -> SongRecord | None:
 
 def write_record(out: Path, song: SongFile, record: SongRecord) -> None:
     """Store a record; it appears under its name when it is whole."""
-    values = {
-        "song": record.song,
-        "signature": record.signature,
-        "reason": record.reason,
-        "is_final": record.is_final,
-        "notes": record.notes,
-        "items": [json.loads(item_to_line(item)) for item in record.items],
-    }
+    values = asdict(record) | {"items": [json.loads(item_to_line(item)) for item in record.items]}
     write_text(_record_path(out, song.key), json.dumps(values, ensure_ascii=False))
 
 
@@ -151,14 +144,9 @@ def _record_path(out: Path, key: str) -> Path:
 def _read_record(path: Path, out: Path) -> SongRecord | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return SongRecord(
-            song=values["song"],
-            signature=values["signature"],
-            reason=values["reason"],
-            is_final=values["is_final"],
-            notes=[(file, reason) for file, reason in values["notes"]],
-            items=[item_from_line(json.dumps(item), out) for item in values["items"]],
-        )
+        notes = [(file, reason) for file, reason in values["notes"]]
+        items = [item_from_line(json.dumps(item), out) for item in values["items"]]
+        return SongRecord(**(values | {"notes": notes, "items": items}))
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # missing or damaged: the song is made again
 
@@ -169,7 +157,6 @@ class SongsConfig:
 
     separator: str = "mask-head"
     checkpoint: str | None = None  # of the separator; None = its default
-    voice: str = "auto"  # detector of singing
     whisper: str | None = None  # folder of a faster-whisper model, for songs without a transcript
     language: str | None = None  # of the lyrics, for whisper; None = heard
     validation_share: float = 0.05
@@ -181,17 +168,13 @@ class SongsConfig:
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"validation_share and test_share must be shares of 1, got {shares}")
 
-    def stored(self) -> dict[str, object]:
-        """The settings as JSON holds them."""
-        return asdict(self)
-
 
 class SongMaker:
     """Makes the items of songs, one song after the other; the models are loaded once."""
 
     def __init__(self, config: SongsConfig, out: Path, device: str = "cpu") -> None:
         self.config, self.out, self.device = config, out, device
-        self.detector = open_detector(config.voice)
+        self.detector = HarmonicDetector()
         whisper = config.whisper
         self.recognizer = WhisperRecognizer(whisper, device, config.language) if whisper else None
         self._separator: Separator | None = None

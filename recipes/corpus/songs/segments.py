@@ -1,24 +1,21 @@
 """Where somebody sings in a vocal stem, and cuts of 5 to 30 s at sentence boundaries (P C.2).
 
-Singing is found by level and harmonicity, or by silero-vad. Both read blocks, so a recording of hours needs
-no more memory than one of minutes.
+Singing is found by level and harmonicity, in blocks: a recording of hours needs no more memory than one of
+minutes.
 """
 
-import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.ndimage import median_filter, uniform_filter1d
 from torch import Tensor
 
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample_blocks
 from duotok.tokenizer.common.errors import ConfigError
 
-DETECTORS = ("auto", "harmonic", "silero")
 RATE_HZ = 16_000
 JOIN_SECONDS = 0.3  # shorter gaps belong to the singing: consonants, short breaths
 SHORTEST_VOICE_SECONDS = 0.25
@@ -42,38 +39,13 @@ class Sentence(NamedTuple):
     text: str  # "" = sung, the words are unknown
 
 
-class VoiceDetector(Protocol):
-    """Finds the stretches in which somebody sings."""
-
-    name: str
-
-    def find(self, blocks: Iterable[Tensor], mix_db: float = FLOOR_DB) -> Spans:
-        """blocks [2, samples] at 48 kHz of a vocal stem, in order -> active spans in seconds.
-
-        mix_db: level of the loud parts of the song's mix (`loud_level`), full scale = 0.
-        """
-        ...
-
-
-def open_detector(name: str = "auto") -> VoiceDetector:
-    """Return a detector by name; "auto" is the harmonic one.
-
-    Of the sung time of five PopBand validation songs the harmonic detector found 0.99, silero 0.37; with only
-    a separator's bleed in the stem both found nothing.
-    """
-    if name not in DETECTORS:
-        raise ConfigError(f"unknown voice detector {name!r}; choose one of {', '.join(DETECTORS)}")
-    if name != "silero":
-        return HarmonicDetector()
-    if importlib.util.find_spec("silero_vad") is None:
-        raise ConfigError("--voice silero needs the package silero-vad: pip install silero-vad")
-    return SileroDetector()
-
-
 class HarmonicDetector:
-    """Voice = loud enough against the loudest parts, and harmonic around there."""
+    """Voice = loud enough against the loudest parts, and harmonic around there.
 
-    name = "harmonic"
+    Of the sung time of five PopBand validation songs it found 0.99 (silero-vad: 0.37), and nothing with only
+    a separator's bleed in the stem.
+    """
+
     frame_samples = 1_024  # 64 ms: three periods of the lowest note
     hop_samples = 320  # 20 ms
     lowest_hz, highest_hz = 65.0, 1_000.0
@@ -81,7 +53,10 @@ class HarmonicDetector:
     context_frames = 25  # half a second, over which breath and consonants do not count
 
     def find(self, blocks: Iterable[Tensor], mix_db: float = FLOOR_DB) -> Spans:
-        """Active spans in seconds."""
+        """blocks [2, samples] at 48 kHz of a vocal stem, in order -> active spans in seconds.
+
+        mix_db: level of the loud parts of the song's mix (`loud_level`), full scale = 0.
+        """
         levels, harmonicity = [np.zeros(0)], [np.zeros(0)]
         for frames in self._frames(blocks):
             levels.append(10 * np.log10(np.mean(np.square(frames), axis=1) + 1e-12))
@@ -121,39 +96,6 @@ class HarmonicDetector:
         lags = np.arange(int(RATE_HZ / self.highest_hz), int(RATE_HZ / self.lowest_hz) + 1)
         ratio = correlation[:, lags] / (correlation[:, :1] + 1e-9)
         return np.clip((ratio * bias[0] / bias[lags]).max(axis=1), 0, 1)
-
-
-class SileroDetector:
-    """silero-vad's network, whose weights are in the package; made for speech, so singing gets a low bar."""
-
-    name = "silero"
-    window_samples = 512
-    threshold, lower_threshold = 0.3, 0.15
-
-    def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        from silero_vad import load_silero_vad  # pyright: ignore[reportMissingImports]
-
-        torch.set_num_threads(threads)  # importing it sets one thread for the whole process
-        self.model: Any = load_silero_vad()
-
-    @torch.no_grad()
-    def find(self, blocks: Iterable[Tensor], mix_db: float = FLOOR_DB) -> Spans:
-        """Active spans in seconds; the network judges by itself, mix_db is not used."""
-        self.model.reset_states()
-        chances, rest = [], np.zeros(0, np.float32)
-        for wave in mono_blocks(blocks):
-            rest = np.concatenate([rest, wave])
-            whole = len(rest) // self.window_samples * self.window_samples
-            for window in torch.from_numpy(rest[:whole]).split(self.window_samples):
-                if len(window):
-                    chances.append(float(self.model(window, RATE_HZ)))
-            rest = rest[whole:]
-        active, is_on = np.zeros(len(chances), bool), False
-        for index, chance in enumerate(chances):
-            is_on = chance > (self.lower_threshold if is_on else self.threshold)
-            active[index] = is_on
-        return join_spans(spans_of(active, self.window_samples / RATE_HZ, 0.0))
 
 
 def mono_blocks(blocks: Iterable[Tensor]) -> Iterable[np.ndarray]:
