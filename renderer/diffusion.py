@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..tokenizer.blocks import FeedForward, RotaryPositions, rotate
 from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
-from .diffusion_path import AUTO, OBJECTIVES, DiffusionPath, SolverConfig, make_solver
+from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
 
@@ -156,7 +156,6 @@ class DiffusionDecoderConfig:
     patch_frames: int = 1  # latent frames per token of the step blocks: 1 (50 Hz) or 2 (25 Hz)
     window_seconds: float = 5.0  # attention to each side
     objective: str = "flow"  # flow (Euler) or v (DPM-Solver++)
-    regression: bool = True  # give the network the features' regression of the latents as a start
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -212,8 +211,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.condition_blocks = self._transformer(config.condition_blocks, tokens_per_second=25)
         self.condition_norm = RMSNorm(dim)
         self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
-        if config.regression:
-            self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
+        self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
         # Noisy latents, known latents, the mask, and the regression's mean enter side by side.
         self.latents_in = nn.Linear((3 * channels + 1) * patch, dim)
         self.time = TimeEmbedding(dim)
@@ -248,10 +246,6 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
 
     def _regress(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [batch, frames25, dim] -> mean and deviation, each [batch, latent_dim, 2 * frames25]."""
-        batch, frames25, _ = hidden.shape
-        if not self.config.regression:
-            mean = hidden.new_zeros(batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE).float()
-            return mean, torch.ones_like(mean)
         both = rearrange(self.regression_out(hidden).float(), "b t (r c) -> b c (t r)", r=LATENTS_PER_FEATURE)
         mean, log_deviation = both.chunk(2, dim=1)
         low, high = DEVIATION_RANGE
@@ -289,16 +283,14 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         guidance: float,
         generator: torch.Generator,
         known_latents: Tensor | None = None,
-        solver: str = AUTO,
-        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps, solver, shift: see SolverConfig. guidance (classifier-free): 1 = none, else unconditional +
-        guidance * (conditional - unconditional). generator: of the CPU, so that all devices draw the same.
+        guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
+        generator: of the CPU, so that all devices draw the same.
         known_latents [batch, latent_dim, k]: of the first k frames, given back as they are.
         """
-        walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
+        walk = Solver(self.config.objective, steps)
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
             raise ConfigError(
                 f"the decoder needs features [batch, frames of 40 ms, {self.config.feature_dim}], at least "

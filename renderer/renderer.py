@@ -12,7 +12,6 @@ from ..tokenizer.common.errors import CheckpointError, ConfigError
 from ..tokenizer.common.precision import native_autocast
 from .autoencoder import Autoencoder
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
-from .diffusion_path import AUTO
 from .spectral_vae import SpectralVAE
 from .waveform_vae import OobleckVAE
 
@@ -98,8 +97,6 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
-        solver: str = AUTO,
-        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
@@ -119,8 +116,6 @@ class Renderer:
                     guidance=guidance,
                     generator=generator,
                     known_latents=known,
-                    solver=solver,
-                    shift=shift,
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.renderer.diffusion import (
-    LATENTS_PER_FEATURE,
-    Condition,
-    DiffusionDecoder,
-    DiffusionDecoderConfig,
-    Known,
-)
+from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder, DiffusionDecoderConfig, Known
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -186,11 +180,11 @@ class DiffusionObjective(nn.Module):
         error = self.decoder(noisy, time, condition, known) - path.target(clean, noise, time[:, None, None])
         unknown = (1 - known.mask).expand_as(error)  # the given frames need no prediction
         diffusion = (error.square() * unknown).sum() / unknown.sum()
-        losses = {"total": diffusion, "diffusion": diffusion}
-        if self.decoder.config.regression:
-            losses["regression"] = regression_loss(condition, clean)
-            losses["total"] = diffusion + self.config.regression_weight * losses["regression"]
-        return losses
+        # The regression's Gaussian negative log-likelihood, without its constant.
+        deviation = condition.deviation
+        regression = (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
+        total = diffusion + self.config.regression_weight * regression
+        return {"total": total, "diffusion": diffusion, "regression": regression}
 
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape
@@ -199,12 +193,6 @@ class DiffusionObjective(nn.Module):
         count *= torch.rand(batch, device=clean.device) < self.config.know_prefix
         mask = (torch.arange(frames, device=clean.device) < count[:, None]).to(clean.dtype)[:, None, :]
         return Known(latents=clean * mask, mask=mask)
-
-
-def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
-    """Gaussian negative log-likelihood of clean latents in nats per number, without its constant."""
-    deviation = condition.deviation
-    return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
 
 
 main = recipe_main("Latent diffusion decoder", Config, build)
