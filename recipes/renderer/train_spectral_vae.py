@@ -14,8 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
+from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
@@ -75,9 +74,7 @@ class Config:
 
 def build(config: Config) -> Task:
     """Fit the linear coding; make the objective and its batches."""
-    items = read_manifest(config.data.manifest)
-    if not items:
-        raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
+    items = read_items(config.data)
 
     def fit_waves(count: int) -> Iterator[Tensor]:
         for number in range(count):

@@ -15,14 +15,13 @@ from scipy.signal import lfilter
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
+from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.renderer.waveform_vae import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.loudness import K_WEIGHTING
 
 _TAPS = 4096  # of the K-weighting; the slowest pole, at 38 Hz, has decayed to 1e-8
@@ -92,9 +91,7 @@ class Config:
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
-    items = read_manifest(config.data.manifest)
-    if not items:
-        raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
+    items = read_items(config.data)
     vae = OobleckVAE(config.model)
     samples = round(config.data.seconds * SAMPLE_RATE_HZ) // vae.hop_samples * vae.hop_samples
     largest = max([*config.loss.fft_sizes, *config.adversary.discriminators.fft_sizes])

@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.corpus.manifest import PARTS, Item
+from duotok.recipes.corpus.manifest import PARTS, Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,14 @@ class ExcerptConfig:
             raise ConfigError(f"data.parts must give shares to some of {', '.join(PARTS)}, got {self.parts}")
         if self.lowest_gain_db > self.highest_gain_db:
             raise ConfigError("data.lowest_gain_db must not be above data.highest_gain_db")
+
+
+def read_items(data: ExcerptConfig) -> list[Item]:
+    """The songs of the manifest; DataError where there are none."""
+    items = read_manifest(data.manifest)
+    if not items:
+        raise DataError(f"the manifest {data.manifest} is empty; make a corpus first")
+    return items
 
 
 def draw_excerpt(rng: np.random.Generator, items: Sequence[Item], data: ExcerptConfig) -> Tensor:

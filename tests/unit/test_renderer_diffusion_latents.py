@@ -62,10 +62,3 @@ def test_a_vae_of_another_rate_is_refused(tmp_path, tiny_components, tiny_corpus
     assert main(command) == 1
     message = capsys.readouterr().err.strip()
     assert "latents at 100 Hz, the decoder needs 2 per code, 50 Hz" in message and "\n" not in message
-
-
-def test_help_needs_no_model(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main(["--help"])
-    assert exit_info.value.code == 0
-    assert "--manifest" in capsys.readouterr().out
