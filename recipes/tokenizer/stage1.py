@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, mel_statistics
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.tokenizer.bestrq import BestRQ
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.objectives import BestRQ
 
 
 @dataclass(frozen=True, kw_only=True)
