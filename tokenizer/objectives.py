@@ -201,39 +201,28 @@ class RandomProjectionQuantizer(nn.Module):
 class BestRQ(nn.Module):
     """Masked prediction of random-projection labels by the tokenizer's encoder."""
 
-    def __init__(
-        self,
-        tokenizer: DuoTokenizer,
-        *,
-        codebook_size: int = 1024,
-        mask_probability: float = 0.06,
-        mask_frames: int = 8,
-    ) -> None:
+    CODES = 1024  # that are predicted
+    MASK_PROBABILITY = 0.06  # of a frame to start a masked span
+    MASK_FRAMES = 8  # length of a span
+
+    def __init__(self, tokenizer: DuoTokenizer) -> None:
         super().__init__()
+        tokenizer.requires_grad_(False)
+        tokenizer.encoder.requires_grad_()
         self.tokenizer = tokenizer
-        self.mask_probability, self.mask_frames = mask_probability, mask_frames
         in_dim = tokenizer.config.mel_bands * MEL_PER_FRAME
-        self.quantizer = RandomProjectionQuantizer(in_dim, 16, codebook_size)
-        self.head = nn.Linear(tokenizer.dim, codebook_size)
-        for module in (
-            tokenizer.bottleneck,
-            tokenizer.tracks,
-            tokenizer.upper,
-            tokenizer.mel_head,
-            tokenizer.chroma_head,
-        ):
-            module.requires_grad_(False)
+        self.quantizer = RandomProjectionQuantizer(in_dim, 16, self.CODES)
+        self.head = nn.Linear(tokenizer.dim, self.CODES)
 
     def forward(self, wave: Tensor) -> dict[str, Tensor]:
         """wave [batch, samples] -> {"total": cross-entropy in nats, "accuracy": share of masked frames}."""
         with torch.no_grad():
             mel = self.tokenizer.normalize(self.tokenizer.log_mel(wave))
             labels = self.quantizer(mel.unflatten(1, (-1, MEL_PER_FRAME)).flatten(2))
-            starts = torch.rand(labels.shape, device=mel.device) < self.mask_probability
+            starts = torch.rand(labels.shape, device=mel.device) < self.MASK_PROBABILITY
             # A start masks itself and the following frames.
-            masked = functional.max_pool1d(
-                functional.pad(starts.float(), (self.mask_frames - 1, 0))[:, None], self.mask_frames, stride=1
-            )[:, 0].bool()
+            spans = functional.pad(starts.float(), (self.MASK_FRAMES - 1, 0))[:, None]
+            masked = functional.max_pool1d(spans, self.MASK_FRAMES, stride=1)[:, 0].bool()
             masked[:, 0] |= ~masked.any(dim=1)
             noise = 0.1 * torch.randn_like(mel)
             mel = torch.where(masked.repeat_interleave(MEL_PER_FRAME, dim=1)[..., None], noise, mel)

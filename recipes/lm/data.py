@@ -114,11 +114,7 @@ class WindowSource:
         weights = (torch.arange(frames) >= prefixes[:, None]).float()
         predicted = MODES[mode][1]
         return {
-            "vocal": layout.vocal,
-            "accompaniment": layout.accompaniment,
-            "segment": layout.segment,
-            "position": layout.position.contiguous(),
-            "sheet": layout.sheet,
+            **layout._replace(position=layout.position.contiguous()).tensors(),
             **{f"target_{track}": codes[track] for track in TRACKS},
             **{f"weight_{t}": weights if t in predicted else torch.zeros_like(weights) for t in TRACKS},
         }

@@ -8,6 +8,7 @@ import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective
+from duotok.recipes.lm import train as validation
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
 from duotok.recipes.lm.train import ValidationConfig, make_validation
@@ -16,11 +17,10 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 SIZES = {"vocal": 11, "accompaniment": 13}
 
 
-def make_lm() -> DualTrackLM:
-    settings = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
-    return DualTrackLM(
-        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
-    )
+def make_lm(vocal_codes: int = 11, accompaniment_codes: int = 13) -> DualTrackLM:
+    settings = dict(vocal_codes=vocal_codes, accompaniment_codes=accompaniment_codes, code_dim=4)
+    settings |= dict(embedding_dim=8, hidden_dim=16, layers=1, heads=2, key_value_heads=1)
+    return DualTrackLM(DualTrackLMConfig(**settings, feed_forward_dim=16))
 
 
 def test_a_batch_is_a_function_of_the_generator(tmp_path: Path, make_shards) -> None:
@@ -77,22 +77,14 @@ def make_named_shards(folder: Path, songs: int, first: int = 0) -> TokenShards:
     return TokenShards(folder)
 
 
-def make_wide_lm() -> DualTrackLM:
-    settings = dict(vocal_codes=64, accompaniment_codes=64, code_dim=4, embedding_dim=8, hidden_dim=16)
-    return DualTrackLM(
-        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
-    )
-
-
 def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypatch) -> None:
-    shards, lm = make_named_shards(tmp_path, songs=40), make_wide_lm()
+    shards, lm = make_named_shards(tmp_path, songs=40), make_lm(64, 64)
     config = DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=0.25)
     source = WindowSource(shards, config, lm, batch_size=300)
     trained = set(source.make_batch(np.random.default_rng(0))["target_vocal"][:, 0].tolist())
     held_out = {int(s.song.split()[1]) for s in split_songs(shards.index.songs, 0.25)[1]}
     assert trained == set(range(40)) - held_out and len(held_out) > 3
     shown = []
-    from duotok.recipes.lm import train as validation
 
     def score(lm, vocal, *rest, **options):
         shown.append(vocal)
@@ -118,7 +110,7 @@ def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypat
 
 
 def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
-    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_wide_lm()
+    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_lm(64, 64)
     other = make_named_shards(tmp_path / "b", songs=3, first=10)
     for track in SIZES:
         for parameter in (lm.codes_of(track).anchor_out.weight, lm.codes_of(track).residual_out.weight):
@@ -206,9 +198,7 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     losses = {}
     for mode in ("vocal_to_accompaniment", "unconditional"):
         layout = lm.lay_out(codes, mode)
-        steps = {
-            name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
-        }
+        steps = layout.tensors()
         losses[mode] = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
         plain = LMObjective(lm)(**steps, **targets, **weights)["total"]
         added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
@@ -220,9 +210,7 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
     moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
     layout = lm.lay_out(moved, "vocal_to_accompaniment")
-    steps = {
-        name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
-    }
+    steps = layout.tensors()
     other = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
     first = losses["vocal_to_accompaniment"]
     assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])
