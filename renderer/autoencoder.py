@@ -16,10 +16,7 @@ ENCODER_HALO_SECONDS = 2  # seen on both sides of a chunk; more than any encoder
 
 
 class Autoencoder(Component[ConfigT], ABC):
-    """48 kHz stereo <-> latents of a fixed rate, about unit scale.
-
-    A network of another rate hears and gives the wave resampled; no gradients pass there.
-    """
+    """48 kHz stereo <-> latents of about unit scale; no gradients pass a network of another rate."""
 
     latent_dim: int  # numbers per frame
     hop_samples: int  # samples per frame, at the network's own rate
@@ -60,10 +57,7 @@ class Autoencoder(Component[ConfigT], ABC):
     def decode_song(
         self, latents: Tensor, samples: int, progress: Callable[[int], None] | None = None
     ) -> Tensor:
-        """latents [latent_dim, frames] of any length -> wave [2, samples] on the CPU, chunk by chunk.
-
-        Memory grows with the wave alone; progress gets the frames of each chunk.
-        """
+        """latents [latent_dim, frames] -> wave [2, samples] on the CPU by chunks; progress gets frames."""
         samples = self._require_samples(latents.shape[-1], samples)
         return self._from_network(self._decode_in_chunks(latents, progress or (lambda frames: None)), samples)
 

@@ -252,10 +252,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         return mean, log_deviation.clamp(math.log(low), math.log(high)).exp()
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition, known: Known) -> Tensor:
-        """Predict the path's target.
-
-        noisy: [batch, latent_dim, frames] normalized latents at time [batch] in 0..1 (1 = pure noise).
-        """
+        """Predict the path's target of noisy [batch, latent_dim, frames], normalized, at time [batch]."""
         # The regression has its own loss; the diffusion loss must not bend it.
         mean, deviation = condition.mean.detach(), condition.deviation.detach()
         channels, patch = torch.cat([noisy, known.latents, known.mask, mean], dim=1), self.config.patch_frames

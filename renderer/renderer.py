@@ -36,10 +36,7 @@ class Window(NamedTuple):
 
 
 def plan_windows(frames: int, window: int = WINDOW_FRAMES, overlap: int = OVERLAP_FRAMES) -> list[Window]:
-    """Cover frames with the fewest windows of at most `window` frames, all about equally long.
-
-    Equal windows, because a short last one would have little to look at.
-    """
+    """Cover frames with the fewest windows, equal ones, as a short one would have little to look at."""
     if not 0 <= overlap < window:
         raise ConfigError(f"the overlap must be in 0..{window - 1} frames, got {overlap}")
     if frames < 1:

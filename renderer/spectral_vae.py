@@ -181,10 +181,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         return self.synthesize(self.decode_features(latents))
 
     def synthesize(self, features: Tensor, held_mid: Tensor | None = None) -> Tensor:
-        """Find phases for features [batch, frames, feature_dim]; return the wave [batch, 2, frames * 960].
-
-        held_mid: complex mid spectrum [batch, bins, k] of the first k frames where sound is already there.
-        """
+        """features [batch, frames, dim] -> wave [batch, 2, samples]; held_mid: spectrum of known frames."""
         stft = self.features.stft
         magnitudes = self.features.mid_magnitudes(features)
         mid = griffin_lim(magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid)

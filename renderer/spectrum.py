@@ -153,10 +153,7 @@ class StereoFeatures(nn.Module):
 
 
 def band_filters(frequencies_hz: Tensor, bands: int) -> Tensor:
-    """Return overlapping triangles [bins, bands], equally wide in ERB rate (Glasberg and Moore 1990).
-
-    At every frequency they add up to 1.
-    """
+    """Return triangles [bins, bands] of equal ERB width that add up to 1 (Glasberg and Moore 1990)."""
     rate = (1 + 0.00437 * frequencies_hz).log10()
     place = rate / rate.max() * (bands - 1)
     return (1 - (place[:, None] - torch.arange(bands)).abs()).clamp_min(0)

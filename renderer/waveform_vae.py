@@ -193,10 +193,7 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
         return max(past, future) + 3
 
     def encode_distribution(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """wave [batch, 2, samples] at the network's own rate -> mean and deviation of the latents.
-
-        Each [batch, latent_dim, frames], the last frame padded.
-        """
+        """wave [batch, 2, samples] at the own rate -> mean and deviation [batch, latent_dim, frames]."""
         wave = functional.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
         mean, scale = self.model.encoder(wave).chunk(2, dim=1)
         return mean, functional.softplus(scale) + SMALLEST_DEVIATION

@@ -143,10 +143,7 @@ class DualCodebookObjective(nn.Module):
 def read_out_losses(
     tokenizer: DuoTokenizer, heads: HeadOutputs, wave: Tensor, mel: Tensor, text: Tensor, text_span: Tensor
 ) -> dict[str, Tensor]:
-    """Return what the heads get wrong of wave [batch, samples], whose log-mel is mel: [batch] each.
-
-    The masks are left to stage 2.
-    """
+    """What the heads, but for the masks, get wrong of wave [batch, samples] of log-mel mel: [batch] each."""
     losses = {
         "mel": mel_distances(heads.mel, mel),
         "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),

@@ -211,10 +211,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         return codes
 
     def lay_out(self, codes: dict[str, Tensor], mode: str, **options: Any) -> Layout:
-        """Lay out codes for this model; see `layout.lay_out` for the options.
-
-        Where the band follows a vocal and no sheet is given, it is read out of that vocal.
-        """
+        """Lay out codes as `layout.lay_out` does; a sheet that is not given is read out of the vocal."""
         if self.sheet_reader is not None and mode == "vocal_to_accompaniment" and "sheet" not in options:
             options["sheet"] = self.read_sheet(codes["vocal"])
         return lay_out(
@@ -238,10 +235,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         return None if self.sheet_reader is None else self.sheet_reader.read(codes, bar_seconds=bar_seconds)
 
     def add_sheet_reader(self, reader: SheetReader) -> None:
-        """Show lead sheets from now on, as this reader reads them; what they say has still to be learned.
-
-        Raises ConfigError unless the reader is for the same tokenizer.
-        """
+        """Show lead sheets from now on, as this reader of the same tokenizer (or ConfigError) reads them."""
         if reader.tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise ConfigError("the sheet reader is for another tokenizer; train it on the same tokens")
         self.config = replace(self.config, sheet_reader=reader.config)
@@ -252,10 +246,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     def embed(
         self, vocal: Tensor, accompaniment: Tensor, segment: Tensor, sheet: Tensor | None = None
     ) -> Tensor:
-        """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24).
-
-        sheet [..., COLUMNS] adds to them in a model that knows sheets.
-        """
+        """Return step inputs [..., hidden_dim] (eq. 24), with sheet [..., COLUMNS] where sheets are known."""
         both = [self.codes_of("vocal").embed(vocal), self.codes_of("accompaniment").embed(accompaniment)]
         inputs = self.project(torch.cat(both, dim=-1)) + self.segments(segment)
         return inputs if self.sheet is None or sheet is None else inputs + self.sheet(sheet)

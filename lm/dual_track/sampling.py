@@ -35,10 +35,7 @@ class StepParts:
 
 
 def pick_codes(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Return one code [rows] per row of logits [rows, codes], by the inverse of the distribution function.
-
-    uniform: a number in [0, 1) per row [rows]. Nothing here waits for the device.
-    """
+    """Return a code per row of logits [rows, codes], by numbers in [0, 1) [rows]; waits for no device."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     kept = min(config.top_k or logits.shape[-1], logits.shape[-1])

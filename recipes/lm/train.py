@@ -185,10 +185,7 @@ def find_held_out(
 
 
 def choose_windows(shards: TokenShards, songs: list[TokenSong], frames: int, count: int) -> dict[str, Tensor]:
-    """Return {track: codes [windows, frames]}: at most so many, of as many songs as possible.
-
-    Songs and places go by a hash: they stay when a corpus grows.
-    """
+    """Return {track: codes [windows, frames]} of many songs, by hashes that stay when a corpus grows."""
     ordered = sorted((s for s in songs if s.frames >= frames), key=lambda s: (s.fraction("window"), s.id))
     if not ordered:
         seconds = frames / shards.index.frame_rate_hz

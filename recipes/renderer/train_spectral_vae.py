@@ -205,10 +205,7 @@ def principal_components(covariance: Tensor, count: int) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
-    """Set the VAE's feature gains so that waves [2, samples] about keep their mean energy in every band.
-
-    The side regains its energy relative to the middle wholly, the middle two thirds of its missing decibels.
-    """
+    """Set the gains so that waves [2, samples] keep the energy of each band: side all, mid in part."""
     features = vae.features
     filters = band_filters(features.pooled.frequencies_hz(), features.bands).to(features.band_filters)
     vae.feature_gain.fill_(1)

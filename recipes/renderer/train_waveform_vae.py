@@ -277,10 +277,7 @@ class WaveformObjective(nn.Module):
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the latents from N(0, 1) in nats per frame (Kingma, 1312.6114, B).
-
-    mean, deviation: [batch, latent_dim, frames].
-    """
+    """Nats per frame from N(0, 1) (Kingma, 1312.6114, B); mean, deviation [batch, latent_dim, frames]."""
     nats = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
     return nats.sum(dim=1).mean()
 
@@ -307,10 +304,7 @@ class KWeighting(nn.Module):
 
 
 class WaveformLosses(nn.Module):
-    """Losses of K-weighted spectra, means over FFT sizes (ear-VAE, arXiv 2509.14912).
-
-    Magnitudes are compared on left, right, mid and side, phases on left and right.
-    """
+    """K-weighted spectra (ear-VAE, 2509.14912): magnitudes of left, right, mid, side, phases of two."""
 
     channel_weights: Tensor
 
@@ -349,10 +343,7 @@ class WaveformLosses(nn.Module):
 
 
 def spectral_convergence(given: Tensor, wanted: Tensor) -> Tensor:
-    """Norm of the error over the norm of the original, per channel (Arik et al., 1808.06719).
-
-    given, wanted: magnitudes [batch, channels, bins, frames] -> [channels], means over the batch.
-    """
+    """Relative error of magnitudes [batch, channels, bins, frames], [channels] (Arik et al., 1808.06719)."""
     norm = torch.linalg.vector_norm(wanted, dim=(2, 3))
     smallest = _QUIETEST_CHANNEL * norm.amax(dim=1, keepdim=True)
     silence = _LOG_FLOOR * math.sqrt(wanted.shape[2] * wanted.shape[3])
@@ -377,10 +368,7 @@ def phase_errors(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def phase_decorrelation(given: Tensor, wanted: Tensor) -> Tensor:
-    """1 - the cosine of the phases' difference, weighted by both magnitudes: 0 for equal, 2 for opposite.
-
-    given, wanted: complex spectra [batch, channels, bins, frames].
-    """
+    """1 - the cosine of the phases of complex spectra, weighted by magnitudes: 0 for equal, 2 opposite."""
     magnitudes = (given.abs() * wanted.abs()).sum(dim=(2, 3))
     in_phase = (given * wanted.conj()).real.sum(dim=(2, 3))
     return ((magnitudes - in_phase) / magnitudes.clamp_min(_TINY)).mean()
@@ -425,10 +413,7 @@ def adversarial_loss(rebuilt: Sequence[Judgement]) -> Tensor:
 
 
 def feature_matching_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement]) -> Tensor:
-    """Mean absolute difference of features over their mean size, mean over layers (EnCodec, 2210.13438, 3.4).
-
-    The features of the recordings are constants: no gradient goes to them.
-    """
+    """Mean difference of features over their mean size (EnCodec, 2210.13438, 3.4); real: constants."""
     losses = []
     for r, f in zip(real, rebuilt, strict=True):
         for wanted, given in zip(r.features, f.features, strict=True):

@@ -64,10 +64,7 @@ def build(config: Config) -> Task:
 
 @torch.no_grad()
 def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int) -> None:
-    """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features.
-
-    A codebook that the tracks share starts from the features of both.
-    """
+    """Start the tracks' projections from stage 2's bottleneck, each codebook from k-means of features."""
     routes = [tokenizer.route(track) for track in TRACKS]
     for route in {id(each): each for each in routes}.values():
         tracks = [track for track, each in zip(TRACKS, routes, strict=True) if each is route]

@@ -41,10 +41,7 @@ def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
-    """Raise CheckpointError while a model is built that has far more weights than are stored for it.
-
-    A config that asks for them would else fill the memory before anything is compared.
-    """
+    """Raise CheckpointError before a model with far more weights than stored fills the memory."""
     thread, largest, total = threading.get_ident(), 4 * stored + 1_000_000, 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -188,9 +185,6 @@ AnyComponent = TypeVar("AnyComponent", bound=Component[Any])
 
 
 def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
-    """Read a folder (CPU, eval) as the class of the family whose KIND its config.json names.
-
-    Raises CheckpointError in one line when the folder is damaged or of no kind of the family.
-    """
+    """Read a folder (CPU, eval) as the class of its KIND; CheckpointError: damaged or of none of these."""
     classes = {cls.KIND: cls for cls in family}
     return classes[read_description(folder, *classes)["kind"]].from_pretrained(folder)
