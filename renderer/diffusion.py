@@ -260,8 +260,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         hidden = self.blocks(self.latents_in(tokens) + condition.hidden, self.time(time))
         tokens = self.latents_out(self.out_norm(hidden)).float()
         output = rearrange(tokens, "b tokens (p c) -> b c (tokens p)", p=patch)
-        guess = self.path.guess(noisy, mean, deviation, time[:, None, None])
-        return guess.offset + guess.scale * output
+        offset, scale = self.path.guess(noisy, mean, deviation, time[:, None, None])
+        return offset + scale * output
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Bring latents [batch, latent_dim, frames] to zero mean and unit deviation per channel."""

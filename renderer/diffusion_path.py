@@ -1,6 +1,6 @@
 """The way between latents and noise: levels, targets, and the solver that walks it back in few steps."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,13 +9,6 @@ from torch import Tensor
 from ..tokenizer.common.errors import ConfigError
 
 OBJECTIVES = ("flow", "v")
-
-
-class Guess(NamedTuple):
-    """Skip connection of the network: prediction = offset + scale * network output."""
-
-    offset: Tensor
-    scale: Tensor
 
 
 class DiffusionPath:
@@ -50,12 +43,12 @@ class DiffusionPath:
         signal, level = self.levels(time)
         return signal * noise - level * latents
 
-    def guess(self, noisy: Tensor, mean: Tensor, deviation: Tensor, time: Tensor) -> Guess:
+    def guess(self, noisy: Tensor, mean: Tensor, deviation: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return the exact expectation and deviation of the target for latents ~ N(mean, deviation^2).
 
-        With the posterior of a Gaussian prior, E[latents | noisy] is linear; the network then only has to
-        learn what a Gaussian around the regression's mean cannot say (preconditioning as in arXiv 2206.00364,
-        sec. 5, with a mean). scale is the deviation of the target around that expectation.
+        The network's skip connection: prediction = expectation + deviation * output. With the posterior of a
+        Gaussian prior, E[latents | noisy] is linear; the network only has to learn what a Gaussian around the
+        regression's mean cannot say (preconditioning as in arXiv 2206.00364, sec. 5, with a mean).
         """
         signal, level = self.levels(time)
         variance = deviation**2
@@ -64,7 +57,7 @@ class DiffusionPath:
             offset = (noisy * (level - signal * variance) - mean * level) / total
         else:
             offset = level * (noisy * signal * (1 - variance) - mean) / total
-        return Guess(offset=offset, scale=deviation / total.sqrt())
+        return offset, deviation / total.sqrt()
 
 
 TRAINING_STEPS = 1000  # resolution of the schedulers' time

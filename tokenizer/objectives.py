@@ -14,11 +14,6 @@ from .quantizers import QUANTIZER_LOSSES
 KINDS = ("mix", "vocal", "accompaniment", "instrumental")
 
 
-def mel_distances(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the L1 distance [batch] of normalized log-mels [batch, frames, bands]."""
-    return (predicted.float() - target).abs().mean(dim=(1, 2))
-
-
 def chroma_distances(logits: Tensor, target: Tensor) -> Tensor:
     """Return the cross-entropy [batch] of chroma in 0..1 [batch, frames, 12], less its entropy."""
     loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
@@ -145,7 +140,7 @@ def read_out_losses(
 ) -> dict[str, Tensor]:
     """What the heads, but for the masks, get wrong of wave [batch, samples] of log-mel mel: [batch] each."""
     losses = {
-        "mel": mel_distances(heads.mel, mel),
+        "mel": (heads.mel.float() - mel).abs().mean(dim=(1, 2)),
         "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
     }
     if heads.text_logits is not None:

@@ -23,7 +23,7 @@ from duotok.lm.metrics import codebook_normalized_bits
 from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
-from duotok.recipes.lm.tokens import TokenShards, TokenSong, split_songs
+from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
@@ -172,11 +172,7 @@ def find_held_out(
     if config.tokens is None:
         return shards, split_songs(shards.index.songs, data.hold_out)[1]
     source = TokenShards(config.tokens)
-    if source.index.tokenizer_fingerprint != shards.index.tokenizer_fingerprint:
-        raise DataError(
-            f"{source.folder} holds tokens of the tokenizer {source.index.tokenizer_fingerprint}, "
-            f"{shards.folder} of {shards.index.tokenizer_fingerprint}; make one of them again"
-        )
+    check_tokens(source, shards.index.tokenizer_fingerprint)
     trained = {song.song for song in split_songs(shards.index.songs, data.hold_out)[0]}
     shared = next((song.song for song in source.index.songs if song.song in trained), None)
     if shared is not None:

@@ -28,14 +28,13 @@ class DiffusionLossConfig:
     know_prefix: float = 0.5  # probability that the first frames are given
     known_seconds: float = 3.0  # longest given prefix; the overlap of a song's windows
     regression_weight: float = 0.25  # of the regression's negative log-likelihood
-    time_deviation: float = 1.0  # of the logit-normal draw of the diffusion time (arXiv 2403.03206, 3.1)
 
     def __post_init__(self) -> None:
         for name in ("drop_features", "know_prefix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name} must be in 0..1, got {getattr(self, name)}")
-        if self.known_seconds <= 0 or self.time_deviation <= 0:
-            raise ConfigError("loss.known_seconds and loss.time_deviation must be positive")
+        if self.known_seconds <= 0:
+            raise ConfigError(f"loss.known_seconds must be positive, got {self.known_seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ class DiffusionObjective(nn.Module):
         dropped = torch.rand(batch, device=clean.device) < self.config.drop_features
         condition = self.decoder.encode_condition(features, dropped)
         known = self._draw_known(clean)
-        time = torch.sigmoid(torch.randn(batch, device=clean.device) * self.config.time_deviation)
+        time = torch.sigmoid(torch.randn(batch, device=clean.device))  # logit-normal (2403.03206, 3.1)
         noise = torch.randn_like(clean)
         path = self.decoder.path
         noisy = path.mix(clean, noise, time[:, None, None])

@@ -232,7 +232,7 @@ def test_moments_and_components_are_those_of_all_vectors():
     torch.testing.assert_close(((values - values.mean(0)) @ basis).std(0), deviations, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("override", ["seconds=0", "parts={piano: 1}", "lowest_gain_db=9", "fit_excerpts=0"])
+@pytest.mark.parametrize("override", ["seconds=0", "parts={piano: 1}", "fit_excerpts=0"])
 def test_wrong_data_settings_are_refused(tiny_corpus, override):
     with pytest.raises(ConfigError, match="data"):
         load_spectral(tiny_corpus, f"data.{override}")
