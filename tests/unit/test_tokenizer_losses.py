@@ -116,17 +116,9 @@ def test_vocabulary_travels_with_the_tokenizer(tmp_path):
     text = SentencePieceVocabulary(train_text_model(LINES, 16))
     assert text.decode(text.encode("la ti ma")) == "la ti ma"
     config = DuoTokenizerConfig(
-        mel_bands=16,
-        dim=16,
-        heads=2,
-        feed_forward_dim=16,
-        blocks=1,
-        attention_window=2,
-        code_dim=4,
-        vocal_codes=8,
-        accompaniment_codes=8,
-        head_dim=8,
-    )
+        mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=2, code_dim=4,
+        vocal_codes=8, accompaniment_codes=8, head_dim=8,
+    )  # fmt: skip
     tokenizer = DuoTokenizer(config).with_heads(text=text, masks=True)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     again = DuoTokenizer.from_pretrained(tmp_path / "tokenizer")

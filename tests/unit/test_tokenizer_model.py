@@ -9,17 +9,9 @@ from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigEr
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 TINY = DuoTokenizerConfig(
-    mel_bands=32,
-    dim=32,
-    heads=2,
-    feed_forward_dim=64,
-    blocks=2,
-    attention_window=5,
-    code_dim=4,
-    vocal_codes=64,
-    accompaniment_codes=32,
-    head_dim=16,
-)
+    mel_bands=32, dim=32, heads=2, feed_forward_dim=64, blocks=2, attention_window=5, code_dim=4,
+    vocal_codes=64, accompaniment_codes=32, head_dim=16,
+)  # fmt: skip
 
 
 @pytest.fixture
