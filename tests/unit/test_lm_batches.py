@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective
 from duotok.recipes.lm import train as validation
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
-from duotok.recipes.lm.train import ValidationConfig, make_validation
+from duotok.recipes.lm.train import ValidationConfig, batch_flops, make_validation
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 SIZES = {"vocal": 11, "accompaniment": 13}
@@ -215,3 +218,20 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     first = losses["vocal_to_accompaniment"]
     assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])
     assert not torch.allclose(other["accompaniment_nats"], first["accompaniment_nats"])
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+@pytest.mark.parametrize("mode", MODES)
+def test_operations_are_those_that_torch_counts(mode: str, prompt_weight: float, tmp_path: Path) -> None:
+    sizes = {f"{track}_codes": 64 for track in SIZES}
+    widths = dict(code_dim=12, embedding_dim=24, hidden_dim=48, heads=4, key_value_heads=2)
+    lm = DualTrackLM(DualTrackLMConfig(**sizes, **widths, layers=3, feed_forward_dim=80))
+    data = DataConfig(tokens="", windows=((1.2, 1.0),), **{name: float(name == mode) for name in MODES})
+    batch = WindowSource(make_named_shards(tmp_path, songs=2), data, lm, batch_size=2).make_batch(
+        np.random.default_rng(0)
+    )
+    counter = FlopCounterMode(display=False)
+    # The fused attention of CPUs is not among the operations that torch counts.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        LMObjective(lm, prompt_weight)(**batch)["total"].backward()
+    assert batch_flops(lm.config, batch, prompt_weight) == counter.get_total_flops()

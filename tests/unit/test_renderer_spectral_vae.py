@@ -311,8 +311,9 @@ def test_wrong_settings_are_named(name, value):
 
 
 def test_wrong_shapes_are_refused(vae):
-    with pytest.raises(ConfigError, match="wave"):
-        vae.encode(torch.zeros(1, 1, 960))
+    for shape in ((2, 960), (1, 1, 960), (1, 2, 0)):
+        with pytest.raises(ConfigError, match=r"\[batch, 2, samples\]"):
+            vae.encode(torch.zeros(shape))
     with pytest.raises(ConfigError, match="latents"):
         vae.decode(torch.zeros(1, 63, 10))
     with pytest.raises(ConfigError, match="samples"):

@@ -95,6 +95,8 @@ def test_loss_falls_and_is_logged(tmp_path):
 def test_minutes_end_the_run(tmp_path):
     run_training(make_task(), config(steps=10), tmp_path / "run", minutes=0.01)
     assert (tmp_path / "run" / "final").exists()
+    with pytest.raises(ConfigError, match="minutes must be above 0, got 0"):
+        run_training(make_task(), config(), tmp_path, minutes=0)
 
 
 def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
@@ -119,11 +121,6 @@ def test_an_average_that_is_turned_on_later_starts_from_the_weights(tmp_path):
         expected = before + 0.18 * (now[name] - before)  # after 41 steps the average keeps 42 / 51
         assert torch.allclose(average[name], expected, atol=1e-3)
         assert not torch.equal(average[name], now[name])
-
-
-def test_minutes_must_be_some(tmp_path):
-    with pytest.raises(ConfigError, match="minutes must be above 0, got 0"):
-        run_training(make_task(), config(), tmp_path, minutes=0)
 
 
 def test_processes_that_train_for_minutes_stay_together(tmp_path):

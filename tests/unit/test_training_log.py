@@ -51,7 +51,7 @@ def write_run(folder, steps: int, scale: float) -> None:
             )
 
 
-def test_sections_of_figures():
+def test_sections_and_panels_of_figures():
     sections = {
         name: section_of(name) for name in ("step", "learning_rate", "mfu", "tokens_per_second", *NAMES)
     }
@@ -59,6 +59,8 @@ def test_sections_of_figures():
     assert sections["mfu"] == sections["tokens_per_second"] == "speed"
     assert sections["validation/cnbpt/unconditional"] == "validation"
     assert {sections[name] for name in NAMES[:-1]} == {"loss"}
+    panels = ["total", "mel", "mel", "nats", "nats", "validation/cnbpt"]
+    assert [panel_of(name) for name in NAMES] == panels
 
 
 def test_rows_taken_again_replace_the_earlier_ones(tmp_path):
@@ -122,13 +124,6 @@ def test_tensorboard_holds_the_same_figures(tmp_path):
     assert {"optimizer/learning_rate", "optimizer/gradient_norm", "speed/peak_memory_gb"} <= set(
         board.Tags()["scalars"]
     )
-
-
-def test_panels_hold_figures_of_one_kind():
-    panels = {name: panel_of(name) for name in NAMES}
-    assert panels["mel"] == panels["mel/vocal"] == "mel"
-    assert panels["vocal_nats"] == panels["accompaniment_nats"] == "nats"
-    assert panels["total"] == "total" and panels["validation/cnbpt/unconditional"] == "validation/cnbpt"
 
 
 def test_smoothing():
