@@ -62,11 +62,8 @@ class LocalAttention(nn.Module):
             stop = min(tokens, start + self.window)
             low, high = max(0, start - self.window), min(tokens, stop + self.window)
             visible = (positions[start:stop, None] - positions[None, low:high]).abs() <= self.window
-            parts.append(
-                functional.scaled_dot_product_attention(
-                    query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high], attn_mask=visible
-                )
-            )
+            seen = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
+            parts.append(functional.scaled_dot_product_attention(*seen, attn_mask=visible))
         return torch.cat(parts, dim=2)
 
 
@@ -220,13 +217,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.latents_out = _zero_linear(dim, channels * patch)
 
     def _transformer(self, blocks: int, tokens_per_second: int) -> ModulatedTransformer:
-        c = self.config
+        c, window = self.config, max(1, round(self.config.window_seconds * tokens_per_second))
         return ModulatedTransformer(
-            dim=c.dim,
-            heads=c.heads,
-            window=max(1, round(c.window_seconds * tokens_per_second)),
-            feed_forward_dim=c.feed_forward_dim,
-            blocks=blocks,
+            dim=c.dim, heads=c.heads, window=window, feed_forward_dim=c.feed_forward_dim, blocks=blocks
         )
 
     def encode_condition(self, features: Tensor, dropped: Tensor | None = None) -> Condition:
@@ -238,11 +231,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         hidden = self.condition_blocks(hidden, hidden.new_zeros(1, MODULATIONS, self.config.dim))
         hidden = self.condition_norm(hidden)
         mean, deviation = self._regress(hidden)
-        return Condition(
-            hidden=rearrange(self.condition_out(hidden), "b t (r d) -> b (t r) d", d=self.config.dim),
-            mean=mean,
-            deviation=deviation,
-        )
+        hidden = rearrange(self.condition_out(hidden), "b t (r d) -> b (t r) d", d=self.config.dim)
+        return Condition(hidden=hidden, mean=mean, deviation=deviation)
 
     def _regress(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [batch, frames25, dim] -> mean and deviation, each [batch, latent_dim, 2 * frames25]."""

@@ -106,13 +106,10 @@ class Renderer:
         tail: Tensor | None = None
         for window in plan_windows(len(features)):
             known = None if tail is None else tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
+            part = features[None, window.start : window.stop]
             with native_autocast(features.device):
                 tail = decoder.sample(
-                    features[None, window.start : window.stop],
-                    steps=steps,
-                    guidance=guidance,
-                    generator=generator,
-                    known_latents=known,
+                    part, steps=steps, guidance=guidance, generator=generator, known_latents=known
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:

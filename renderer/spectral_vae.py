@@ -19,7 +19,7 @@ FADE_FRAMES = 2  # crossfade, inside sound that both chunks share
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then two pointwise layers (Liu et al. 2022; 1-D as in Vocos)."""
 
-    def __init__(self, dim: int, kernel_frames: int, expansion: int) -> None:
+    def __init__(self, dim: int, kernel_frames: int, expansion: int = 3) -> None:
         super().__init__()
         self.depthwise = nn.Conv1d(dim, dim, kernel_frames, padding=kernel_frames // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
@@ -36,12 +36,10 @@ class ConvNeXtBlock(nn.Module):
 class ResidualBranch(nn.Module):
     """Input -> a few ConvNeXt blocks -> a correction that is zero before training."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, dim: int, blocks: int, kernel_frames: int, expansion: int = 3
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, dim: int, blocks: int, kernel_frames: int) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, dim)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(dim, kernel_frames, expansion) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(dim, kernel_frames) for _ in range(blocks)))
         self.norm = nn.LayerNorm(dim)
         self.leave = nn.Linear(dim, outputs)
         nn.init.zeros_(self.leave.weight)
@@ -135,16 +133,12 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         # gains, fitted after training, with which each band keeps its mean energy.
         self.register_buffer("feature_gain", torch.ones(self.features.dim))
         shape = {"dim": config.dim, "kernel_frames": config.kernel_frames}
-        self.encoder = (
-            ResidualBranch(self.features.dim, self.latent_dim, blocks=config.encoder_blocks, **shape)
-            if config.encoder_blocks
-            else None
-        )
-        self.decoder = (
-            ResidualBranch(self.latent_dim, self.features.dim, blocks=config.decoder_blocks, **shape)
-            if config.decoder_blocks
-            else None
-        )
+
+        def correct(inputs: int, outputs: int, blocks: int) -> ResidualBranch | None:
+            return ResidualBranch(inputs, outputs, blocks=blocks, **shape) if blocks else None
+
+        self.encoder = correct(self.features.dim, self.latent_dim, config.encoder_blocks)
+        self.decoder = correct(self.latent_dim, self.features.dim, config.decoder_blocks)
 
     def set_linear(self, *, mean: Tensor, mid_basis: Tensor, side_basis: Tensor, scale: Tensor) -> None:
         """Store a fitted linear coding: feature mean, bases of weighted features, latent deviation."""

@@ -28,17 +28,9 @@ class Stft(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """wave [batch, samples] -> complex spectrum [batch, bins, frames]."""
-        frames, lead = self.frames(wave.shape[-1]), self.hop_samples // 2
-        padded = functional.pad(wave, (lead, frames * self.hop_samples - wave.shape[-1]))
-        spectrum = torch.stft(
-            padded,
-            self.fft_size,
-            self.hop_samples,
-            window=self.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
+        frames, size, hop = self.frames(wave.shape[-1]), self.fft_size, self.hop_samples
+        padded = functional.pad(wave, (hop // 2, frames * hop - wave.shape[-1]))
+        spectrum = torch.stft(padded, size, hop, window=self.window, pad_mode="constant", return_complex=True)
         return spectrum[..., :frames]  # the frame centred on the end of the last hop is not needed
 
     def inverse(self, spectrum: Tensor, samples: int | None = None) -> Tensor:

@@ -188,13 +188,9 @@ class MaskSeparator(Component[SeparatorConfig]):
 
     def stft(self, wave: Tensor) -> Tensor:
         """Return the STFT [..., bins, samples // 960] of wave [..., samples]."""
+        flat, window = wave.flatten(0, -2), self.window
         spectrum = torch.stft(
-            wave.flatten(0, -2),
-            FFT_SIZE,
-            STFT_HOP,
-            window=self.window,
-            pad_mode="constant",
-            return_complex=True,
+            flat, FFT_SIZE, STFT_HOP, window=window, pad_mode="constant", return_complex=True
         )
         return spectrum[..., : wave.shape[-1] // STFT_HOP].unflatten(0, wave.shape[:-1])
 

@@ -159,12 +159,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.tokenizer_fingerprint: str | None = None
         self._attention: AttentionChoice | None = None
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
-        self.tracks = nn.ModuleDict(
-            {
-                t: TrackCodes(sizes[t], config.code_dim, config.embedding_dim, config.hidden_dim)
-                for t in TRACKS
-            }
-        )
+        widths = (config.code_dim, config.embedding_dim, config.hidden_dim)
+        self.tracks = nn.ModuleDict({t: TrackCodes(sizes[t], *widths) for t in TRACKS})
         self.project = nn.Linear(len(TRACKS) * config.embedding_dim, config.hidden_dim)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)
         nn.init.normal_(self.segments.weight, std=0.5)
@@ -180,13 +176,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     def for_tokenizer(cls, tokenizer: DuoTokenizer, config: DualTrackLMConfig) -> "DualTrackLM":
         """Return a new model for a tokenizer: its codebook sizes, its code vectors, its fingerprint."""
         vectors = {track: tokenizer.code_vectors(track) for track in TRACKS}
-        config = replace(
-            config,
-            vocal_codes=len(vectors["vocal"]),
-            accompaniment_codes=len(vectors["accompaniment"]),
-            code_dim=vectors["vocal"].shape[1],
-        )
-        model = cls(config)
+        sizes = {f"{track}_codes": len(each) for track, each in vectors.items()}
+        model = cls(replace(config, **sizes, code_dim=vectors["vocal"].shape[1]))
         for track in TRACKS:
             model.codes_of(track).anchor_on(vectors[track])
         model.tokenizer_fingerprint = tokenizer.fingerprint
@@ -214,14 +205,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         """Lay out codes as `layout.lay_out` does; a sheet that is not given is read out of the vocal."""
         if self.sheet_reader is not None and mode == "vocal_to_accompaniment" and "sheet" not in options:
             options["sheet"] = self.read_sheet(codes["vocal"])
-        return lay_out(
-            codes,
-            mode,
-            pads=self.pads,
-            aligned_source=self.config.aligned_source,
-            shared_positions=self.config.shared_positions,
-            **options,
-        )
+        ways = {name: getattr(self.config, name) for name in ("aligned_source", "shared_positions")}
+        return lay_out(codes, mode, pads=self.pads, **ways, **options)
 
     def train(self, mode: bool = True) -> "DualTrackLM":
         """Set the mode of all but the sheet reader, which is not trained here."""
@@ -309,11 +294,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             self._fuse(mode), source_codes, done, uniform, sampling, sheet=sheet, progress=progress
         )
         nats = nats.cpu()
-        return Candidates(
-            codes=codes.cpu(),
-            likelihood_nats=nats[0],
-            likelihood_alone_nats=nats[1] if len(nats) > 1 else None,
-        )
+        alone = nats[1] if len(nats) > 1 else None
+        return Candidates(codes=codes.cpu(), likelihood_nats=nats[0], likelihood_alone_nats=alone)
 
     def _check_codes(self, codes: Tensor, track: str) -> Tensor:
         if codes.ndim != 1:

@@ -53,11 +53,8 @@ def score_batch(
             logits = lm.codes_of(track).logits(hidden)
             losses[track].append(loss_nats(logits, part[track]).cpu())
             ranks[track].append(target_ranks(logits, part[track]).cpu())
-    return Scores(
-        loss_nats={track: torch.cat(values) for track, values in losses.items()},
-        ranks={track: torch.cat(values) for track, values in ranks.items()},
-        prefix_frames=prefix_frames,
-    )
+    joined = [{track: torch.cat(values) for track, values in each.items()} for each in (losses, ranks)]
+    return Scores(loss_nats=joined[0], ranks=joined[1], prefix_frames=prefix_frames)
 
 
 def shift_source(codes: Tensor, frames: int) -> Tensor:

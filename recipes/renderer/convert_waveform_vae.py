@@ -208,12 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A published Oobleck autoencoder as a VAE folder")
     parser.add_argument("checkpoint", type=Path, help=f"its state dict as {SUFFIX}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the VAE")
-    parser.add_argument(
-        "--sample-rate",
-        type=int,
-        metavar="HZ",
-        help="of the model (default: 48000 if its hop is 960, 44100 if 1024)",
-    )
+    told = "of the model (default: 48000 if its hop is 960, 44100 if 1024)"
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help=told)
     arguments = parser.parse_args(argv)
     return guard(lambda: convert(arguments.checkpoint, arguments.out, arguments.sample_rate))
 

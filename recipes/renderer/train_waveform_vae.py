@@ -140,15 +140,9 @@ class BandDiscriminator(nn.Module):
 
     def _spectrum(self, wave: Tensor) -> Tensor:
         """Return real and imaginary parts as channels [batch, 4, frames, bins]."""
+        flat, size, window = wave.float().flatten(0, 1), self.fft_size, self.window
         with torch.autocast(wave.device.type, enabled=False):  # there is no FFT of bfloat16
-            spectrum = torch.stft(
-                wave.float().flatten(0, 1),
-                self.fft_size,
-                self.fft_size // 4,
-                window=self.window,
-                normalized=True,
-                return_complex=True,
-            )
+            spectrum = torch.stft(flat, size, size // 4, window=window, normalized=True, return_complex=True)
         parts = torch.view_as_real(spectrum)
         return rearrange(parts, "(b c) bins frames part -> b (c part) frames bins", c=_SIDES)
 

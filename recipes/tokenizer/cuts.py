@@ -20,12 +20,8 @@ from duotok.tokenizer.text import TextVocabulary
 
 START_CANDIDATES = 4
 # Stems that a kind of cut is made of.
-STEMS_OF_KIND = {
-    "mix": STEMS,
-    "vocal": ("vocal",),
-    "accompaniment": ("drums", "bass", "other"),
-    "instrumental": ("drums", "bass", "other"),
-}
+_BAND = ("drums", "bass", "other")
+STEMS_OF_KIND = {"mix": STEMS, "vocal": ("vocal",), "accompaniment": _BAND, "instrumental": _BAND}
 
 
 @dataclass(frozen=True, kw_only=True)

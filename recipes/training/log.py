@@ -130,15 +130,9 @@ def _start_wandb(out: Path, project: str, settings: dict[str, Any]) -> Any:
     name_file = out / "wandb_run.txt"  # so that a resumed run goes on in the same place
     if not name_file.exists():
         name_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+    place = {"dir": str(out), "name": out.resolve().name, "id": name_file.read_text(encoding="utf-8").strip()}
     try:
-        return wandb.init(
-            project=project,
-            dir=str(out),
-            id=name_file.read_text(encoding="utf-8").strip(),
-            name=out.resolve().name,
-            resume="allow",
-            config=settings,
-        )
+        return wandb.init(project=project, resume="allow", config=settings, **place)
     except (wandb.errors.Error, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Weights & Biases does not start: {reason}; leave --wandb away") from error
