@@ -94,10 +94,8 @@ class Solver:
             )
             scheduler.set_timesteps(steps)
             times = (scheduler.timesteps + 1) / TRAINING_STEPS  # entry i: the level after i + 1 steps
-        self._scheduler, self.times = (
-            scheduler,
-            times,
-        )  # [steps] in 0..1, falling: the time of each run of the network
+        self._scheduler = scheduler
+        self.times: Tensor = times  # [steps] in 0..1, falling: the time of each run of the network
 
     def step(self, prediction: Tensor, run: int, latents: Tensor) -> Tensor:
         """Return the latents after a run of the network that predicted `prediction` from `latents`."""
