@@ -12,10 +12,7 @@ from ..tokenizer.common.errors import DataError
 
 
 def loss_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each target in nats, [batch, frames].
-
-    logits: [batch, frames, codes] before softmax; targets: [batch, frames] int64.
-    """
+    """Return the cross-entropy [batch, frames] in nats of logits [batch, frames, codes] on targets."""
     return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
 
 
@@ -45,10 +42,7 @@ def mean_index_bits(codebook_sizes: Sequence[int]) -> float:
 
 
 def codebook_normalized_bits(bits: float | Sequence[float], codebook_sizes: Sequence[int]) -> float:
-    """Return cnBPT: bits per token over the fixed index length; 1 is a uniform guess (P eq. 11, 15).
-
-    bits: of each codebook, or their mean (eq. 13).
-    """
+    """Return cnBPT: bits per token (of each codebook, or the mean) over the index length (P eq. 11 to 15)."""
     mean = bits if isinstance(bits, (int, float)) else sum(bits) / len(bits)
     return mean / mean_index_bits(codebook_sizes)
 

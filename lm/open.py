@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.common.checkpoint import read_description
+from ..tokenizer.common.checkpoint import open_component
 from .contract import LanguageModel
 from .dual_track.model import DualTrackLM
-
-KINDS: dict[str, type[LanguageModel[Any]]] = {DualTrackLM.KIND: DualTrackLM}
 
 
 def open_lm(folder: str | Path) -> LanguageModel[Any]:
     """Read a language model's folder (CPU, eval); CheckpointError where it is damaged or holds none."""
-    return KINDS[read_description(folder, *KINDS)["kind"]].from_pretrained(folder)
+    return open_component(folder, (DualTrackLM,))

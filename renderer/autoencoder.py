@@ -1,5 +1,6 @@
 """The contract of every autoencoder behind the renderer (P 3.4): excerpts at once, songs chunk by chunk."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,11 +15,8 @@ ENCODER_CHUNK_SECONDS = 40
 ENCODER_HALO_SECONDS = 2  # seen on both sides of a chunk; more than any encoder reaches
 
 
-class Autoencoder(Component[ConfigT]):
-    """48 kHz stereo <-> latents of a fixed rate, about unit scale.
-
-    A network of another rate hears and gives the wave resampled; no gradients pass there.
-    """
+class Autoencoder(Component[ConfigT], ABC):
+    """48 kHz stereo <-> latents of about unit scale; no gradients pass a network of another rate."""
 
     latent_dim: int  # numbers per frame
     hop_samples: int  # samples per frame, at the network's own rate
@@ -30,10 +28,7 @@ class Autoencoder(Component[ConfigT]):
         return self.sample_rate_hz / self.hop_samples
 
     def encode(self, wave: Tensor) -> Tensor:
-        """wave [batch, 2, samples] -> latents [batch, latent_dim, frames], the last frame padded.
-
-        As many frames as it takes to cover the wave: ceil(samples / hop_samples) of a network at 48 kHz.
-        """
+        """wave [batch, 2, samples] -> latents [batch, latent_dim, as many frames as cover it]."""
         if wave.ndim != 3 or wave.shape[1] != 2 or wave.shape[2] < 1:
             raise ConfigError(f"the VAE needs a wave [batch, 2, samples], got {tuple(wave.shape)}")
         return self._encode(self._to_network(wave))
@@ -49,10 +44,7 @@ class Autoencoder(Component[ConfigT]):
 
     @torch.no_grad()
     def encode_song(self, wave: Tensor) -> Tensor:
-        """wave [2, samples] of any length -> latents [latent_dim, frames] as one pass would give them.
-
-        Chunk by chunk, each with all that it sees to both sides.
-        """
+        """wave [2, samples] of any length -> latents [latent_dim, frames] as of one pass, chunk by chunk."""
         wave, hop = self._to_network(wave), self.hop_samples
         chunk, halo = (int(s * self.latent_rate_hz) for s in (ENCODER_CHUNK_SECONDS, ENCODER_HALO_SECONDS))
         parts = []
@@ -65,24 +57,21 @@ class Autoencoder(Component[ConfigT]):
     def decode_song(
         self, latents: Tensor, samples: int, progress: Callable[[int], None] | None = None
     ) -> Tensor:
-        """latents [latent_dim, frames] of any length -> wave [2, samples] on the CPU, chunk by chunk.
-
-        Memory grows with the wave alone; progress gets the frames of each chunk.
-        """
+        """latents [latent_dim, frames] -> wave [2, samples] on the CPU by chunks; progress gets frames."""
         samples = self._require_samples(latents.shape[-1], samples)
         return self._from_network(self._decode_in_chunks(latents, progress or (lambda frames: None)), samples)
 
+    @abstractmethod
     def _encode(self, wave: Tensor) -> Tensor:
         """wave [batch, 2, samples] at the network's rate -> latents [batch, latent_dim, frames]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
         """latents [batch, latent_dim, frames] -> wave [batch, 2, frames * hop_samples] at its rate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode_in_chunks(self, latents: Tensor, progress: Callable[[int], None]) -> Tensor:
         """latents [latent_dim, frames] -> wave [2, frames * hop_samples] at its rate, on the CPU."""
-        raise NotImplementedError
 
     def _to_network(self, wave: Tensor) -> Tensor:
         """wave [..., samples] at 48 kHz -> the same at the network's rate, to the last sample begun."""

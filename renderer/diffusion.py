@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..tokenizer.blocks import FeedForward, RotaryPositions, rotate
 from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
-from .diffusion_path import AUTO, OBJECTIVES, DiffusionPath, SolverConfig, make_solver
+from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
 
@@ -62,11 +62,8 @@ class LocalAttention(nn.Module):
             stop = min(tokens, start + self.window)
             low, high = max(0, start - self.window), min(tokens, stop + self.window)
             visible = (positions[start:stop, None] - positions[None, low:high]).abs() <= self.window
-            parts.append(
-                functional.scaled_dot_product_attention(
-                    query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high], attn_mask=visible
-                )
-            )
+            seen = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
+            parts.append(functional.scaled_dot_product_attention(*seen, attn_mask=visible))
         return torch.cat(parts, dim=2)
 
 
@@ -156,7 +153,6 @@ class DiffusionDecoderConfig:
     patch_frames: int = 1  # latent frames per token of the step blocks: 1 (50 Hz) or 2 (25 Hz)
     window_seconds: float = 5.0  # attention to each side
     objective: str = "flow"  # flow (Euler) or v (DPM-Solver++)
-    regression: bool = True  # give the network the features' regression of the latents as a start
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -212,8 +208,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.condition_blocks = self._transformer(config.condition_blocks, tokens_per_second=25)
         self.condition_norm = RMSNorm(dim)
         self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
-        if config.regression:
-            self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
+        self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
         # Noisy latents, known latents, the mask, and the regression's mean enter side by side.
         self.latents_in = nn.Linear((3 * channels + 1) * patch, dim)
         self.time = TimeEmbedding(dim)
@@ -222,13 +217,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.latents_out = _zero_linear(dim, channels * patch)
 
     def _transformer(self, blocks: int, tokens_per_second: int) -> ModulatedTransformer:
-        c = self.config
+        c, window = self.config, max(1, round(self.config.window_seconds * tokens_per_second))
         return ModulatedTransformer(
-            dim=c.dim,
-            heads=c.heads,
-            window=max(1, round(c.window_seconds * tokens_per_second)),
-            feed_forward_dim=c.feed_forward_dim,
-            blocks=blocks,
+            dim=c.dim, heads=c.heads, window=window, feed_forward_dim=c.feed_forward_dim, blocks=blocks
         )
 
     def encode_condition(self, features: Tensor, dropped: Tensor | None = None) -> Condition:
@@ -240,28 +231,18 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         hidden = self.condition_blocks(hidden, hidden.new_zeros(1, MODULATIONS, self.config.dim))
         hidden = self.condition_norm(hidden)
         mean, deviation = self._regress(hidden)
-        return Condition(
-            hidden=rearrange(self.condition_out(hidden), "b t (r d) -> b (t r) d", d=self.config.dim),
-            mean=mean,
-            deviation=deviation,
-        )
+        hidden = rearrange(self.condition_out(hidden), "b t (r d) -> b (t r) d", d=self.config.dim)
+        return Condition(hidden=hidden, mean=mean, deviation=deviation)
 
     def _regress(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [batch, frames25, dim] -> mean and deviation, each [batch, latent_dim, 2 * frames25]."""
-        batch, frames25, _ = hidden.shape
-        if not self.config.regression:
-            mean = hidden.new_zeros(batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE).float()
-            return mean, torch.ones_like(mean)
         both = rearrange(self.regression_out(hidden).float(), "b t (r c) -> b c (t r)", r=LATENTS_PER_FEATURE)
         mean, log_deviation = both.chunk(2, dim=1)
         low, high = DEVIATION_RANGE
         return mean, log_deviation.clamp(math.log(low), math.log(high)).exp()
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition, known: Known) -> Tensor:
-        """Predict the path's target.
-
-        noisy: [batch, latent_dim, frames] normalized latents at time [batch] in 0..1 (1 = pure noise).
-        """
+        """Predict the path's target of noisy [batch, latent_dim, frames], normalized, at time [batch]."""
         # The regression has its own loss; the diffusion loss must not bend it.
         mean, deviation = condition.mean.detach(), condition.deviation.detach()
         channels, patch = torch.cat([noisy, known.latents, known.mask, mean], dim=1), self.config.patch_frames
@@ -269,8 +250,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         hidden = self.blocks(self.latents_in(tokens) + condition.hidden, self.time(time))
         tokens = self.latents_out(self.out_norm(hidden)).float()
         output = rearrange(tokens, "b tokens (p c) -> b c (tokens p)", p=patch)
-        guess = self.path.guess(noisy, mean, deviation, time[:, None, None])
-        return guess.offset + guess.scale * output
+        offset, scale = self.path.guess(noisy, mean, deviation, time[:, None, None])
+        return offset + scale * output
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Bring latents [batch, latent_dim, frames] to zero mean and unit deviation per channel."""
@@ -289,16 +270,14 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         guidance: float,
         generator: torch.Generator,
         known_latents: Tensor | None = None,
-        solver: str = AUTO,
-        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        steps, solver, shift: see SolverConfig. guidance (classifier-free): 1 = none, else unconditional +
-        guidance * (conditional - unconditional). generator: of the CPU, so that all devices draw the same.
+        guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
+        generator: of the CPU, so that all devices draw the same.
         known_latents [batch, latent_dim, k]: of the first k frames, given back as they are.
         """
-        walk = make_solver(self.config.objective, SolverConfig(steps=steps, solver=solver, shift=shift))
+        walk = Solver(self.config.objective, steps)
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
             raise ConfigError(
                 f"the decoder needs features [batch, frames of 40 ms, {self.config.feature_dim}], at least "

@@ -12,7 +12,6 @@ from ..tokenizer.common.errors import CheckpointError, ConfigError
 from ..tokenizer.common.precision import native_autocast
 from .autoencoder import Autoencoder
 from .diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
-from .diffusion_path import AUTO
 from .spectral_vae import SpectralVAE
 from .waveform_vae import OobleckVAE
 
@@ -37,10 +36,7 @@ class Window(NamedTuple):
 
 
 def plan_windows(frames: int, window: int = WINDOW_FRAMES, overlap: int = OVERLAP_FRAMES) -> list[Window]:
-    """Cover frames with the fewest windows of at most `window` frames, all about equally long.
-
-    Equal windows, because a short last one would have little to look at.
-    """
+    """Cover frames with the fewest windows, equal ones, as a short one would have little to look at."""
     if not 0 <= overlap < window:
         raise ConfigError(f"the overlap must be in 0..{window - 1} frames, got {overlap}")
     if frames < 1:
@@ -98,8 +94,6 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
-        solver: str = AUTO,
-        shift: float = 1.0,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
@@ -112,15 +106,10 @@ class Renderer:
         tail: Tensor | None = None
         for window in plan_windows(len(features)):
             known = None if tail is None else tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
+            part = features[None, window.start : window.stop]
             with native_autocast(features.device):
                 tail = decoder.sample(
-                    features[None, window.start : window.stop],
-                    steps=steps,
-                    guidance=guidance,
-                    generator=generator,
-                    known_latents=known,
-                    solver=solver,
-                    shift=shift,
+                    part, steps=steps, guidance=guidance, generator=generator, known_latents=known
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.common.long_waves import let_go, new_wave
 from .autoencoder import Autoencoder
-from .spectrum import BANDS, CODINGS, SPECTRUM, StereoFeatures, griffin_lim
+from .spectrum import StereoFeatures, griffin_lim
 
 OVERLAP_FRAMES = 24  # of a chunk of a song that repeat the one before
 TAIL_FRAMES = 6  # of a chunk that lack the future and are made again by the next one
@@ -19,7 +19,7 @@ FADE_FRAMES = 2  # crossfade, inside sound that both chunks share
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then two pointwise layers (Liu et al. 2022; 1-D as in Vocos)."""
 
-    def __init__(self, dim: int, kernel_frames: int, expansion: int) -> None:
+    def __init__(self, dim: int, kernel_frames: int, expansion: int = 3) -> None:
         super().__init__()
         self.depthwise = nn.Conv1d(dim, dim, kernel_frames, padding=kernel_frames // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
@@ -36,12 +36,10 @@ class ConvNeXtBlock(nn.Module):
 class ResidualBranch(nn.Module):
     """Input -> a few ConvNeXt blocks -> a correction that is zero before training."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, dim: int, blocks: int, kernel_frames: int, expansion: int = 3
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, dim: int, blocks: int, kernel_frames: int) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, dim)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(dim, kernel_frames, expansion) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(dim, kernel_frames) for _ in range(blocks)))
         self.norm = nn.LayerNorm(dim)
         self.leave = nn.Linear(dim, outputs)
         nn.init.zeros_(self.leave.weight)
@@ -57,16 +55,14 @@ class ResidualBranch(nn.Module):
 class SpectralVAEConfig:
     """Settings of the spectral VAE; the defaults are what was measured best at 64 latents."""
 
-    mid_latents: int = 52  # of the sum of both channels
-    side_latents: int = 12  # of their difference
+    mid_latents: int = 58  # of the sum of both channels
+    side_latents: int = 6  # of their difference
     fft_size: int = 4096
     hop_samples: int = 960  # 50 Hz
     low_bins: int = 700  # kept one by one (8.2 kHz at 4096); those above are pooled
     group: int = 4  # bins per pooled value
     power: float = 0.2  # compression of magnitudes
-    side_coding: str = SPECTRUM  # or "bands": gains relative to the mid, see StereoFeatures
-    side_bands: int = 32  # of the coding "bands"
-    energy_gains: bool = False  # of decoded features, fitted so that each band keeps its mean energy
+    side_bands: int = 32  # gains of the side relative to the mid, see StereoFeatures
     corner_hz: float = 300.0  # a bin at f counts as 1 / (f + corner): loudness of pitches above noise
     encoder_blocks: int = 0  # ConvNeXt blocks of the encoder's correction; 0 = linear encoder
     decoder_blocks: int = 4  # the same of the decoder
@@ -88,10 +84,6 @@ class SpectralVAEConfig:
             )
         if self.low_bins + self.group > self.fft_size // 2:
             raise ConfigError(f"low_bins must leave room for a group below {self.fft_size // 2}")
-        if self.side_coding not in CODINGS:
-            raise ConfigError(f"side_coding must be one of {', '.join(CODINGS)}, got {self.side_coding!r}")
-        if self.energy_gains and self.side_coding != BANDS:
-            raise ConfigError(f"energy_gains need side_coding {BANDS}, got {self.side_coding}")
         if not 0 < self.power <= 1 or self.corner_hz <= 0:
             raise ConfigError("power must be in (0, 1] and corner_hz positive")
         if self.kernel_frames % 2 != 1:
@@ -120,7 +112,6 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
             low_bins=config.low_bins,
             group=config.group,
             power=config.power,
-            coding=config.side_coding,
             bands=config.side_bands,
         )
         mid_dim, side_dim = self.features.mid_dim, self.features.side_dim
@@ -138,19 +129,16 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         self.register_buffer("mid_basis", torch.eye(mid_dim, config.mid_latents))
         self.register_buffer("side_basis", torch.eye(side_dim, config.side_latents))
         self.register_buffer("latent_scale", torch.ones(self.latent_dim))
-        # What a decoder knows only roughly it gives too softly, for it gives the mean of compressed values.
-        self.register_buffer("feature_gain", torch.ones(self.features.dim), persistent=config.energy_gains)
+        # What a decoder knows only roughly it gives too softly, for it gives the mean of compressed values:
+        # gains, fitted after training, with which each band keeps its mean energy.
+        self.register_buffer("feature_gain", torch.ones(self.features.dim))
         shape = {"dim": config.dim, "kernel_frames": config.kernel_frames}
-        self.encoder = (
-            ResidualBranch(self.features.dim, self.latent_dim, blocks=config.encoder_blocks, **shape)
-            if config.encoder_blocks
-            else None
-        )
-        self.decoder = (
-            ResidualBranch(self.latent_dim, self.features.dim, blocks=config.decoder_blocks, **shape)
-            if config.decoder_blocks
-            else None
-        )
+
+        def correct(inputs: int, outputs: int, blocks: int) -> ResidualBranch | None:
+            return ResidualBranch(inputs, outputs, blocks=blocks, **shape) if blocks else None
+
+        self.encoder = correct(self.features.dim, self.latent_dim, config.encoder_blocks)
+        self.decoder = correct(self.latent_dim, self.features.dim, config.decoder_blocks)
 
     def set_linear(self, *, mean: Tensor, mid_basis: Tensor, side_basis: Tensor, scale: Tensor) -> None:
         """Store a fitted linear coding: feature mean, bases of weighted features, latent deviation."""
@@ -187,10 +175,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         return self.synthesize(self.decode_features(latents))
 
     def synthesize(self, features: Tensor, held_mid: Tensor | None = None) -> Tensor:
-        """Find phases for features [batch, frames, feature_dim]; return the wave [batch, 2, frames * 960].
-
-        held_mid: complex mid spectrum [batch, bins, k] of the first k frames where sound is already there.
-        """
+        """features [batch, frames, dim] -> wave [batch, 2, samples]; held_mid: spectrum of known frames."""
         stft = self.features.stft
         magnitudes = self.features.mid_magnitudes(features)
         mid = griffin_lim(magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid)

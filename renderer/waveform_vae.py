@@ -30,12 +30,8 @@ class GlobalAttention(nn.Module):
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """hidden [batch, frames, dim] -> the same shape; rotary: each [frames, head_dim / 2]."""
-        query, key, value = rearrange(
-            self.qkv(hidden),
-            "batch frames (three heads dim) -> three batch heads frames dim",
-            three=3,
-            dim=self.head_dim,
-        )
+        heads = "batch frames (three heads dim) -> three batch heads frames dim"
+        query, key, value = rearrange(self.qkv(hidden), heads, three=3, dim=self.head_dim)
         query, key = (_rotate_half(part, rotary).to(value.dtype) for part in (query, key))
         mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.out(rearrange(mixed, "batch heads frames dim -> batch frames (heads dim)"))
@@ -173,13 +169,8 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
             audio_channels=2,
             sampling_rate=config.sample_rate_hz,
         )
-        self.transformer = (
-            LatentTransformer(
-                dim=config.latent_dim, head_dim=config.head_dim, blocks=config.transformer_blocks
-            )
-            if config.transformer_blocks
-            else None
-        )
+        sizes = {"dim": config.latent_dim, "head_dim": config.head_dim, "blocks": config.transformer_blocks}
+        self.transformer = LatentTransformer(**sizes) if config.transformer_blocks else None
 
     @property
     def reach_frames(self) -> int:
@@ -193,10 +184,7 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
         return max(past, future) + 3
 
     def encode_distribution(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """wave [batch, 2, samples] at the network's own rate -> mean and deviation of the latents.
-
-        Each [batch, latent_dim, frames], the last frame padded.
-        """
+        """wave [batch, 2, samples] at the own rate -> mean and deviation [batch, latent_dim, frames]."""
         wave = functional.pad(wave, (0, -wave.shape[-1] % self.hop_samples))
         mean, scale = self.model.encoder(wave).chunk(2, dim=1)
         return mean, functional.softplus(scale) + SMALLEST_DEVIATION

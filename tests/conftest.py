@@ -94,18 +94,10 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     folders = {name: root / name for name in ("tokenizer", "lm", "vae", "accompaniment")}
     tokenizer = DuoTokenizer(
         DuoTokenizerConfig(
-            mel_bands=32,
-            dim=32,
-            heads=2,
-            feed_forward_dim=64,
-            blocks=2,
-            attention_window=8,
-            code_dim=8,
-            vocal_codes=64,
-            accompaniment_codes=64,
-            head_dim=16,
+            mel_bands=32, dim=32, heads=2, feed_forward_dim=64, blocks=2, attention_window=8, code_dim=8,
+            vocal_codes=64, accompaniment_codes=64, head_dim=16,
         )
-    ).with_heads(text=SentencePieceVocabulary(train_text_model(["la la", "la"], 8)), masks=False)
+    ).with_heads(text=SentencePieceVocabulary(train_text_model(["la la", "la"], 8)), masks=False)  # fmt: skip
     tokenizer.save_pretrained(folders["tokenizer"])
     lm = DualTrackLM.for_tokenizer(
         tokenizer,
@@ -131,15 +123,10 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     vae.save_pretrained(folders["vae"])
     decoder = DiffusionDecoder(
         DiffusionDecoderConfig(
-            feature_dim=tokenizer.dim,
-            latent_dim=vae.latent_dim,
-            dim=32,
-            heads=2,
-            feed_forward_dim=64,
-            blocks=1,
-            condition_blocks=1,
+            feature_dim=tokenizer.dim, latent_dim=vae.latent_dim, dim=32, heads=2, feed_forward_dim=64,
+            blocks=1, condition_blocks=1,
         )
-    )
+    )  # fmt: skip
     for parameter in decoder.parameters():
         if not parameter.any():  # layers that start at zero would not listen to the features
             torch.nn.init.normal_(parameter, std=0.05)

@@ -1,4 +1,4 @@
-"""What stages 2 and 3 minimize: the losses of the loss table, per cut and by kind of cut (P eq. 2, 3, 5)."""
+"""What stages 1 to 3 minimize: BEST-RQ, and the loss table per cut and kind of cut (P 3.1, eq. 2, 3, 5)."""
 
 from dataclasses import dataclass, fields
 
@@ -8,15 +8,10 @@ from torch.nn import functional
 
 from .common.errors import ConfigError
 from .heads import HeadOutputs
-from .model import TRACKS, DuoTokenizer
+from .model import MEL_PER_FRAME, TRACKS, DuoTokenizer
 from .quantizers import QUANTIZER_LOSSES
 
 KINDS = ("mix", "vocal", "accompaniment", "instrumental")
-
-
-def mel_distances(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the L1 distance [batch] of normalized log-mels [batch, frames, bands]."""
-    return (predicted.float() - target).abs().mean(dim=(1, 2))
 
 
 def chroma_distances(logits: Tensor, target: Tensor) -> Tensor:
@@ -143,12 +138,9 @@ class DualCodebookObjective(nn.Module):
 def read_out_losses(
     tokenizer: DuoTokenizer, heads: HeadOutputs, wave: Tensor, mel: Tensor, text: Tensor, text_span: Tensor
 ) -> dict[str, Tensor]:
-    """Return what the heads get wrong of wave [batch, samples], whose log-mel is mel: [batch] each.
-
-    The masks are left to stage 2.
-    """
+    """What the heads, but for the masks, get wrong of wave [batch, samples] of log-mel mel: [batch] each."""
     losses = {
-        "mel": mel_distances(heads.mel, mel),
+        "mel": (heads.mel.float() - mel).abs().mean(dim=(1, 2)),
         "chroma": chroma_distances(heads.chroma_logits, tokenizer.chroma(wave)),
     }
     if heads.text_logits is not None:
@@ -179,3 +171,54 @@ def summarize(losses: dict[str, Tensor], kind: Tensor, weights: LossWeights) -> 
                 summary[f"{name}/{label}"] = known[chosen].mean().detach()
     total = torch.stack([getattr(weights, name) * summary[name] for name in losses]).sum()
     return {"total": total, **summary}
+
+
+class RandomProjectionQuantizer(nn.Module):
+    """Frozen random projection to the nearest of frozen random unit vectors."""
+
+    projection: Tensor
+    codebook: Tensor
+
+    def __init__(self, in_dim: int, code_dim: int, codebook_size: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(in_dim, code_dim) / in_dim**0.5)
+        self.register_buffer("codebook", functional.normalize(torch.randn(codebook_size, code_dim), dim=-1))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [batch, frames, in_dim] -> labels [batch, frames] int64."""
+        projected = functional.normalize(frames @ self.projection, dim=-1)
+        return (projected @ self.codebook.T).argmax(dim=-1)
+
+
+class BestRQ(nn.Module):
+    """Masked prediction of random-projection labels by the tokenizer's encoder."""
+
+    CODES = 1024  # that are predicted
+    MASK_PROBABILITY = 0.06  # of a frame to start a masked span
+    MASK_FRAMES = 8  # length of a span
+
+    def __init__(self, tokenizer: DuoTokenizer) -> None:
+        super().__init__()
+        tokenizer.requires_grad_(False)
+        tokenizer.encoder.requires_grad_()
+        self.tokenizer = tokenizer
+        in_dim = tokenizer.config.mel_bands * MEL_PER_FRAME
+        self.quantizer = RandomProjectionQuantizer(in_dim, 16, self.CODES)
+        self.head = nn.Linear(tokenizer.dim, self.CODES)
+
+    def forward(self, wave: Tensor) -> dict[str, Tensor]:
+        """wave [batch, samples] -> {"total": cross-entropy in nats, "accuracy": share of masked frames}."""
+        with torch.no_grad():
+            mel = self.tokenizer.normalize(self.tokenizer.log_mel(wave))
+            labels = self.quantizer(mel.unflatten(1, (-1, MEL_PER_FRAME)).flatten(2))
+            starts = torch.rand(labels.shape, device=mel.device) < self.MASK_PROBABILITY
+            # A start masks itself and the following frames.
+            spans = functional.pad(starts.float(), (self.MASK_FRAMES - 1, 0))[:, None]
+            masked = functional.max_pool1d(spans, self.MASK_FRAMES, stride=1)[:, 0].bool()
+            masked[:, 0] |= ~masked.any(dim=1)
+            noise = 0.1 * torch.randn_like(mel)
+            mel = torch.where(masked.repeat_interleave(MEL_PER_FRAME, dim=1)[..., None], noise, mel)
+        logits = self.head(self.tokenizer.encoder(mel))[masked].float()
+        loss = functional.cross_entropy(logits, labels[masked])
+        accuracy = (logits.argmax(dim=-1) == labels[masked]).float().mean()
+        return {"total": loss, "accuracy": accuracy}

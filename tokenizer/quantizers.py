@@ -70,10 +70,7 @@ class VectorQuantizer(nn.Module):
 
 
 class SimVQ(VectorQuantizer):
-    """Quantize by a frozen codebook under one learned linear map (P 3.3, eq. 4).
-
-    The codebook is random until `fit_to` gives it a start from data.
-    """
+    """A frozen codebook, random or from `fit_to`, under one learned linear map (P 3.3, eq. 4)."""
 
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
@@ -111,10 +108,7 @@ class PlainVQ(VectorQuantizer):
 
 @torch.no_grad()
 def nearest(features: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest of entries [entries, dim] for features [..., dim], int64 [...], and how far it is.
-
-    The distances [...] are squared; float32 and bounded memory, whatever the autocast and the codes.
-    """
+    """Return the nearest entry [...] of features [..., dim] and its squared distance, in bounded memory."""
     parts = features.flatten(0, -2).split(rows_at_a_time(entries))
     found = [squared_distances(part, entries).min(dim=-1) for part in parts]
     distances, codes = (torch.cat(each).view(features.shape[:-1]) for each in zip(*found, strict=True))
@@ -123,10 +117,7 @@ def nearest(features: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def k_means(features: Tensor, count: int, iterations: int) -> Tensor:
-    """Return `count` centres [count, dim] of features [n, dim], the same for the same features.
-
-    Raises ConfigError when there are fewer features than centres.
-    """
+    """Return centres [count, dim] of features [n, dim], always the same; ConfigError where n < count."""
     if len(features) < count:
         raise ConfigError(f"{count} codes need at least as many frames, got {len(features)}")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))

@@ -174,10 +174,7 @@ class MaskSeparator(Component[SeparatorConfig]):
         self.register_buffer("window", torch.hann_window(FFT_SIZE), persistent=False)
 
     def masks(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """Return masks [batch, 4, bins, frames] of wave [batch, samples] at the standard level, and its STFT.
-
-        samples must be a multiple of 1920. The STFT is [batch, bins, frames], 50 frames a second.
-        """
+        """Masks [batch, 4, bins, frames] and STFT [batch, bins, frames], 50 Hz, of wave [batch, n x 1920]."""
         tokenizer = self.tokenizer
         with torch.no_grad():
             mel = tokenizer.normalize(tokenizer.log_mel(wave))
@@ -191,22 +188,15 @@ class MaskSeparator(Component[SeparatorConfig]):
 
     def stft(self, wave: Tensor) -> Tensor:
         """Return the STFT [..., bins, samples // 960] of wave [..., samples]."""
+        flat, window = wave.flatten(0, -2), self.window
         spectrum = torch.stft(
-            wave.flatten(0, -2),
-            FFT_SIZE,
-            STFT_HOP,
-            window=self.window,
-            pad_mode="constant",
-            return_complex=True,
+            flat, FFT_SIZE, STFT_HOP, window=window, pad_mode="constant", return_complex=True
         )
         return spectrum[..., : wave.shape[-1] // STFT_HOP].unflatten(0, wave.shape[:-1])
 
     @torch.no_grad()
     def separate(self, wave: Tensor) -> dict[str, Tensor]:
-        """Return {"vocal", "drums", "bass", "other"}, each [channels, samples], of wave at 48 kHz.
-
-        Any length in bounded memory: chunks overlap by as much as a mask can see. The stems sum to wave.
-        """
+        """The four stems, each [channels, samples], that sum to wave at 48 kHz; memory is bounded."""
         if wave.ndim != 2 or wave.shape[-1] == 0:
             raise AudioError(f"a mixture must be [channels, samples], got shape {tuple(wave.shape)}")
         samples = wave.shape[-1]

@@ -34,10 +34,7 @@ class LogMel(nn.Module):
 
 
 class Chroma(nn.Module):
-    """Chroma at 50 Hz (hop 960): root of the power per pitch class, over the frame's largest.
-
-    Silence gives zeros.
-    """
+    """Chroma at 50 Hz (hop 960): root of the power per pitch class over the frame's largest; 0 in silence."""
 
     SILENCE = 1e-3
 

@@ -96,10 +96,7 @@ class CachedDecoder:
 
     @torch.no_grad()
     def hear(self, hidden: Tensor) -> Tensor:
-        """Begin anew with prompts [k, prompt_steps, hidden_dim]; return their states, normed.
-
-        They are those of the first k branches; the other branches keep the prompts they had.
-        """
+        """Begin anew with prompts [k, steps, hidden_dim] of the first k branches; return their states."""
         count, steps, _ = hidden.shape
         assert count <= self.branches and steps == self.prompt_steps
         self.length = 0
@@ -208,10 +205,7 @@ class CachedDecoder:
         return hidden * scale.to(hidden.dtype)
 
     def _by_group(self, part: Tensor) -> Tensor:
-        """[rows, steps, heads, dim] -> [branches, groups and candidates, steps, dim].
-
-        The heads of a group, more than one in queries only, are steps of their own.
-        """
+        """[rows, steps, heads, dim] -> [branches, groups and candidates, steps x heads of a group, dim]."""
         rows, steps, heads, _ = part.shape
         part = part.view(self.branches, self.candidates, steps, self._groups, -1, self.head_dim)
         per_group = heads // self._groups

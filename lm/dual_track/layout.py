@@ -40,8 +40,12 @@ class Layout(NamedTuple):
     accompaniment: Tensor
     segment: Tensor
     position: Tensor
-    sheet: Tensor  # [batch, steps, COLUMNS], see `lead_sheet`
+    sheet: Tensor  # [batch, steps, COLUMNS], see `sheet.columns`
     frames: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all but the number of frames by their names."""
+        return dict(zip(self._fields[:-1], self[:-1], strict=True))
 
 
 def check_mode(mode: str) -> None:

@@ -159,12 +159,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.tokenizer_fingerprint: str | None = None
         self._attention: AttentionChoice | None = None
         sizes = {"vocal": config.vocal_codes, "accompaniment": config.accompaniment_codes}
-        self.tracks = nn.ModuleDict(
-            {
-                t: TrackCodes(sizes[t], config.code_dim, config.embedding_dim, config.hidden_dim)
-                for t in TRACKS
-            }
-        )
+        widths = (config.code_dim, config.embedding_dim, config.hidden_dim)
+        self.tracks = nn.ModuleDict({t: TrackCodes(sizes[t], *widths) for t in TRACKS})
         self.project = nn.Linear(len(TRACKS) * config.embedding_dim, config.hidden_dim)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)
         nn.init.normal_(self.segments.weight, std=0.5)
@@ -180,13 +176,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     def for_tokenizer(cls, tokenizer: DuoTokenizer, config: DualTrackLMConfig) -> "DualTrackLM":
         """Return a new model for a tokenizer: its codebook sizes, its code vectors, its fingerprint."""
         vectors = {track: tokenizer.code_vectors(track) for track in TRACKS}
-        config = replace(
-            config,
-            vocal_codes=len(vectors["vocal"]),
-            accompaniment_codes=len(vectors["accompaniment"]),
-            code_dim=vectors["vocal"].shape[1],
-        )
-        model = cls(config)
+        sizes = {f"{track}_codes": len(each) for track, each in vectors.items()}
+        model = cls(replace(config, **sizes, code_dim=vectors["vocal"].shape[1]))
         for track in TRACKS:
             model.codes_of(track).anchor_on(vectors[track])
         model.tokenizer_fingerprint = tokenizer.fingerprint
@@ -211,20 +202,11 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         return codes
 
     def lay_out(self, codes: dict[str, Tensor], mode: str, **options: Any) -> Layout:
-        """Lay out codes for this model; see `layout.lay_out` for the options.
-
-        Where the band follows a vocal and no sheet is given, it is read out of that vocal.
-        """
+        """Lay out codes as `layout.lay_out` does; a sheet that is not given is read out of the vocal."""
         if self.sheet_reader is not None and mode == "vocal_to_accompaniment" and "sheet" not in options:
             options["sheet"] = self.read_sheet(codes["vocal"])
-        return lay_out(
-            codes,
-            mode,
-            pads=self.pads,
-            aligned_source=self.config.aligned_source,
-            shared_positions=self.config.shared_positions,
-            **options,
-        )
+        ways = {name: getattr(self.config, name) for name in ("aligned_source", "shared_positions")}
+        return lay_out(codes, mode, pads=self.pads, **ways, **options)
 
     def train(self, mode: bool = True) -> "DualTrackLM":
         """Set the mode of all but the sheet reader, which is not trained here."""
@@ -242,10 +224,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         return None if self.sheet_reader is None else self.sheet_reader.listen(codes.to(self.device))
 
     def add_sheet_reader(self, reader: SheetReader) -> None:
-        """Show lead sheets from now on, as this reader reads them; what they say has still to be learned.
-
-        Raises ConfigError unless the reader is for the same tokenizer.
-        """
+        """Show lead sheets from now on, as this reader of the same tokenizer (or ConfigError) reads them."""
         if reader.tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise ConfigError("the sheet reader is for another tokenizer; train it on the same tokens")
         self.config = replace(self.config, sheet_reader=reader.config)
@@ -256,10 +235,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     def embed(
         self, vocal: Tensor, accompaniment: Tensor, segment: Tensor, sheet: Tensor | None = None
     ) -> Tensor:
-        """Return step inputs [..., hidden_dim]: embed each code, concatenate, project (eq. 24).
-
-        sheet [..., COLUMNS] adds to them in a model that knows sheets.
-        """
+        """Return step inputs [..., hidden_dim] (eq. 24), with sheet [..., COLUMNS] where sheets are known."""
         both = [self.codes_of("vocal").embed(vocal), self.codes_of("accompaniment").embed(accompaniment)]
         inputs = self.project(torch.cat(both, dim=-1)) + self.segments(segment)
         return inputs if self.sheet is None or sheet is None else inputs + self.sheet(sheet)
@@ -322,11 +298,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             self._fuse(mode), source_codes, done, uniform, sampling, sheet=sheet, progress=progress
         )
         nats = nats.cpu()
-        return Candidates(
-            codes=codes.cpu(),
-            likelihood_nats=nats[0],
-            likelihood_alone_nats=nats[1] if len(nats) > 1 else None,
-        )
+        alone = nats[1] if len(nats) > 1 else None
+        return Candidates(codes=codes.cpu(), likelihood_nats=nats[0], likelihood_alone_nats=alone)
 
     def _check_codes(self, codes: Tensor, track: str) -> Tensor:
         if codes.ndim != 1:

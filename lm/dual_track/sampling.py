@@ -35,10 +35,7 @@ class StepParts:
 
 
 def pick_codes(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Return one code [rows] per row of logits [rows, codes], by the inverse of the distribution function.
-
-    uniform: a number in [0, 1) per row [rows]. Nothing here waits for the device.
-    """
+    """Return a code per row of logits [rows, codes], by numbers in [0, 1) [rows]; waits for no device."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
@@ -98,7 +95,7 @@ class WindowSampler:
         source: Tensor,
         given: Tensor,
         uniform: Tensor,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None],
         sheet: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Continue `given` [candidates, k] to the length of source [frames], k < frames.
@@ -127,13 +124,13 @@ class WindowSampler:
         inputs = self._beside[:, None, : known + 1] + self.parts.targets[past]
         self._place.fill_(known)
         self._choose(self._decoder.advance(inputs.flatten(0, 1))[:, -1])
-        _tell(progress, known + 1)
+        progress(known + 1)
         for frame in range(known + 1, self.frames):
             if self._repeat is not None:
                 self._repeat()
             else:
                 self._take_step(frame + 1)
-            _tell(progress, frame + 1)
+            progress(frame + 1)
         return self._codes.T.clone(), self._nats.clone()
 
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
@@ -179,11 +176,6 @@ def _capture(step: Callable[[], None], place: Tensor) -> Callable[[], None]:
     return graph.replay
 
 
-def _tell(progress: Callable[[int], None] | None, frames: int) -> None:
-    if progress is not None:
-        progress(frames)
-
-
 def sample_song(
     parts: StepParts,
     source: Tensor,
@@ -206,9 +198,14 @@ def sample_song(
         while done.shape[1] < frames:
             start = next_window_start(done.shape[1], frames, config)
             window = slice(start, start + config.window_frames)
-            report = None if progress is None else _offset(progress, start)
             notes = None if sheet is None else sheet[window]
-            codes, likely = sampler.sample(source[window], done[:, start:], uniform[:, window], report, notes)
+            codes, likely = sampler.sample(
+                source[window],
+                done[:, start:],
+                uniform[:, window],
+                lambda frames, start=start: progress(start + frames) if progress is not None else None,
+                notes,
+            )
             done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
     return done, nats / (frames - given)
 
@@ -236,7 +233,3 @@ def next_window_start(done_frames: int, frames: int, config: SamplingConfig) -> 
     if done_frames + max(1, config.overlap_frames) <= config.window_frames:
         return 0  # a beginning, or a given prefix that leaves room in the first window
     return max(0, min(done_frames - config.overlap_frames, frames - config.window_frames))
-
-
-def _offset(progress: Callable[[int], None], start: int) -> Callable[[int], None]:
-    return lambda frames: progress(start + frames)

@@ -53,11 +53,8 @@ def score_batch(
             logits = lm.codes_of(track).logits(hidden)
             losses[track].append(loss_nats(logits, part[track]).cpu())
             ranks[track].append(target_ranks(logits, part[track]).cpu())
-    return Scores(
-        loss_nats={track: torch.cat(values) for track, values in losses.items()},
-        ranks={track: torch.cat(values) for track, values in ranks.items()},
-        prefix_frames=prefix_frames,
-    )
+    joined = [{track: torch.cat(values) for track, values in each.items()} for each in (losses, ranks)]
+    return Scores(loss_nats=joined[0], ranks=joined[1], prefix_frames=prefix_frames)
 
 
 def shift_source(codes: Tensor, frames: int) -> Tensor:
@@ -85,30 +82,17 @@ class LMObjective(nn.Module):
         super().__init__()
         self.lm, self.prompt_weight = lm, prompt_weight
 
-    def forward(
-        self,
-        *,
-        vocal: Tensor,
-        accompaniment: Tensor,
-        segment: Tensor,
-        position: Tensor,
-        sheet: Tensor,
-        target_vocal: Tensor,
-        target_accompaniment: Tensor,
-        weight_vocal: Tensor,
-        weight_accompaniment: Tensor,
-    ) -> dict[str, Tensor]:
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks, and of them in the prompt}.
 
         Tracks are named twice, "vocal_nats" and by the task "vocal_nats/unconditional", so that means over
-        batches of several tasks can be told apart. The first five are a Layout [batch, steps]; targets and
-        weights are [batch, frames]. Both heads take part in every batch, with weight zero where a track is
-        given, so that distributed ranks stay in step.
+        batches of several tasks can be told apart. batch: the tensors of a Layout by their names, and of each
+        track "target_" and "weight_", [batch, frames]. Both heads take part in every batch, with weight zero
+        where a track is given, so that distributed ranks stay in step.
         """
-        frames = target_vocal.shape[1]
-        hidden = self.lm.hidden_states(Layout(vocal, accompaniment, segment, position, sheet, frames))
-        targets = {"vocal": target_vocal, "accompaniment": target_accompaniment}
-        weights = {"vocal": weight_vocal, "accompaniment": weight_accompaniment}
+        frames = batch["target_vocal"].shape[1]
+        hidden = self.lm.hidden_states(Layout(**{n: batch[n] for n in Layout._fields[:-1]}, frames=frames))
+        targets, weights = ({t: batch[f"{name}_{t}"] for t in TRACKS} for name in ("target", "weight"))
         logits = self.lm.predict(hidden[:, -frames:])
         sums = {t: (loss_nats(logits[t], targets[t]) * weights[t]).sum() for t in TRACKS}
         counts = {t: weights[t].sum() for t in TRACKS}

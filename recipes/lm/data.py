@@ -86,21 +86,21 @@ class WindowSource:
         rate = shards.index.frame_rate_hz
         self._lengths = [max(1, round(seconds * rate)) for seconds, _ in config.windows]
         self._prefix_frames = round(config.prefix_seconds * rate)
-        self._window_choice = _Choice([share for _, share in config.windows])
+        self._window_shares = _to_shares([share for _, share in config.windows])
         self._modes = list(config.mode_shares())
-        self._mode_choice = _Choice(list(config.mode_shares().values()))
+        self._mode_shares = _to_shares(list(config.mode_shares().values()))
         trained, _ = split_songs(shards.index.songs, config.hold_out)
         self._songs = {n: [s for s in trained if s.frames >= n] for n in self._lengths}
         for frames, songs in self._songs.items():
             if not songs:
                 raise DataError(f"no song in {shards.folder} has {frames / rate:g} s; lower data.windows")
         # Every frame is as likely as any other, so long songs are drawn more often.
-        self._song_choices = {n: _Choice([s.frames for s in songs]) for n, songs in self._songs.items()}
+        self._song_shares = {n: _to_shares([s.frames for s in songs]) for n, songs in self._songs.items()}
 
     def make_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the arguments of `LMObjective`: one mode and one window length."""
-        mode = self._modes[self._mode_choice.draw(rng)]
-        frames = self._lengths[self._window_choice.draw(rng)]
+        mode = self._modes[int(rng.choice(len(self._modes), p=self._mode_shares))]
+        frames = self._lengths[int(rng.choice(len(self._lengths), p=self._window_shares))]
         size = max(1, self._batch_size * min(self._lengths) // frames)
         windows = [self._draw_window(rng, frames) for _ in range(size)]
         stacked = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
@@ -114,18 +114,14 @@ class WindowSource:
         weights = (torch.arange(frames) >= prefixes[:, None]).float()
         predicted = MODES[mode][1]
         return {
-            "vocal": layout.vocal,
-            "accompaniment": layout.accompaniment,
-            "segment": layout.segment,
-            "position": layout.position.contiguous(),
-            "sheet": layout.sheet,
+            **layout._replace(position=layout.position.contiguous()).tensors(),
             **{f"target_{track}": codes[track] for track in TRACKS},
             **{f"weight_{t}": weights if t in predicted else torch.zeros_like(weights) for t in TRACKS},
         }
 
     def _draw_window(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
         songs: list[TokenSong] = self._songs[frames]
-        song = songs[self._song_choices[frames].draw(rng)]
+        song = songs[int(rng.choice(len(songs), p=self._song_shares[frames]))]
         start = 0 if rng.random() < self._config.song_starts else int(rng.integers(song.frames - frames + 1))
         sheet = unknown_sheet(frames) if self._sheets is None else self._sheets.draw(rng, song, start, frames)
         return {**self._shards.codes(song, start, frames), "sheet": sheet}
@@ -157,12 +153,5 @@ class WindowSource:
         return damaged
 
 
-class _Choice:
-    """Draws indices by their shares, as numpy's `choice` does, without adding them up at every draw."""
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        cumulated = (np.asarray(shares, dtype=np.float64) / np.sum(shares)).cumsum()
-        self._cumulated = cumulated / cumulated[-1]
-
-    def draw(self, rng: np.random.Generator) -> int:
-        return int(self._cumulated.searchsorted(rng.random(), side="right"))
+def _to_shares(weights: Sequence[float]) -> np.ndarray:
+    return np.asarray(weights, dtype=np.float64) / np.sum(weights)

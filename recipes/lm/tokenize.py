@@ -226,10 +226,7 @@ def encode_here(
 def encode_in_processes(
     batches: Iterable[list[Item]], folder: Path, *, device: str, workers: int, threads: int
 ) -> Iterator[tuple[list[Item], list[dict[str, np.ndarray] | str]]]:
-    """Yield the same, in the same order, from processes that each read the tokenizer's folder.
-
-    Where a process dies, each item of its batch is tried again alone: those come last.
-    """
+    """Yield the same, in order; where a process dies, each item of its batch is tried again alone, last."""
     settings = {"workers": workers, "start": _start_worker, "arguments": (folder, device, threads)}
     suspects: list[list[Item]] = []
     for batch, found in run_all(batches, _encode_batch, **settings):

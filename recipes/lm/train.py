@@ -23,7 +23,7 @@ from duotok.lm.metrics import codebook_normalized_bits
 from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetSource
-from duotok.recipes.lm.tokens import TokenShards, TokenSong, split_songs
+from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
@@ -172,11 +172,7 @@ def find_held_out(
     if config.tokens is None:
         return shards, split_songs(shards.index.songs, data.hold_out)[1]
     source = TokenShards(config.tokens)
-    if source.index.tokenizer_fingerprint != shards.index.tokenizer_fingerprint:
-        raise DataError(
-            f"{source.folder} holds tokens of the tokenizer {source.index.tokenizer_fingerprint}, "
-            f"{shards.folder} of {shards.index.tokenizer_fingerprint}; make one of them again"
-        )
+    check_tokens(source, shards.index.tokenizer_fingerprint)
     trained = {song.song for song in split_songs(shards.index.songs, data.hold_out)[0]}
     shared = next((song.song for song in source.index.songs if song.song in trained), None)
     if shared is not None:
@@ -185,10 +181,7 @@ def find_held_out(
 
 
 def choose_windows(shards: TokenShards, songs: list[TokenSong], frames: int, count: int) -> dict[str, Tensor]:
-    """Return {track: codes [windows, frames]}: at most so many, of as many songs as possible.
-
-    Songs and places go by a hash: they stay when a corpus grows.
-    """
+    """Return {track: codes [windows, frames]} of many songs, by hashes that stay when a corpus grows."""
     ordered = sorted((s for s in songs if s.frames >= frames), key=lambda s: (s.fraction("window"), s.id))
     if not ordered:
         seconds = frames / shards.index.frame_rate_hz

@@ -8,12 +8,13 @@ which follows from the hop of the published models (960 samples: 48,000 Hz; 1024
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
@@ -28,6 +29,14 @@ SUFFIX = ".safetensors"
 RENAMED = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 RATES_HZ = {960: 48_000, 1024: 44_100}  # of the published models, by the samples of a hop
 _UNIT = ("snake1", "conv1", "snake2", "conv2")
+_TRANSFORMER = {
+    "attention_norm": "pre_norm",
+    "attention.qkv": "self_attn.to_qkv",
+    "attention.out": "self_attn.to_out",
+    "feed_forward_norm": "ff_norm",
+    "feed_forward.up": "ff.ff.0.proj",
+    "feed_forward.down": "ff.ff.2",
+}
 _ROTATION = "transformers.rotary_pos_emb.inv_freq"
 _ROTATION_TOLERANCE = 1e-2  # relative; a state dict may be stored in bfloat16
 
@@ -75,56 +84,24 @@ def convert(path: Path, out: Path, sample_rate_hz: int | None = None) -> None:
     )
 
 
-class Part(NamedTuple):
-    """One layer by both names, without the name of the tensor."""
-
-    published: str
-    ours: str
-    what: str
-
-    def tensor(self, leaf: str) -> str:
-        """The published name of our tensor `leaf` of this layer."""
-        if self.published.endswith("norm"):
-            leaf = {"weight": "gamma", "bias": "beta"}[leaf]
-        return f"{self.published}.{leaf}"
-
-
-def list_parts(strides: int, transformer_blocks: int) -> dict[str, Part]:
-    """Every layer of an autoencoder with so many strides and blocks, by our name."""
-    parts = [*_list_half("encoder", strides), *_list_half("decoder", strides)]
+def list_layers(strides: int, transformer_blocks: int) -> dict[str, str]:
+    """The published name of every layer of an autoencoder with so many strides and blocks, by our name."""
+    layers: dict[str, str] = {}
+    for half in ("encoder", "decoder"):
+        theirs, ours, last = f"{half}.layers", f"model.{half}", strides + 1
+        ends = {"conv1": 0, "snake1": last, "conv2": last + 1}
+        layers |= {f"{ours}.{layer}": f"{theirs}.{number}" for layer, number in ends.items()}
+        # The encoder's blocks end with their strided convolution, the decoder's begin with it.
+        snake, strided, first_unit, conv = (3, 4, 0, "conv1") if half == "encoder" else (0, 1, 2, "conv_t1")
+        for block in range(strides):
+            inside, own = f"{theirs}.{block + 1}.layers", f"{ours}.block.{block}"
+            layers |= {f"{own}.snake1": f"{inside}.{snake}", f"{own}.{conv}": f"{inside}.{strided}"}
+            for unit, (number, layer) in itertools.product(range(3), enumerate(_UNIT)):
+                layers[f"{own}.res_unit{unit + 1}.{layer}"] = f"{inside}.{first_unit + unit}.layers.{number}"
     for block in range(transformer_blocks):
-        published, ours = f"transformers.layers.{block}", f"transformer.blocks.{block}"
-        what = f"transformer block {block + 1}"
-        parts += [
-            Part(f"{published}.pre_norm", f"{ours}.attention_norm", what),
-            Part(f"{published}.self_attn.to_qkv", f"{ours}.attention.qkv", what),
-            Part(f"{published}.self_attn.to_out", f"{ours}.attention.out", what),
-            Part(f"{published}.ff_norm", f"{ours}.feed_forward_norm", what),
-            Part(f"{published}.ff.ff.0.proj", f"{ours}.feed_forward.up", what),
-            Part(f"{published}.ff.ff.2", f"{ours}.feed_forward.down", what),
-        ]
-    return {part.ours: part for part in parts}
-
-
-def _list_half(half: str, strides: int) -> Iterator[Part]:
-    layers, ours = f"{half}.layers", f"model.{half}"
-    yield Part(f"{layers}.0", f"{ours}.conv1", f"the first convolution of the {half}")
-    # The encoder's blocks end with their strided convolution, the decoder's begin with it.
-    snake, strided, first_unit, conv = (3, 4, 0, "conv1") if half == "encoder" else (0, 1, 2, "conv_t1")
-    for block in range(1, strides + 1):
-        published, own = f"{layers}.{block}.layers", f"{ours}.block.{block - 1}"
-        what = f"{half} block {block}"
-        for unit in range(3):
-            for number, layer in enumerate(_UNIT):
-                yield Part(
-                    f"{published}.{first_unit + unit}.layers.{number}",
-                    f"{own}.res_unit{unit + 1}.{layer}",
-                    f"residual unit {unit + 1} of {what}",
-                )
-        yield Part(f"{published}.{snake}", f"{own}.snake1", f"the activation of {what}")
-        yield Part(f"{published}.{strided}", f"{own}.{conv}", f"the strided convolution of {what}")
-    yield Part(f"{layers}.{strides + 1}", f"{ours}.snake1", f"the last activation of the {half}")
-    yield Part(f"{layers}.{strides + 2}", f"{ours}.conv2", f"the last convolution of the {half}")
+        for layer, published in _TRANSFORMER.items():
+            layers[f"transformer.blocks.{block}.{layer}"] = f"transformers.layers.{block}.{published}"
+    return layers
 
 
 def infer_config(state: Mapping[str, Tensor], sample_rate_hz: int | None = None) -> OobleckVAEConfig:
@@ -138,20 +115,20 @@ def infer_config(state: Mapping[str, Tensor], sample_rate_hz: int | None = None)
             "there is no encoder.layers.1.layers.0: this is not the state dict of an Oobleck autoencoder "
             "(names of stable-audio-tools, without a prefix)"
         )
-    parts = list_parts(count, blocks)
-    width = _shape(state, parts["model.encoder.conv1"])[0]
-    strided = [_shape(state, parts[f"model.encoder.block.{block}.conv1"]) for block in range(count)]
+    layers = list_layers(count, blocks)
+    width = _shape(state, layers["model.encoder.conv1"])[0]
+    strided = [_shape(state, layers[f"model.encoder.block.{block}.conv1"]) for block in range(count)]
     # What cannot be is raised to what can: the comparison of all shapes then tells which tensor is wrong.
     strides = tuple(max(2, kernel // 2) for _, _, kernel in strided)
     multiples = tuple(max(1, out // max(1, width)) for out, _, _ in strided)
     hop = prod(strides)
     if sample_rate_hz is None and hop not in RATES_HZ:
         raise CheckpointError(f"a hop of {hop} samples does not tell the sample rate; give --sample-rate")
-    latent_dim = _shape(state, parts["model.decoder.conv1"])[1]
+    latent_dim = _shape(state, layers["model.decoder.conv1"])[1]
     return OobleckVAEConfig(
         sample_rate_hz=RATES_HZ[hop] if sample_rate_hz is None else sample_rate_hz,
         latent_dim=latent_dim,
-        decoder_width=_shape(state, parts["model.decoder.conv2"])[1],
+        decoder_width=_shape(state, layers["model.decoder.conv2"])[1],
         strides=strides,
         channel_multiples=multiples,
         transformer_blocks=blocks,
@@ -161,23 +138,22 @@ def infer_config(state: Mapping[str, Tensor], sample_rate_hz: int | None = None)
 
 def take_over(vae: OobleckVAE, state: Mapping[str, Tensor]) -> None:
     """Give vae, which may be on the meta device, the published weights; all of them must be used."""
-    parts = list_parts(len(vae.config.strides), vae.config.transformer_blocks)
+    layers = list_layers(len(vae.config.strides), vae.config.transformer_blocks)
     left = dict(state)
     if vae.transformer is not None:
         left.pop(_ROTATION)
     weights = {}
     for name, empty in vae.state_dict().items():
         layer, _, leaf = name.rpartition(".")
-        part = parts[layer]
-        key = part.tensor(leaf)
+        if layer.endswith("norm"):
+            leaf = {"weight": "gamma", "bias": "beta"}[leaf]
+        key = f"{layers[layer]}.{leaf}"
         tensor = left.pop(key, None)
         if tensor is None:
-            raise _missing(key, part.what)
+            raise _missing(key)
         shape = (empty.numel(),) if leaf in ("alpha", "beta") else tuple(empty.shape)
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{key} ({part.what}) has the shape {tuple(tensor.shape)}, where the others need {shape}"
-            )
+            raise CheckpointError(f"{key} has the shape {tuple(tensor.shape)}, where the others need {shape}")
         weights[name] = tensor.float().reshape(empty.shape)
     if left:
         raise CheckpointError(
@@ -193,16 +169,14 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def _shape(state: Mapping[str, Tensor], part: Part) -> tuple[int, int, int]:
+def _shape(state: Mapping[str, Tensor], layer: str) -> tuple[int, int, int]:
     """[out, in, kernel] of a convolution."""
-    key = f"{part.published}.weight_v"
+    key = f"{layer}.weight_v"
     if key not in state:
-        raise _missing(key, part.what)
+        raise _missing(key)
     shape = tuple(state[key].shape)
     if len(shape) != 3 or 0 in shape:
-        raise CheckpointError(
-            f"{key} ({part.what}) has the shape {shape}, not that of a convolution's weight"
-        )
+        raise CheckpointError(f"{key} has the shape {shape}, not that of a convolution's weight")
     return shape[0], shape[1], shape[2]
 
 
@@ -211,7 +185,7 @@ def _head_dim(state: Mapping[str, Tensor], latent_dim: int) -> int:
     import torch
 
     if _ROTATION not in state:
-        raise _missing(_ROTATION, "the rotary positions of the transformer")
+        raise _missing(_ROTATION)
     rotation = state[_ROTATION].float()
     head_dim = 4 * rotation.numel()
     if rotation.ndim != 1 or not head_dim or latent_dim % head_dim:
@@ -225,8 +199,8 @@ def _head_dim(state: Mapping[str, Tensor], latent_dim: int) -> int:
     return head_dim
 
 
-def _missing(key: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{key} is missing, part of {what}; give the whole state dict")
+def _missing(key: str) -> CheckpointError:
+    return CheckpointError(f"{key} is missing; give the whole state dict")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,12 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A published Oobleck autoencoder as a VAE folder")
     parser.add_argument("checkpoint", type=Path, help=f"its state dict as {SUFFIX}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the VAE")
-    parser.add_argument(
-        "--sample-rate",
-        type=int,
-        metavar="HZ",
-        help="of the model (default: 48000 if its hop is 960, 44100 if 1024)",
-    )
+    told = "of the model (default: 48000 if its hop is 960, 44100 if 1024)"
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help=told)
     arguments = parser.parse_args(argv)
     return guard(lambda: convert(arguments.checkpoint, arguments.out, arguments.sample_rate))
 

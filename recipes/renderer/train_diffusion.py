@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.renderer.diffusion import (
-    LATENTS_PER_FEATURE,
-    Condition,
-    DiffusionDecoder,
-    DiffusionDecoderConfig,
-    Known,
-)
+from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder, DiffusionDecoderConfig, Known
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -34,14 +28,13 @@ class DiffusionLossConfig:
     know_prefix: float = 0.5  # probability that the first frames are given
     known_seconds: float = 3.0  # longest given prefix; the overlap of a song's windows
     regression_weight: float = 0.25  # of the regression's negative log-likelihood
-    time_deviation: float = 1.0  # of the logit-normal draw of the diffusion time (arXiv 2403.03206, 3.1)
 
     def __post_init__(self) -> None:
         for name in ("drop_features", "know_prefix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name} must be in 0..1, got {getattr(self, name)}")
-        if self.known_seconds <= 0 or self.time_deviation <= 0:
-            raise ConfigError("loss.known_seconds and loss.time_deviation must be positive")
+        if self.known_seconds <= 0:
+            raise ConfigError(f"loss.known_seconds must be positive, got {self.known_seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +172,18 @@ class DiffusionObjective(nn.Module):
         dropped = torch.rand(batch, device=clean.device) < self.config.drop_features
         condition = self.decoder.encode_condition(features, dropped)
         known = self._draw_known(clean)
-        time = torch.sigmoid(torch.randn(batch, device=clean.device) * self.config.time_deviation)
+        time = torch.sigmoid(torch.randn(batch, device=clean.device))  # logit-normal (2403.03206, 3.1)
         noise = torch.randn_like(clean)
         path = self.decoder.path
         noisy = path.mix(clean, noise, time[:, None, None])
         error = self.decoder(noisy, time, condition, known) - path.target(clean, noise, time[:, None, None])
         unknown = (1 - known.mask).expand_as(error)  # the given frames need no prediction
         diffusion = (error.square() * unknown).sum() / unknown.sum()
-        losses = {"total": diffusion, "diffusion": diffusion}
-        if self.decoder.config.regression:
-            losses["regression"] = regression_loss(condition, clean)
-            losses["total"] = diffusion + self.config.regression_weight * losses["regression"]
-        return losses
+        # The regression's Gaussian negative log-likelihood, without its constant.
+        deviation = condition.deviation
+        regression = (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
+        total = diffusion + self.config.regression_weight * regression
+        return {"total": total, "diffusion": diffusion, "regression": regression}
 
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape
@@ -199,12 +192,6 @@ class DiffusionObjective(nn.Module):
         count *= torch.rand(batch, device=clean.device) < self.config.know_prefix
         mask = (torch.arange(frames, device=clean.device) < count[:, None]).to(clean.dtype)[:, None, :]
         return Known(latents=clean * mask, mask=mask)
-
-
-def regression_loss(condition: Condition, clean: Tensor) -> Tensor:
-    """Gaussian negative log-likelihood of clean latents in nats per number, without its constant."""
-    deviation = condition.deviation
-    return (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
 
 
 main = recipe_main("Latent diffusion decoder", Config, build)

@@ -2,7 +2,6 @@
 
 Run: python -m duotok.recipes.renderer.train_spectral_vae \\
          recipes/renderer/train_spectral_vae/small.yaml --out runs/small/vae --minutes 20
-With --set start_from=FOLDER a VAE of the same settings goes on; its linear coding stays as it is.
 """
 
 import sys
@@ -15,12 +14,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
+from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
-from duotok.renderer.spectrum import BANDS, band_filters
+from duotok.renderer.spectrum import band_filters
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 SMALLEST_DEVIATION = 1e-3  # of a latent, so that silence does not become noise
@@ -31,8 +29,7 @@ _MID_SHARE = 2 / 3
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
 _PITCH_BAND_HZ = (50, 5000)
 _LOG_FLOOR = 1e-3
-_STEREO_BANDS = 32
-_STEREO_FLOOR = 1e-2  # power of a silent band
+_ENERGY_EXCERPTS = 150  # at most, for the energy gains of the finished VAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +45,21 @@ class VAELossConfig:
     noise: float = 0.05  # deviation of Gaussian noise on the latents, which a diffusion model will produce
 
     def __post_init__(self) -> None:
-        for name in ("feature", "level", "fine", "pitch", "stereo", "latent", "noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name} must not be negative, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ConfigError(f"loss.{name} must not be negative, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(ExcerptConfig):
-    """Which sound is heard, and how much of it the fits before and after training hear."""
+    """Which sound is heard, and how much of it the linear coding is fitted to."""
 
-    fit_excerpts: int = 600  # for the linear coding
-    energy_excerpts: int = 150  # of those, at most, for the energy gains of the finished VAE
+    fit_excerpts: int = 600
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.fit_excerpts, self.energy_excerpts) < 1:
-            raise ConfigError("data.fit_excerpts and data.energy_excerpts must be at least 1")
+        if self.fit_excerpts < 1:
+            raise ConfigError(f"data.fit_excerpts must be at least 1, got {self.fit_excerpts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +67,6 @@ class Config:
     """Settings of the recipe."""
 
     data: DataConfig
-    start_from: str | None = None  # a trained VAE of the same settings to go on from, instead of a new one
     model: SpectralVAEConfig = field(default_factory=SpectralVAEConfig)
     loss: VAELossConfig = field(default_factory=VAELossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -79,20 +74,15 @@ class Config:
 
 def build(config: Config) -> Task:
     """Fit the linear coding; make the objective and its batches."""
-    items = read_manifest(config.data.manifest)
-    if not items:
-        raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
+    items = read_items(config.data)
 
     def fit_waves(count: int) -> Iterator[Tensor]:
         for number in range(count):
             rng = np.random.default_rng((config.train.seed, number, 1))
             yield draw_excerpt(rng, items, config.data)
 
-    if config.start_from is None:
-        vae = SpectralVAE(config.model)
-        fit_linear(vae, fit_waves(config.data.fit_excerpts))
-    else:
-        vae = _open_start(config.start_from, config.model)
+    vae = SpectralVAE(config.model)
+    fit_linear(vae, fit_waves(config.data.fit_excerpts))
     objective = VAEObjective(vae, config.loss)
 
     def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -100,21 +90,10 @@ def build(config: Config) -> Task:
         return {"wave": torch.stack(waves)}
 
     def export(folder: Path) -> None:
-        if config.model.energy_gains:
-            count = min(config.data.energy_excerpts, config.data.fit_excerpts)
-            fit_energy_gains(vae.eval(), fit_waves(count))
+        fit_energy_gains(vae.eval(), fit_waves(min(_ENERGY_EXCERPTS, config.data.fit_excerpts)))
         vae.save_pretrained(folder)
 
     return Task(objective, make_batch, export)
-
-
-def _open_start(folder: str, model: SpectralVAEConfig) -> SpectralVAE:
-    vae = SpectralVAE.from_pretrained(folder)
-    for name, there in vars(vae.config).items():
-        if (here := getattr(model, name)) != there:
-            raise ConfigError(f"model.{name} is {here} but {there} in {folder}; set it to {there}")
-    vae.feature_gain.fill_(1)  # fitted again after training
-    return vae.train()
 
 
 class VAEObjective(nn.Module):
@@ -122,7 +101,6 @@ class VAEObjective(nn.Module):
 
     feature_deviation: Tensor
     level_weight: Tensor
-    stereo_bands: Tensor
 
     def __init__(self, vae: SpectralVAE, config: VAELossConfig) -> None:
         super().__init__()
@@ -132,7 +110,6 @@ class VAEObjective(nn.Module):
         self.pitch_band = _band(frequencies, *_PITCH_BAND_HZ)
         weight = vae.feature_weight[: vae.features.mid_dim].square()
         self.register_buffer("level_weight", weight / weight.mean(), persistent=False)
-        self.register_buffer("stereo_bands", band_filters(frequencies, _STEREO_BANDS), persistent=False)
         # Mean variance of a weighted feature, so that the loss is a share of what there is to explain.
         variance = vae.latent_scale.square().sum() / vae.features.dim
         self.register_buffer("feature_deviation", variance.sqrt(), persistent=False)
@@ -153,26 +130,13 @@ class VAEObjective(nn.Module):
             [1 - _correlation(wanted_level[..., band], given_level[..., band]) for band in self.fine_bands]
         ).mean()
         pitch = 1 - _correlation(wanted[..., self.pitch_band], given[..., self.pitch_band])
-        stereo = (self._side_gains(found, given) - self._side_gains(target, wanted)).abs().mean()
+        stereo = (found - target)[..., vae.features.mid_dim :].abs().mean()
         statistics = rearrange(latents.float(), "batch dim frames -> dim (batch frames)")
         latent = statistics.mean(dim=1).square().mean() + (statistics.var(dim=1) - 1).square().mean()
         losses = {"feature": error.square().mean(), "level": level, "fine": fine}
         losses |= {"pitch": pitch, "stereo": stereo, "latent": latent}
         total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
         return {"total": total, **losses}
-
-    def _side_gains(self, features: Tensor, magnitudes: Tensor) -> Tensor:
-        """Return what the side is of the mid, in phase and in all or beside: [batch, frames, 2 * bands]."""
-        side = features[..., self.vae.features.mid_dim :]
-        if self.vae.features.coding == BANDS:
-            return side
-        compressed, signed = side.chunk(2, dim=-1)
-        side = compressed.clamp_min(0).pow(1 / self.vae.features.power)
-        coherence = (signed / compressed.clamp_min(0.1)).clamp(-1, 1)
-        power = magnitudes.square() @ self.stereo_bands + _STEREO_FLOOR
-        in_phase = ((coherence * side * magnitudes) @ self.stereo_bands) / power
-        width = ((side.square() @ self.stereo_bands) / power + 1e-4).sqrt()
-        return torch.cat([in_phase.clamp(-1.5, 1.5), width.clamp_max(2.0)], dim=-1)
 
 
 def _band(frequencies: Tensor, low_hz: float, high_hz: float) -> slice:
@@ -241,14 +205,11 @@ def principal_components(covariance: Tensor, count: int) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def fit_energy_gains(vae: SpectralVAE, waves: Iterable[Tensor]) -> None:
-    """Set the VAE's feature gains so that waves [2, samples] about keep their mean energy in every band.
-
-    The side regains its energy relative to the middle wholly, the middle two thirds of its missing decibels.
-    """
+    """Set the gains so that waves [2, samples] keep the energy of each band: side all, mid in part."""
     features = vae.features
-    filters = band_filters(features.pooled.frequencies_hz(), features.part_dim).to(features.band_filters)
+    filters = band_filters(features.pooled.frequencies_hz(), features.bands).to(features.band_filters)
     vae.feature_gain.fill_(1)
-    sums = torch.zeros(4, features.part_dim, dtype=torch.float64)  # mid, found mid, side, found side
+    sums = torch.zeros(4, features.bands, dtype=torch.float64)  # mid, found mid, side, found side
     for wave in waves:
         target = features(wave[None].to(vae.feature_gain))[0]
         found = vae.decode_features(vae.encode_features(target[None]))[0]

@@ -1,6 +1,6 @@
 """The waveform autoencoder of the paper's size: Oobleck under ear-VAE's losses and an adversary (P 3.4).
 
-Run: python -m duotok.recipes.renderer.train_waveform_vae \\
+Run: python -m duotok.recipes.renderer.train_waveform_vae \
          recipes/renderer/train_waveform_vae/base.yaml --out runs/base/vae
 """
 
@@ -8,21 +8,24 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from scipy.signal import lfilter
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
-from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt
+from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.renderer.waveform_vae import OobleckVAE, OobleckVAEConfig
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.loudness import K_WEIGHTING
 
 _TAPS = 4096  # of the K-weighting; the slowest pole, at 38 Hz, has decayed to 1e-8
@@ -32,6 +35,123 @@ _HEARD = 0.01  # of the original's magnitude: below, the gradient of a phase wou
 _TINY = 1e-8
 _CHANNELS = ("left", "right", "mid", "side")
 _TERMS = ("convergence", "magnitude", "frequency", "group_delay", "correlation")
+_SIDES = 2
+_BAND_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the bins (DAC's code)
+_SMALLEST_FFT = 64  # below, a band may have no bin
+_PERIOD_WIDTHS = (1, 4, 16, 32, 32)
+_SLOPE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminators: by default those of the papers."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples
+    period_width: int = 32  # channels of the first layer; the last has 32 times as many
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512)
+    band_width: int = 32  # channels of each layer of a band
+
+    def __post_init__(self) -> None:
+        if not self.periods and not self.fft_sizes:
+            raise ConfigError("discriminators need periods or fft_sizes")
+        if min(self.periods, default=1) < 1:
+            raise ConfigError(f"periods must be at least 1, got {self.periods}")
+        if any(size < _SMALLEST_FFT or size % 4 for size in self.fft_sizes):
+            raise ConfigError(
+                f"fft_sizes must be multiples of 4 from {_SMALLEST_FFT} on, got {self.fft_sizes}"
+            )
+        for name in ("period_width", "band_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Judgement(NamedTuple):
+    """What one discriminator says of a batch."""
+
+    logits: Tensor  # [batch, 1, ...]; trained towards 1 for recordings, 0 for rebuilt waves
+    features: list[Tensor]  # the activations of each layer before, [batch, channels, ...]
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a config."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        by_period = [PeriodDiscriminator(period, config.period_width) for period in config.periods]
+        by_band = [BandDiscriminator(size, config.band_width) for size in config.fft_sizes]
+        self.parts = nn.ModuleList([*by_period, *by_band])
+
+    def forward(self, wave: Tensor) -> list[Judgement]:
+        """wave [batch, 2, samples] -> one judgement per period, then one per FFT size."""
+        return [part(wave) for part in self.parts]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Judges a wave folded to rows of one period (HiFi-GAN, arXiv 2010.05646, 2.3)."""
+
+    def __init__(self, period: int, width: int) -> None:
+        super().__init__()
+        self.period = period
+        channels = (_SIDES, *(width * multiple for multiple in _PERIOD_WIDTHS))
+        last = len(_PERIOD_WIDTHS) - 1
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (5, 1), stride=(1 if n == last else 3, 1), padding=(2, 0)))
+            for n, (a, b) in enumerate(pairwise(channels))
+        )
+        self.head = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, wave: Tensor) -> Judgement:
+        """wave [batch, 2, samples] -> logits [batch, 1, rows, period]."""
+        wave = functional.pad(wave, (0, -wave.shape[-1] % self.period), mode="reflect")
+        hidden = wave.unflatten(-1, (-1, self.period))  # [batch, 2, samples / period, period]
+        features = []
+        for layer in self.layers:
+            hidden = functional.leaky_relu(layer(hidden), _SLOPE)
+            features.append(hidden)
+        return Judgement(self.head(hidden), features)
+
+
+class BandDiscriminator(nn.Module):
+    """Judges the complex spectrum, each band by layers of its own (DAC, arXiv 2306.06546, 3.3)."""
+
+    window: Tensor
+
+    def __init__(self, fft_size: int, width: int) -> None:
+        super().__init__()
+        self.fft_size = fft_size
+        self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+        bins = fft_size // 2 + 1
+        self.bands = [slice(int(low * bins), int(high * bins)) for low, high in pairwise(_BAND_EDGES)]
+        self.stacks = nn.ModuleList(_band_stack(width) for _ in self.bands)
+        self.head = weight_norm(nn.Conv2d(width, 1, (3, 3), padding=1))
+
+    def forward(self, wave: Tensor) -> Judgement:
+        """wave [batch, 2, samples], more than fft_size / 2 -> logits [batch, 1, frames, reduced bins]."""
+        spectrum = self._spectrum(wave)
+        features, ends = [], []
+        for band, stack in zip(self.bands, self.stacks, strict=True):
+            assert isinstance(stack, nn.ModuleList)
+            hidden = spectrum[..., band]
+            for layer in stack:
+                hidden = functional.leaky_relu(layer(hidden), _SLOPE)
+                features.append(hidden)
+            ends.append(hidden)
+        return Judgement(self.head(torch.cat(ends, dim=-1)), features)
+
+    def _spectrum(self, wave: Tensor) -> Tensor:
+        """Return real and imaginary parts as channels [batch, 4, frames, bins]."""
+        flat, size, window = wave.float().flatten(0, 1), self.fft_size, self.window
+        with torch.autocast(wave.device.type, enabled=False):  # there is no FFT of bfloat16
+            spectrum = torch.stft(flat, size, size // 4, window=window, normalized=True, return_complex=True)
+        parts = torch.view_as_real(spectrum)
+        return rearrange(parts, "(b c) bins frames part -> b (c part) frames bins", c=_SIDES)
+
+
+def _band_stack(width: int) -> nn.ModuleList:
+    wide = [(2 * _SIDES, 1), (width, 2), (width, 2), (width, 2)]  # input channels, stride over bins
+    layers = [nn.Conv2d(a, width, (3, 9), stride=(1, stride), padding=(1, 4)) for a, stride in wide]
+    layers.append(nn.Conv2d(width, width, (3, 3), padding=1))
+    return nn.ModuleList(weight_norm(layer) for layer in layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +212,7 @@ class Config:
 
 def build(config: Config) -> Task:
     """Make the objective and its batches."""
-    items = read_manifest(config.data.manifest)
-    if not items:
-        raise DataError(f"the manifest {config.data.manifest} is empty; make a corpus first")
+    items = read_items(config.data)
     vae = OobleckVAE(config.model)
     samples = round(config.data.seconds * SAMPLE_RATE_HZ) // vae.hop_samples * vae.hop_samples
     largest = max([*config.loss.fft_sizes, *config.adversary.discriminators.fft_sizes])
@@ -153,10 +271,7 @@ class WaveformObjective(nn.Module):
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the latents from N(0, 1) in nats per frame (Kingma, 1312.6114, B).
-
-    mean, deviation: [batch, latent_dim, frames].
-    """
+    """Nats per frame from N(0, 1) (Kingma, 1312.6114, B); mean, deviation [batch, latent_dim, frames]."""
     nats = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
     return nats.sum(dim=1).mean()
 
@@ -183,10 +298,7 @@ class KWeighting(nn.Module):
 
 
 class WaveformLosses(nn.Module):
-    """Losses of K-weighted spectra, means over FFT sizes (ear-VAE, arXiv 2509.14912).
-
-    Magnitudes are compared on left, right, mid and side, phases on left and right.
-    """
+    """K-weighted spectra (ear-VAE, 2509.14912): magnitudes of left, right, mid, side, phases of two."""
 
     channel_weights: Tensor
 
@@ -225,10 +337,7 @@ class WaveformLosses(nn.Module):
 
 
 def spectral_convergence(given: Tensor, wanted: Tensor) -> Tensor:
-    """Norm of the error over the norm of the original, per channel (Arik et al., 1808.06719).
-
-    given, wanted: magnitudes [batch, channels, bins, frames] -> [channels], means over the batch.
-    """
+    """Relative error of magnitudes [batch, channels, bins, frames], [channels] (Arik et al., 1808.06719)."""
     norm = torch.linalg.vector_norm(wanted, dim=(2, 3))
     smallest = _QUIETEST_CHANNEL * norm.amax(dim=1, keepdim=True)
     silence = _LOG_FLOOR * math.sqrt(wanted.shape[2] * wanted.shape[3])
@@ -253,10 +362,7 @@ def phase_errors(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def phase_decorrelation(given: Tensor, wanted: Tensor) -> Tensor:
-    """1 - the cosine of the phases' difference, weighted by both magnitudes: 0 for equal, 2 for opposite.
-
-    given, wanted: complex spectra [batch, channels, bins, frames].
-    """
+    """1 - the cosine of the phases of complex spectra, weighted by magnitudes: 0 for equal, 2 opposite."""
     magnitudes = (given.abs() * wanted.abs()).sum(dim=(2, 3))
     in_phase = (given * wanted.conj()).real.sum(dim=(2, 3))
     return ((magnitudes - in_phase) / magnitudes.clamp_min(_TINY)).mean()
@@ -301,10 +407,7 @@ def adversarial_loss(rebuilt: Sequence[Judgement]) -> Tensor:
 
 
 def feature_matching_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement]) -> Tensor:
-    """Mean absolute difference of features over their mean size, mean over layers (EnCodec, 2210.13438, 3.4).
-
-    The features of the recordings are constants: no gradient goes to them.
-    """
+    """Mean difference of features over their mean size (EnCodec, 2210.13438, 3.4); real: constants."""
     losses = []
     for r, f in zip(real, rebuilt, strict=True):
         for wanted, given in zip(r.features, f.features, strict=True):

@@ -7,20 +7,20 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from duotok.recipes.corpus.manifest import PARTS, Item
+from duotok.recipes.corpus.manifest import PARTS, Item, read_manifest
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.errors import ConfigError, DataError
+
+_GAINS_DB = (-12.0, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExcerptConfig:
-    """Which sound is heard, how long, and how varied."""
+    """Which sound is heard, and how long."""
 
     manifest: str
     seconds: float = 3.0  # length of an excerpt
     parts: dict[str, float] = field(default_factory=lambda: {"accompaniment": 7.0, "vocal": 1.5, "mix": 1.5})
-    lowest_gain_db: float = -12.0
-    highest_gain_db: float = 4.0
 
     def __post_init__(self) -> None:
         if self.seconds < 0.2:
@@ -28,8 +28,14 @@ class ExcerptConfig:
         unknown = sorted(set(self.parts) - set(PARTS))
         if unknown or not self.parts or min(self.parts.values()) < 0 or sum(self.parts.values()) <= 0:
             raise ConfigError(f"data.parts must give shares to some of {', '.join(PARTS)}, got {self.parts}")
-        if self.lowest_gain_db > self.highest_gain_db:
-            raise ConfigError("data.lowest_gain_db must not be above data.highest_gain_db")
+
+
+def read_items(data: ExcerptConfig) -> list[Item]:
+    """The songs of the manifest; DataError where there are none."""
+    items = read_manifest(data.manifest)
+    if not items:
+        raise DataError(f"the manifest {data.manifest} is empty; make a corpus first")
+    return items
 
 
 def draw_excerpt(rng: np.random.Generator, items: Sequence[Item], data: ExcerptConfig) -> Tensor:
@@ -41,5 +47,5 @@ def draw_excerpt(rng: np.random.Generator, items: Sequence[Item], data: ExcerptC
     wave = item.read(part, start_seconds=start, seconds=data.seconds)
     samples = round(data.seconds * SAMPLE_RATE_HZ)
     wave = functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples]
-    wave = wave * 10 ** (float(rng.uniform(data.lowest_gain_db, data.highest_gain_db)) / 20)
+    wave = wave * 10 ** (float(rng.uniform(*_GAINS_DB)) / 20)
     return wave.flip(0) if rng.random() < 0.5 else wave

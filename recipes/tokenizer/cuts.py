@@ -20,12 +20,8 @@ from duotok.tokenizer.text import TextVocabulary
 
 START_CANDIDATES = 4
 # Stems that a kind of cut is made of.
-STEMS_OF_KIND = {
-    "mix": STEMS,
-    "vocal": ("vocal",),
-    "accompaniment": ("drums", "bass", "other"),
-    "instrumental": ("drums", "bass", "other"),
-}
+_BAND = ("drums", "bass", "other")
+STEMS_OF_KIND = {"mix": STEMS, "vocal": ("vocal",), "accompaniment": _BAND, "instrumental": _BAND}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,24 +134,18 @@ SLACK_FRAMES = 1  # that a run's frames reach beyond its times
 
 
 def collate_cuts(
-    cuts: Sequence[Cut],
-    vocabulary: TextVocabulary | None,
-    text_kinds: Sequence[str],
-    text_coverage: float,
-    run_seconds: float,
-    rng: np.random.Generator,
+    cuts: Sequence[Cut], vocabulary: TextVocabulary | None, run_seconds: float, rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """Return {"stems" [batch, 4, samples], "kind" [batch], "text" [runs, longest], "text_span" [runs, 3]}.
 
-    A run is some consecutive lines of one cut of a kind of text_kinds, about run_seconds at most: its text
-    holds lyric tokens, -1 after their end; its span the cut's index, its first and its after-last frame.
-    Without any run there is one row of no tokens.
+    A run is some consecutive lines of a vocal (P C.3), about run_seconds at most: its text holds lyric
+    tokens, -1 after their end; its span the cut's index, its first and its after-last frame. Without any run
+    there is one row of no tokens.
     """
-    covered = rng.random(len(cuts)) < text_coverage
     rows: list[list[int]] = []
     spans: list[tuple[int, int, int]] = []
-    for index, (cut, is_covered) in enumerate(zip(cuts, covered, strict=True)):
-        if vocabulary is None or not is_covered or cut.kind not in text_kinds:
+    for index, cut in enumerate(cuts):
+        if vocabulary is None or cut.kind != "vocal":
             continue
         for start, end, text in draw_runs(cut.lines, run_seconds, rng):
             rows.append(vocabulary.encode(text))

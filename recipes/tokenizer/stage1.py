@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, mel_statistics
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.tokenizer.bestrq import BestRQ
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+from duotok.tokenizer.objectives import BestRQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,6 @@ class Config:
     data: CutConfig
     model: DuoTokenizerConfig = field(default_factory=DuoTokenizerConfig)
     mixture: dict[str, float] = field(default_factory=lambda: {"mix": 2, "vocal": 1, "accompaniment": 1})
-    mask_probability: float = 0.06  # of a frame to start a masked span
-    mask_frames: int = 8  # length of a span
-    target_codes: int = 1024
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -33,17 +30,11 @@ def build(config: Config) -> Task:
     mean, deviation = mel_statistics(sampler, tokenizer.log_mel)
     tokenizer.mel_mean.copy_(mean)
     tokenizer.mel_deviation.copy_(deviation)
-    objective = BestRQ(
-        tokenizer,
-        codebook_size=config.target_codes,
-        mask_probability=config.mask_probability,
-        mask_frames=config.mask_frames,
-    )
 
     def make_batch(rng):
         return {"wave": sampler.draw_mixture(rng, config.train.batch_size, config.mixture)}
 
-    return Task(objective, make_batch, tokenizer.save_pretrained)
+    return Task(BestRQ(tokenizer), make_batch, tokenizer.save_pretrained)
 
 
 main = recipe_main("Stage 1: BEST-RQ pre-training", Config, build)

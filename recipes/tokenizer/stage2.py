@@ -31,16 +31,13 @@ class Config:
     # A sentencepiece .model, or a Hugging Face tokenizer (the paper: bert-base-multilingual-cased); none: no
     # lyric head.
     text: str | None = None
-    text_kinds: tuple[str, ...] = ("vocal",)  # cuts whose lyrics are supervised (P C.3)
-    text_coverage: float = 1.0  # share of those cuts
     text_run_seconds: float = 2.0  # lyrics are supervised in runs of lines up to about as long as this
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        for name in ("noise_probability", "text_coverage"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.noise_probability <= 1:
+            raise ConfigError(f"noise_probability must be in 0..1, got {self.noise_probability}")
 
 
 def build(config: Config) -> Task:
@@ -54,7 +51,7 @@ def build(config: Config) -> Task:
     def make_batch(rng):
         kinds = sampler.draw_kinds(rng, config.train.batch_size, config.mixture)
         cuts = [sampler.cut(rng, kind) for kind in kinds]
-        return collate_cuts(cuts, text, config.text_kinds, config.text_coverage, config.text_run_seconds, rng)
+        return collate_cuts(cuts, text, config.text_run_seconds, rng)
 
     return Task(objective, make_batch, tokenizer.save_pretrained)
 

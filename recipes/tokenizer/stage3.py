@@ -28,7 +28,6 @@ class Config:
     )
     freeze_encoder: bool = True  # of the lower half; the paper's ablation unfreezes it (P D)
     start_cuts: int = 192  # of each track, whose features its codebook starts from
-    text_coverage: float = 1.0  # share of the sung cuts whose lyrics are supervised
     text_run_seconds: float = 2.0  # as in stage 2
     weights: LossWeights = field(default_factory=LossWeights)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -56,9 +55,7 @@ def build(config: Config) -> Task:
     def make_batch(rng):
         kinds = ["vocal"] * vocals + sampler.draw_kinds(rng, config.train.batch_size - vocals, others)
         cuts = [sampler.cut(rng, kind) for kind in kinds]
-        batch = collate_cuts(
-            cuts, tokenizer.text, ("vocal",), config.text_coverage, config.text_run_seconds, rng
-        )
+        batch = collate_cuts(cuts, tokenizer.text, config.text_run_seconds, rng)
         waves = batch.pop("stems").sum(dim=1)
         return {"vocal": waves[:vocals], "accompaniment": waves[vocals:], **batch}
 
@@ -67,10 +64,7 @@ def build(config: Config) -> Task:
 
 @torch.no_grad()
 def start_codebooks(tokenizer: DuoTokenizer, sampler: CutSampler, cuts: int) -> None:
-    """Start each track's projections from stage 2's bottleneck and its codebook from k-means of features.
-
-    A codebook that the tracks share starts from the features of both.
-    """
+    """Start the tracks' projections from stage 2's bottleneck, each codebook from k-means of features."""
     routes = [tokenizer.route(track) for track in TRACKS]
     for route in {id(each): each for each in routes}.values():
         tracks = [track for track, each in zip(TRACKS, routes, strict=True) if each is route]

@@ -32,6 +32,8 @@ from duotok.tokenizer.music.chroma import (
 from duotok.tokenizer.music.harmony import HarmonyReader, HarmonyReaderConfig, surroundings
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, chords_of_blocks, key_of
 
+_KEY_DECAY = 0.01  # penalty of the key weights' squares
+
 
 def is_labelled(item: Item) -> bool:
     """Whether the chords and the key of an item are known."""
@@ -59,12 +61,7 @@ class Config:
 
     data: LabelledChromaConfig
     model: HarmonyReaderConfig = field(default_factory=HarmonyReaderConfig)
-    key_decay: float = 0.01  # penalty of the key weights' squares
     train: TrainConfig = field(default_factory=TrainConfig)
-
-    def __post_init__(self) -> None:
-        if self.key_decay <= 0:
-            raise ConfigError(f"key_decay must be above 0, got {self.key_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +87,7 @@ def build(config: Config) -> Task:
     def export(folder: Path) -> None:
         finished = HarmonyReader(config.model)
         finished.load_state_dict({name: tensor.cpu() for name, tensor in reader.state_dict().items()})
-        fit_keys(finished, songs, config.key_decay)
+        fit_keys(finished, songs)
         finished.save_pretrained(folder, half=True, extra={"songs": len(songs)})
 
     return Task(ChordObjective(reader), make_batch, export)
@@ -112,7 +109,7 @@ class ChordObjective(nn.Module):
         return {"total": functional.nll_loss(judged, chords), "accuracy": accuracy}
 
 
-def fit_keys(reader: HarmonyReader, songs: Sequence[ChromaSong], decay: float) -> None:
+def fit_keys(reader: HarmonyReader, songs: Sequence[ChromaSong]) -> None:
     """Fit the key weights of both tracks by logistic regression, all roots sharing theirs."""
     for track in TRACKS:
         heard = [song for song in songs if song.sounding[track].any()]
@@ -137,7 +134,7 @@ def fit_keys(reader: HarmonyReader, songs: Sequence[ChromaSong], decay: float) -
         ):
             optimizer.zero_grad()
             loss = functional.cross_entropy(reader.key_logits(evidence, track), keys)
-            loss = loss + decay * layer.weight.square().sum()
+            loss = loss + _KEY_DECAY * layer.weight.square().sum()
             loss.backward()
             return loss
 

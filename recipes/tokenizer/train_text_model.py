@@ -14,6 +14,9 @@ from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_bytes
 
+_SETTINGS = {"hard_vocab_limit": False, "character_coverage": 1.0, "normalization_rule_name": "identity"}
+_SETTINGS |= {"bos_id": -1, "eos_id": -1, "num_threads": 1, "minloglevel": 2}
+
 
 def train_text_model(lines: Sequence[str], pieces: int) -> bytes:
     """Return a serialized unigram sentencepiece model; it has fewer pieces where the lyrics hold no more."""
@@ -27,13 +30,7 @@ def train_text_model(lines: Sequence[str], pieces: int) -> bytes:
             sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=pieces,
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            bos_id=-1,
-            eos_id=-1,
-            num_threads=1,
-            minloglevel=2,
+            **_SETTINGS,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-160:]

@@ -72,12 +72,9 @@ class MicroBatches(Dataset[MicroBatch | DuoTokError]):
             return error  # raised in a worker it would come with the worker's traceback
         if task.takes_step:
             tensors["step"] = torch.tensor(key.step)
-        return MicroBatch(
-            key=key,
-            tensors=tensors,
-            units=0 if task.count_units is None else task.count_units(tensors),
-            flops=0.0 if task.count_flops is None else task.count_flops(tensors),
-        )
+        units = 0 if task.count_units is None else task.count_units(tensors)
+        flops = 0.0 if task.count_flops is None else task.count_flops(tensors)
+        return MicroBatch(key, tensors, units, flops)
 
 
 @contextlib.contextmanager

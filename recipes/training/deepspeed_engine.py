@@ -38,10 +38,7 @@ logger = logging.getLogger(__name__)
 def read_deepspeed_config(
     path: Path, config: TrainConfig, *, precision: str, processes: int
 ) -> dict[str, Any]:
-    """Return the settings of a file, what is missing or "auto" in it from the recipe.
-
-    Raises ConfigError in one line that names every contradiction. precision: "bf16" or "no".
-    """
+    """Return a file's settings, completed from the recipe; one ConfigError names every contradiction."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -5,22 +5,20 @@ The PNG has one panel per kind of figure; thick lines are smoothed, what was log
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
 
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Rows = list[dict[str, float]]
 
@@ -30,6 +28,7 @@ OPTIMIZER = ("learning_rate", "gradient_norm")
 SPEED = ("mfu", "peak_memory_gb")
 VALIDATION = "validation/"
 _DIGITS = {"seconds": 2, "learning_rate": 12}
+SECTIONS = ("loss", "validation", "optimizer", "speed")  # the order of the panels
 COLUMNS, DOTS_PER_INCH = 3, 110
 SMOOTHED_SHARE = 0.04  # of a run
 EXACT = ("learning_rate", "peak_memory_gb")  # nothing to smooth
@@ -131,15 +130,9 @@ def _start_wandb(out: Path, project: str, settings: dict[str, Any]) -> Any:
     name_file = out / "wandb_run.txt"  # so that a resumed run goes on in the same place
     if not name_file.exists():
         name_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+    place = {"dir": str(out), "name": out.resolve().name, "id": name_file.read_text(encoding="utf-8").strip()}
     try:
-        return wandb.init(
-            project=project,
-            dir=str(out),
-            id=name_file.read_text(encoding="utf-8").strip(),
-            name=out.resolve().name,
-            resume="allow",
-            config=settings,
-        )
+        return wandb.init(project=project, resume="allow", config=settings, **place)
     except (wandb.errors.Error, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Weights & Biases does not start: {reason}; leave --wandb away") from error
@@ -165,72 +158,34 @@ def smooth(values: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
 
 
 def draw_runs(runs: dict[str, Rows], path: Path) -> list[str]:
-    """Draw runs by name into a PNG file; return the panels' names."""
+    """Draw runs by name into a PNG file; return the panels' names, the total loss first."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(n for rows in runs.values() for row in rows for n in row if n not in PLACE))
-    panels: dict[str, list[str]] = {}
+    names = {name for rows in runs.values() for row in rows for name in row if name not in PLACE}
+    names = sorted(names, key=lambda name: (SECTIONS.index(section_of(name)), panel_of(name), name))
+    panels: dict[str, list[str]] = {"total": []}
     for name in names:
         panels.setdefault(panel_of(name), []).append(name)
-    order = sorted(panels, key=lambda panel: _rank(panel, panels[panel]))
-    lines = -(-len(order) // COLUMNS)
+    lines = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(5.2 * COLUMNS, 3.4 * lines + 0.4), layout="constrained")
-    grid: Any = figure.subplots(lines, COLUMNS, squeeze=False)
-    for axes, panel in zip(grid.flat, order, strict=False):
-        _draw_panel(axes, panel, panels[panel], runs)
-    for axes in grid.flat[len(order) :]:
-        axes.remove()
-    if len(runs) == 1:
-        figure.suptitle(next(iter(runs)))
+    for number, (panel, shown) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, COLUMNS, number, title=panel.replace("_", " "), xlabel="steps")
+        for (run, rows), style in zip(runs.items(), itertools.cycle(LINE_STYLES), strict=False):
+            for place, name in enumerate(shown):
+                found = [row for row in rows if name in row]
+                at, raw = [row["step"] for row in found], np.array([row[name] for row in found])
+                is_exact = panel in EXACT or section_of(name) == "validation" or not found
+                label, color = f"{run} {name}", f"C{place % 10}"
+                axes.plot(at, raw, color=color, linewidth=0.8, alpha=0.3)
+                axes.plot(at, raw if is_exact else smooth(raw), style, color=color, label=label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, framealpha=0.6)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except (OSError, ValueError) as error:
         raise DuoTokError(f"cannot write {path}: {error}; give another --out, ending in .png") from error
-    return order
-
-
-def _rank(panel: str, names: list[str]) -> tuple[int, str]:
-    """The total loss first, then other losses, validation, and how the training went."""
-    sections = ("loss", "validation", "optimizer", "speed")
-    return (-1, "") if panel == "total" else (sections.index(section_of(names[0])), panel)
-
-
-def _draw_panel(axes: "Axes", panel: str, names: list[str], runs: dict[str, Rows]) -> None:
-    values: list[float] = []
-    is_exact = panel in EXACT or panel.startswith("validation/")
-    for number, (run, rows) in enumerate(runs.items()):
-        for place, name in enumerate(names):
-            found = [row for row in rows if name in row]
-            if not found:
-                continue
-            # One run: a colour per figure. Several: a colour per run, a style of line per figure.
-            color = f"C{(place if len(runs) == 1 else number) % 10}"
-            style = "-" if len(runs) == 1 else LINE_STYLES[place % len(LINE_STYLES)]
-            at = [row["step"] for row in found]
-            raw = np.array([row[name] for row in found])
-            label = " ".join(([run] if len(runs) > 1 else []) + ([name] if len(names) > 1 else []))
-            axes.plot(at, raw, color=color, linewidth=0.8, alpha=0.3)
-            line, marker = raw if is_exact else smooth(raw), "o" if len(raw) == 1 else None
-            axes.plot(at, line, style, color=color, marker=marker, label=label)
-            values.extend(raw[np.isfinite(raw)])
-    axes.set_title(panel.replace("_", " "))
-    axes.set_xlabel("steps")
-    axes.grid(alpha=0.3)
-    if panel == "gradient_norm" and min(values, default=0) > 0:
-        axes.set_yscale("log")
-    if len(names) > 1 or len(runs) > 1:
-        axes.legend(fontsize=7, framealpha=0.6)
-
-
-def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name runs by their folders, with as much of the path as it takes to tell them apart."""
-    folders = [path.resolve().parent if path.suffix == ".jsonl" else path.resolve() for path in paths]
-    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-length:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    raise DuoTokError("the same run is given twice; give each once")
+    return list(panels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def draw() -> None:
-        runs = {name: read_log(path) for name, path in name_runs(arguments.runs).items()}
-        draw_runs(runs, arguments.out)
+        draw_runs({str(path): read_log(path) for path in arguments.runs}, arguments.out)
         print(arguments.out)
 
     return guard(draw)

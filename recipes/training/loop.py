@@ -36,10 +36,7 @@ ValueT = TypeVar("ValueT")
 
 
 class Clock:
-    """Counts on from the seconds of earlier pieces, against a budget of minutes if there is one.
-
-    All processes go by the first one's clock, or their learning rates, and so their weights, would part.
-    """
+    """Counts on from earlier seconds, by the first process's clock, or all learning rates would part."""
 
     def __init__(self, before_seconds: float, minutes: float | None, accelerator: Accelerator) -> None:
         self._start = time.monotonic() - before_seconds

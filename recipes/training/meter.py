@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from duotok.recipes.training.batches import BatchKey, MicroBatch
 from duotok.recipes.training.task import Task
@@ -121,13 +122,6 @@ def measure_peak_flops(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     width = CPU_WIDTH if device.type == "cpu" else ACCELERATOR_WIDTH
     left, right = (torch.full((width, width), 0.5, dtype=dtype, device=device) for _ in range(2))
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    out = left @ right
-    wait()
-    fastest, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < MEASURED_SECONDS:
-        start = time.perf_counter()
-        torch.matmul(left, right, out=out)
-        wait()
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2 * width**3 / fastest
+    names = {"left": left, "right": right, "out": left @ right, "matmul": torch.matmul}
+    timer = Timer("matmul(left, right, out=out)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * width**3 / min(timer.blocked_autorange(min_run_time=MEASURED_SECONDS).times)

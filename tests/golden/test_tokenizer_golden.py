@@ -16,17 +16,9 @@ STORED = Path(__file__).with_name("tokenizer.json")
 def compute() -> dict:
     torch.manual_seed(0)
     config = DuoTokenizerConfig(
-        mel_bands=40,
-        dim=32,
-        heads=2,
-        feed_forward_dim=48,
-        blocks=2,
-        attention_window=8,
-        code_dim=6,
-        vocal_codes=64,
-        accompaniment_codes=64,
-        head_dim=16,
-    )
+        mel_bands=40, dim=32, heads=2, feed_forward_dim=48, blocks=2, attention_window=8, code_dim=6,
+        vocal_codes=64, accompaniment_codes=64, head_dim=16,
+    )  # fmt: skip
     tokenizer = DuoTokenizer(config).eval()
     times = torch.arange(96_000) / 48_000
     wave = sum(torch.sin(2 * torch.pi * f * times * (1 + 0.2 * times)) / f**0.5 for f in (220, 441, 1000))

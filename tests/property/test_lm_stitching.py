@@ -11,17 +11,10 @@ from duotok.lm.dual_track.sampling import next_window_start
 torch.manual_seed(0)
 LM = DualTrackLM(
     DualTrackLMConfig(
-        vocal_codes=5,
-        accompaniment_codes=7,
-        code_dim=4,
-        embedding_dim=4,
-        hidden_dim=8,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        feed_forward_dim=8,
+        vocal_codes=5, accompaniment_codes=7, code_dim=4, embedding_dim=4, hidden_dim=8, layers=1, heads=2,
+        key_value_heads=1, feed_forward_dim=8,
     )
-).eval()
+).eval()  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)

@@ -22,6 +22,7 @@ def test_any_wave_goes_through_at_its_length(samples, seed, gain):
     assert latents.shape == (1, 64, -(-samples // 960))
     found = VAE.decode(latents, samples)
     assert found.shape == wave.shape and bool(torch.isfinite(found).all())
+    assert VAE.decode(latents).shape[-1] == latents.shape[-1] * VAE.hop_samples
 
 
 @settings(max_examples=12, deadline=None)

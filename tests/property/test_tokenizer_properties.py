@@ -9,18 +9,10 @@ from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 torch.manual_seed(0)
 TOKENIZER = DuoTokenizer(
     DuoTokenizerConfig(
-        mel_bands=16,
-        dim=16,
-        heads=2,
-        feed_forward_dim=16,
-        blocks=1,
-        attention_window=4,
-        code_dim=4,
-        vocal_codes=16,
-        accompaniment_codes=16,
-        head_dim=8,
+        mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=4, code_dim=4,
+        vocal_codes=16, accompaniment_codes=16, head_dim=8,
     )
-).eval()
+).eval()  # fmt: skip
 
 
 @settings(max_examples=20, deadline=None)

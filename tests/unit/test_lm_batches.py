@@ -5,22 +5,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective
+from duotok.recipes.lm import train as validation
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
-from duotok.recipes.lm.train import ValidationConfig, make_validation
+from duotok.recipes.lm.train import ValidationConfig, batch_flops, make_validation
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 SIZES = {"vocal": 11, "accompaniment": 13}
 
 
-def make_lm() -> DualTrackLM:
-    settings = dict(vocal_codes=11, accompaniment_codes=13, code_dim=4, embedding_dim=8, hidden_dim=16)
-    return DualTrackLM(
-        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
-    )
+def make_lm(vocal_codes: int = 11, accompaniment_codes: int = 13) -> DualTrackLM:
+    settings = dict(vocal_codes=vocal_codes, accompaniment_codes=accompaniment_codes, code_dim=4)
+    settings |= dict(embedding_dim=8, hidden_dim=16, layers=1, heads=2, key_value_heads=1)
+    return DualTrackLM(DualTrackLMConfig(**settings, feed_forward_dim=16))
 
 
 def test_a_batch_is_a_function_of_the_generator(tmp_path: Path, make_shards) -> None:
@@ -77,22 +80,14 @@ def make_named_shards(folder: Path, songs: int, first: int = 0) -> TokenShards:
     return TokenShards(folder)
 
 
-def make_wide_lm() -> DualTrackLM:
-    settings = dict(vocal_codes=64, accompaniment_codes=64, code_dim=4, embedding_dim=8, hidden_dim=16)
-    return DualTrackLM(
-        DualTrackLMConfig(**settings, layers=1, heads=2, key_value_heads=1, feed_forward_dim=16)
-    )
-
-
 def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypatch) -> None:
-    shards, lm = make_named_shards(tmp_path, songs=40), make_wide_lm()
+    shards, lm = make_named_shards(tmp_path, songs=40), make_lm(64, 64)
     config = DataConfig(tokens="", windows=((0.8, 1.0),), hold_out=0.25)
     source = WindowSource(shards, config, lm, batch_size=300)
     trained = set(source.make_batch(np.random.default_rng(0))["target_vocal"][:, 0].tolist())
     held_out = {int(s.song.split()[1]) for s in split_songs(shards.index.songs, 0.25)[1]}
     assert trained == set(range(40)) - held_out and len(held_out) > 3
     shown = []
-    from duotok.recipes.lm import train as validation
 
     def score(lm, vocal, *rest, **options):
         shown.append(vocal)
@@ -118,7 +113,7 @@ def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypat
 
 
 def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
-    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_wide_lm()
+    shards, lm = make_named_shards(tmp_path / "a", songs=4), make_lm(64, 64)
     other = make_named_shards(tmp_path / "b", songs=3, first=10)
     for track in SIZES:
         for parameter in (lm.codes_of(track).anchor_out.weight, lm.codes_of(track).residual_out.weight):
@@ -206,9 +201,7 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     losses = {}
     for mode in ("vocal_to_accompaniment", "unconditional"):
         layout = lm.lay_out(codes, mode)
-        steps = {
-            name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
-        }
+        steps = layout.tensors()
         losses[mode] = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
         plain = LMObjective(lm)(**steps, **targets, **weights)["total"]
         added = losses[mode].get("accompaniment_prompt_nats", torch.tensor(0.0))
@@ -220,10 +213,25 @@ def test_the_prompt_loss_asks_the_prompt_steps_for_the_target() -> None:
     # What the prompt says of a frame cannot depend on the target's codes: they are PAD there.
     moved = {**codes, "accompaniment": (codes["accompaniment"] + 1) % 8}
     layout = lm.lay_out(moved, "vocal_to_accompaniment")
-    steps = {
-        name: getattr(layout, name) for name in ("vocal", "accompaniment", "segment", "position", "sheet")
-    }
+    steps = layout.tensors()
     other = LMObjective(lm, prompt_weight=0.5)(**steps, **targets, **weights)
     first = losses["vocal_to_accompaniment"]
     assert torch.allclose(other["accompaniment_prompt_nats"], first["accompaniment_prompt_nats"])
     assert not torch.allclose(other["accompaniment_nats"], first["accompaniment_nats"])
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+@pytest.mark.parametrize("mode", MODES)
+def test_operations_are_those_that_torch_counts(mode: str, prompt_weight: float, tmp_path: Path) -> None:
+    sizes = {f"{track}_codes": 64 for track in SIZES}
+    widths = dict(code_dim=12, embedding_dim=24, hidden_dim=48, heads=4, key_value_heads=2)
+    lm = DualTrackLM(DualTrackLMConfig(**sizes, **widths, layers=3, feed_forward_dim=80))
+    data = DataConfig(tokens="", windows=((1.2, 1.0),), **{name: float(name == mode) for name in MODES})
+    batch = WindowSource(make_named_shards(tmp_path, songs=2), data, lm, batch_size=2).make_batch(
+        np.random.default_rng(0)
+    )
+    counter = FlopCounterMode(display=False)
+    # The fused attention of CPUs is not among the operations that torch counts.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        LMObjective(lm, prompt_weight)(**batch)["total"].backward()
+    assert batch_flops(lm.config, batch, prompt_weight) == counter.get_total_flops()

@@ -251,11 +251,11 @@ def test_newer_names_of_normalized_weights_mean_the_same(tmp_path, v1, capsys):
 @pytest.mark.parametrize(
     ("key", "shape", "told"),  # no shape: the key is left out
     [
-        ("encoder.layers.0.weight_v", None, "first convolution of the encoder"),
-        ("encoder.layers.3.layers.1.layers.2.alpha", None, "residual unit 2 of encoder block 3"),
-        ("decoder.layers.2.layers.1.bias", None, "strided convolution of decoder block 2"),
-        ("transformers.layers.1.self_attn.to_out.weight", None, "transformer block 2"),
-        (INV_FREQ, None, "rotary positions of the transformer"),
+        ("encoder.layers.0.weight_v", None, "missing"),
+        ("encoder.layers.3.layers.1.layers.2.alpha", None, "missing"),
+        ("decoder.layers.2.layers.1.bias", None, "missing"),
+        ("transformers.layers.1.self_attn.to_out.weight", None, "missing"),
+        (INV_FREQ, None, "missing"),
         ("decoder.layers.7.bias", (2,), "1 left over"),
         ("encoder.layers.2.layers.3.beta", (1, 32, 1), "the shape (1, 32, 1), where the others need (32,)"),
         ("encoder.layers.2.layers.4.weight_v", (32, 32, 1), "(32, 32, 1), where the others need (32, 32, 4)"),

@@ -1,4 +1,4 @@
-"""The recipe of the diffusion decoder on synthetic shards: it learns, resumes, and refuses foreign parts."""
+"""Latents and the diffusion decoder's recipe on them: aligned, learned from; foreign parts are refused."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.recipes.renderer import latents as latents_recipe
 from duotok.recipes.renderer import train_diffusion as recipe
-from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, write_shard
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, encode_item, write_shard
 from duotok.recipes.training.loop import run_training
 from duotok.renderer.diffusion import DiffusionDecoder
+from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
@@ -166,3 +168,47 @@ def test_a_start_is_gone_on_from(tmp_path, tokenizer_folder, latents_folder):
     write_shard(other, 0, {"a": make_pair(120, 1)}, origin)
     with pytest.raises(CheckpointError, match="trained on the VAE vae"):
         recipe.build(load(tokenizer_folder, other, start))
+
+
+class NoiseItem:
+    """An item of any length without files."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def read(self, part: str) -> torch.Tensor:
+        return torch.randn(2, self.samples, generator=torch.Generator().manual_seed(len(part)))
+
+
+@pytest.mark.parametrize("samples", [1, 960, 961, 1920, 100_001])
+def test_two_latent_frames_per_code(tmp_path, samples, tokenizer_folder):
+    tokenizer = DuoTokenizer.from_pretrained(tokenizer_folder)
+    vae = SpectralVAE(SpectralVAEConfig(low_bins=64, group=64, decoder_blocks=0))
+    with torch.inference_mode():
+        codes, latents = encode_item(NoiseItem(samples), "accompaniment", tokenizer, vae)
+    assert len(codes) == -(-samples // 1920) and latents.shape == (2 * len(codes), 64)
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint="t", vae_fingerprint="v")
+    write_shard(tmp_path, 0, {"one": (codes, latents)}, origin)
+    shards = LatentShards(tmp_path)
+    shards.require(origin)
+    assert shards.frames == {"one": len(codes)}
+    cut = shards.draw_cut(np.random.default_rng(0), ["one"], 1, 0)
+    assert cut.codes.shape == (1,) and cut.latents.shape == (64, 2)
+    with pytest.raises(DataError, match="item x"):
+        write_shard(tmp_path, 1, {"x": (torch.zeros(3), torch.zeros(5, 64))}, origin)
+    with pytest.raises(CheckpointError, match="made by"):
+        shards.require(ShardOrigin(track="vocal", tokenizer_fingerprint="t", vae_fingerprint="v"))
+
+
+def test_a_vae_of_another_rate_is_refused(tmp_path, tiny_components, tiny_corpus, capsys):
+    vae = SpectralVAE(
+        SpectralVAEConfig(
+            mid_latents=6, side_latents=2, hop_samples=480, low_bins=64, group=64, decoder_blocks=0, dim=16
+        )
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    command = ["--tokenizer", str(tiny_components["tokenizer"]), "--vae", str(tmp_path / "vae")]
+    command += ["--manifest", str(tiny_corpus / "test.jsonl"), "--out", str(tmp_path / "latents")]
+    assert latents_recipe.main(command) == 1
+    message = capsys.readouterr().err.strip()
+    assert "latents at 100 Hz, the decoder needs 2 per code, 50 Hz" in message and "\n" not in message

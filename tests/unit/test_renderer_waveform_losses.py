@@ -8,6 +8,9 @@ from scipy.signal import freqz
 from torch import Tensor
 
 from duotok.recipes.renderer.train_waveform_vae import (
+    DiscriminatorConfig,
+    Discriminators,
+    Judgement,
     KWeighting,
     WaveformLossConfig,
     WaveformLosses,
@@ -16,7 +19,6 @@ from duotok.recipes.renderer.train_waveform_vae import (
     divergence,
     feature_matching_loss,
 )
-from duotok.renderer.discriminators import DiscriminatorConfig, Discriminators, Judgement
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.loudness import K_WEIGHTING, measure_loudness
 

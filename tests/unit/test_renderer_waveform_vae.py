@@ -55,20 +55,6 @@ def test_same_rates_and_shapes_as_the_spectral_one(vae: Autoencoder, samples):
     assert vae.decode(latents, samples).shape == (1, 2, samples)
 
 
-@torch.no_grad()
-def test_store_and_load(vae, tmp_path):
-    vae.save_pretrained(tmp_path / "vae")
-    loaded = OobleckVAE.from_pretrained(tmp_path / "vae")
-    wave = torch.randn(1, 2, 4800) * 0.1
-    assert loaded.fingerprint == vae.fingerprint
-    assert torch.equal(loaded.encode(wave), vae.encode(wave))
-
-
-def test_strides_and_widths_must_match():
-    with pytest.raises(ConfigError, match="strides"):
-        OobleckVAEConfig(strides=(2, 4))
-
-
 @pytest.mark.parametrize("samples", [1, 1114, 1115, 20_000, 48_001])
 @torch.no_grad()
 def test_another_rate_keeps_the_length_of_a_wave(ear_vae, samples):
@@ -177,18 +163,13 @@ def test_a_song_with_a_transformer_in_one_window_is_exact(monkeypatch, ear_vae):
         ({"transformer_blocks": 1, "head_dim": 48}, "head_dim"),
         ({"transformer_blocks": 1, "head_dim": 2}, "head_dim"),
         ({"strides": (1, 4, 4, 5, 6)}, "strides"),
+        ({"strides": (2, 4)}, "strides"),
         ({"sample_rate_hz": 0}, "sample_rate_hz"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, told):
     with pytest.raises(ConfigError, match=told):
         OobleckVAEConfig(**settings)
-
-
-@pytest.mark.parametrize("shape", [(2, 960), (1, 1, 960), (1, 2, 0)])
-def test_waves_of_another_shape_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"\[batch, 2, samples\]"):
-        make_vae().encode(torch.zeros(shape))
 
 
 def test_a_folder_opens_by_its_kind(tmp_path):

@@ -86,10 +86,10 @@ def test_a_batch_tells_where_each_run_is_sung():
         Cut(stems=stems, kind="vocal", lines=[(0.0, 0.4, "ti"), (0.4, 0.98, "ta")]),
     ]
     text = SentencePieceVocabulary(train_text_model(LINES, 16))
-    batch = collate_cuts(cuts, text, ("vocal",), 1.0, 0.0, np.random.default_rng(0))
+    batch = collate_cuts(cuts, text, 0.0, np.random.default_rng(0))
     assert batch["text_span"].tolist() == [[1, 0, 11], [1, 9, 26]]
     assert [text.decode(row[row >= 0].tolist()) for row in batch["text"]] == ["ti", "ta"]
-    nothing = collate_cuts(cuts, None, ("vocal",), 1.0, 0.0, np.random.default_rng(0))
+    nothing = collate_cuts(cuts, None, 0.0, np.random.default_rng(0))
     assert nothing["text"].tolist() == [[-1]] and nothing["text_span"].shape == (1, 3)
 
 
@@ -116,17 +116,9 @@ def test_vocabulary_travels_with_the_tokenizer(tmp_path):
     text = SentencePieceVocabulary(train_text_model(LINES, 16))
     assert text.decode(text.encode("la ti ma")) == "la ti ma"
     config = DuoTokenizerConfig(
-        mel_bands=16,
-        dim=16,
-        heads=2,
-        feed_forward_dim=16,
-        blocks=1,
-        attention_window=2,
-        code_dim=4,
-        vocal_codes=8,
-        accompaniment_codes=8,
-        head_dim=8,
-    )
+        mel_bands=16, dim=16, heads=2, feed_forward_dim=16, blocks=1, attention_window=2, code_dim=4,
+        vocal_codes=8, accompaniment_codes=8, head_dim=8,
+    )  # fmt: skip
     tokenizer = DuoTokenizer(config).with_heads(text=text, masks=True)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     again = DuoTokenizer.from_pretrained(tmp_path / "tokenizer")

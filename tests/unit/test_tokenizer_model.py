@@ -9,17 +9,9 @@ from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigEr
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 TINY = DuoTokenizerConfig(
-    mel_bands=32,
-    dim=32,
-    heads=2,
-    feed_forward_dim=64,
-    blocks=2,
-    attention_window=5,
-    code_dim=4,
-    vocal_codes=64,
-    accompaniment_codes=32,
-    head_dim=16,
-)
+    mel_bands=32, dim=32, heads=2, feed_forward_dim=64, blocks=2, attention_window=5, code_dim=4,
+    vocal_codes=64, accompaniment_codes=32, head_dim=16,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -31,14 +23,6 @@ def tokenizer() -> DuoTokenizer:
 def noise(samples: int, seed: int = 0) -> torch.Tensor:
     wave = 0.1 * torch.randn(1, 2, samples, generator=torch.Generator().manual_seed(seed))
     return wave * torch.linspace(0.2, 1, samples)
-
-
-@pytest.mark.parametrize(("samples", "frames"), [(1, 1), (1920, 1), (1921, 2), (96_000, 50)])
-def test_one_code_per_40_milliseconds(tokenizer, samples, frames):
-    codes = tokenizer.encode(noise(samples), "vocal")
-    assert codes.shape == (1, frames)
-    assert codes.dtype == torch.int64
-    assert 0 <= int(codes.min()) and int(codes.max()) < tokenizer.codebook_size("vocal")
 
 
 def test_chunks_give_the_codes_of_one_pass(tokenizer):

@@ -10,18 +10,9 @@ from duotok.tokenizer.model import DuoTokenizerConfig
 from duotok.tokenizer.separator import MaskSeparator, SeparationObjective, SeparatorConfig, fine_bands
 
 TINY = DuoTokenizerConfig(
-    mel_bands=32,
-    dim=32,
-    heads=2,
-    feed_forward_dim=32,
-    blocks=1,
-    attention_window=3,
-    code_dim=4,
-    vocal_codes=8,
-    accompaniment_codes=8,
-    head_dim=16,
-    mask_head=True,
-)
+    mel_bands=32, dim=32, heads=2, feed_forward_dim=32, blocks=1, attention_window=3, code_dim=4,
+    vocal_codes=8, accompaniment_codes=8, head_dim=16, mask_head=True,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,7 @@ def read_audio(
 
 
 def stream_audio(path: str | Path, block_samples: int) -> Iterator[Tensor]:
-    """Blocks float32 [2, block_samples] at 48 kHz, the last one shorter; one block in memory at a time.
-
-    Joined they are what `read_audio` gives, with its folding of channels and its errors.
-    """
+    """Blocks float32 [2, block_samples] at 48 kHz, the last one shorter: what `read_audio` gives."""
     waiting: list[np.ndarray] = []
     count = 0
     with _open(path) as file:
@@ -86,10 +83,7 @@ def resample(wave: Tensor, from_hz: float, to_hz: float, samples: int | None = N
 
 
 def resample_blocks(parts: Iterable[np.ndarray], from_hz: float, to_hz: float) -> Iterator[np.ndarray]:
-    """Blocks [n, channels] at from_hz -> blocks at to_hz: joined they are what one pass over all gives.
-
-    Together round(n * to_hz / from_hz) samples.
-    """
+    """Blocks [n, channels] at from_hz -> blocks at to_hz: joined they are what one pass over all gives."""
     resampler: soxr.ResampleStream | None = None
     given = made = channels = 0
     for part in parts:
@@ -105,10 +99,7 @@ def resample_blocks(parts: Iterable[np.ndarray], from_hz: float, to_hz: float) -
 
 
 def change_speed(wave: Tensor, speed: float) -> Tensor:
-    """Return wave [channels, samples] played faster by a factor: [channels, round(samples / speed)].
-
-    Pitch, formants and tempo go along, as on a tape.
-    """
+    """Return wave [channels, samples] played faster, as a tape is: [channels, round(samples / speed)]."""
     return wave if speed == 1.0 else resample(wave, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ)
 
 

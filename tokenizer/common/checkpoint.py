@@ -2,11 +2,11 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,67 +20,6 @@ from .files import read_json_mapping, whole_folder, write_json, write_tensors
 
 FORMAT = 1
 SHARD_BYTES = 15_000_000
-
-
-def save_component(
-    folder: str | Path,
-    model: nn.Module,
-    config: Any,
-    *,
-    kind: str,
-    extra: dict[str, Any] | None = None,
-    half: bool = False,
-) -> str:
-    """Write a component folder and return its fingerprint; the folder appears only when it is whole.
-
-    half: store floating-point weights as float16. The fingerprint is the SHA-256 of what is stored.
-    """
-    folder = Path(folder)
-    state = {name: _storable(tensor, half) for name, tensor in model.state_dict().items()}
-    fingerprint = _fingerprint(state)
-    description = {
-        "kind": kind,
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "config": asdict(config),
-        "extra": extra or {},
-    }
-    with whole_folder(folder) as temporary:
-        _write_shards(temporary, state)
-        write_json(temporary / "config.json", description, indent=2)
-    return fingerprint
-
-
-def load_component(
-    folder: str | Path, kind: str, build: Callable[[dict[str, Any]], nn.Module]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Read a component folder: the model (CPU, eval, float32, strict) and its whole config.json.
-
-    build makes the empty model from the stored config mapping. Raises CheckpointError in one line when
-    anything is missing, damaged, of another kind or of another format.
-    """
-    folder = Path(folder)
-    description = read_description(folder, kind)
-    state = {name: t.float() if t.is_floating_point() else t for name, t in _read_shards(folder).items()}
-    stored = sum(tensor.numel() for tensor in state.values())
-    with _no_larger_than(stored, folder):
-        try:
-            model = build(description["config"])
-        except (RuntimeError, MemoryError, ArithmeticError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise CheckpointError(
-                f"no model can be built from {folder / 'config.json'} ({reason}); get the folder again"
-            ) from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise CheckpointError(
-                f"the weights in {folder} do not fit its config.json, which asks for {name} of shape "
-                f"{wanted.get(name)} where they have {found.get(name)}; get the folder again"
-            )
-    model.load_state_dict(state, strict=True)
-    return model.eval(), description
 
 
 def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
@@ -102,10 +41,7 @@ def read_description(folder: str | Path, *kinds: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
-    """Raise CheckpointError while a model is built that has far more weights than are stored for it.
-
-    A config that asks for them would else fill the memory before anything is compared.
-    """
+    """Raise CheckpointError before a model with far more weights than stored fills the memory."""
     thread, largest, total = threading.get_ident(), 4 * stored + 1_000_000, 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -123,11 +59,6 @@ def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _storable(tensor: Tensor, half: bool) -> Tensor:
-    kind = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().cpu().to(kind).contiguous().clone()
 
 
 def _fingerprint(state: dict[str, Tensor]) -> str:
@@ -196,20 +127,51 @@ class Component(nn.Module, Generic[ConfigT]):
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
     ) -> None:
-        """Write the folder; half: floating-point weights as float16; extra: goes along in config.json."""
-        extra = {**self._describe_extra(), **(extra or {})}
-        self.fingerprint = save_component(folder, self, self.config, kind=self.KIND, extra=extra, half=half)
+        """Write the folder, which appears only when whole; the fingerprint is the SHA-256 of the weights.
+
+        half: floating-point weights as float16; extra: goes along in config.json.
+        """
+        state = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        if half:
+            state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+        self.fingerprint = _fingerprint(state)
+        description = {
+            "kind": self.KIND,
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "config": asdict(cast(Any, self.config)),
+            "extra": {**self._describe_extra(), **(extra or {})},
+        }
+        with whole_folder(Path(folder)) as temporary:
+            _write_shards(temporary, state)
+            write_json(temporary / "config.json", description, indent=2)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a folder (CPU, eval); raises CheckpointError where it is damaged or of another kind."""
-        model, description = load_component(
-            folder, cls.KIND, lambda config: cls(config_from_dict(cls.CONFIG, config, str(folder)))
-        )
-        assert isinstance(model, cls)
+        """Read a folder (CPU, eval, float32); CheckpointError where it is damaged or of another kind."""
+        folder = Path(folder)
+        description = read_description(folder, cls.KIND)
+        state = {n: t.float() if t.is_floating_point() else t for n, t in _read_shards(folder).items()}
+        with _no_larger_than(sum(tensor.numel() for tensor in state.values()), folder):
+            try:
+                model = cls(config_from_dict(cls.CONFIG, description["config"], str(folder)))
+            except (RuntimeError, MemoryError, ArithmeticError, TypeError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                raise CheckpointError(
+                    f"no model can be built from {folder / 'config.json'} ({reason}); get the folder again"
+                ) from error
+        wanted, found = ({n: tuple(t.shape) for n, t in s.items()} for s in (model.state_dict(), state))
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"the weights in {folder} do not fit its config.json, which asks for {name} of shape "
+                    f"{wanted.get(name)} where they have {found.get(name)}; get the folder again"
+                )
+        model.load_state_dict(state)
         model.fingerprint = description["fingerprint"]
         model._take_extra(description["extra"])
-        return model
+        return model.eval()
 
     def _describe_extra(self) -> dict[str, Any]:
         return {name: value for name in self.STORED if (value := getattr(self, name)) is not None}
@@ -223,9 +185,6 @@ AnyComponent = TypeVar("AnyComponent", bound=Component[Any])
 
 
 def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
-    """Read a folder (CPU, eval) as the class of the family whose KIND its config.json names.
-
-    Raises CheckpointError in one line when the folder is damaged or of no kind of the family.
-    """
+    """Read a folder (CPU, eval) as the class of its KIND; CheckpointError: damaged or of none of these."""
     classes = {cls.KIND: cls for cls in family}
     return classes[read_description(folder, *classes)["kind"]].from_pretrained(folder)

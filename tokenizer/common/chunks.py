@@ -20,10 +20,7 @@ class Chunk(NamedTuple):
 
 
 def plan_chunks(frames: int, size: int, halo: int, *, grain: int = 1) -> Iterator[Chunk]:
-    """Cover frames by chunks of `size` with a halo of so many frames to each side, where there are any.
-
-    grain: what is looked at begins at a multiple of it, for networks whose coarser grids must not shift.
-    """
+    """Cover frames by chunks with a halo to each side; what they look at begins at multiples of grain."""
     for start in range(0, frames, size):
         stop = min(frames, start + size)
         low = max(0, start - halo) // grain * grain

@@ -35,10 +35,7 @@ class WriteError(DataError):
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Offer an empty file to write into, which takes the place of `path` at the end of the block.
-
-    Raises WriteError where that fails; whatever stood at `path` stays then.
-    """
+    """Offer an empty file that becomes `path` at the end of the block; WriteError, and the old one stays."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -24,10 +24,7 @@ _MAPS: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
 
 
 def new_wave(channels: int, samples: int) -> Tensor:
-    """Return a silent wave float32 [channels, samples]; a large one rests on disk, see `let_go`.
-
-    Raises AudioError where the disk has no room for it.
-    """
+    """Return a silent wave float32 [channels, samples]; a large one rests on disk (AudioError: no room)."""
     size = channels * samples * _BYTES_PER_SAMPLE
     if size <= LARGEST_IN_MEMORY_BYTES:
         return torch.zeros(channels, samples)
@@ -50,10 +47,7 @@ def new_wave(channels: int, samples: int) -> Tensor:
 
 
 def let_go(wave: Tensor) -> None:
-    """Take the pages of a wave that rests on disk out of memory; they come back when they are looked at.
-
-    Of any other tensor nothing happens.
-    """
+    """Take the pages of a wave on disk out of memory, until they are looked at; other tensors stay."""
     pages = _MAPS.get(wave.untyped_storage().data_ptr())
     if pages is not None and hasattr(pages, "madvise"):
         pages.madvise(mmap.MADV_DONTNEED)  # of a shared file mapping: nothing is lost
