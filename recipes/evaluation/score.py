@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
     )
-    parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
+    parser.add_argument(
+        "--plan-only", dest="composed", action="store_false", help="whole: plans only, nothing composed"
+    )
+    parser.add_argument("--plots", type=Path, help="decoding, whole: folder for pictures")
     parser.add_argument(
         "--folder", type=Path, help="quality, whole: of tables, pictures (default: named so, at --out)"
     )

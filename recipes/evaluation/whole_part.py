@@ -1,13 +1,13 @@
 """Figures of whole songs: whether the band keeps key, time and chords from the first bar to the last.
 
 Measured on a corpus of whole songs (`duotok.recipes.corpus.popband --whole`), against what their scores say.
-The band is heard as sound or, without `settings.sound`, as what its codes stand for.
+The band is heard as sound or, without `settings.sound`, as what its codes stand for; without
+`settings.composed` nothing is played, and what the band plans is measured alone.
 """
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from duotok.recipes.evaluation.tokenizer_part import compare_chords, compare_key
 from duotok.recipes.lm.sheets import agree, label_frames
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.files import write_text
+from duotok.tokenizer.common.files import write_json
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity, measure_chroma
 from duotok.tokenizer.music.harmony import estimate_chords, read_key
+from duotok.tokenizer.music.labels import CHORDS, NO_CHORD, chords_of_blocks
 
 SHORTEST_SECONDS = 120.0  # of a whole song
 _WINDOW_SECONDS, _SHORTEST_WINDOW_SECONDS = 30.0, 15.0
@@ -41,13 +42,27 @@ _PASSAGE_BEATS = 32
 _STEPS = 4  # parts of a beat that melodies are compared at
 _LEAST_ALIKE = 0.7  # share of equal parts that a passage goes on with
 _REST = -1
+_MEANS = (  # over songs, of what a song is given
+    "chorus_chroma_correlation",
+    "chorus_chroma_correlation_real",
+    "plan_chorus_chroma_correlation",
+    "bars_right",
+    "chords_majmin",
+    "band_chords_majmin",
+    "end_beat_error_ms",
+    "end_beat_error_given_ms",
+    "silence_intro_key_right",
+    "silence_intro_tempo_right",
+    "rtf",
+)
 
 
 def measure_whole(settings: Settings) -> dict[str, float]:
     """Shares and errors over all whole songs; settings.folder gets whole.json, with a row of each song.
 
-    key_windows…: share of windows in the true key or its relative one, of the band and (_real) of the corpus'
-    own. What no song has (pauses, say) has no figure. Raises DataError without whole songs.
+    key_windows…: share of windows in the true key or its relative one; …_real of the corpus' own band, plan_…
+    of the chords that ours plans to play. What no song has (pauses, say) has no figure. Raises DataError
+    without whole songs.
     """
     whole = [item for item in read_items(settings) if item.seconds >= SHORTEST_SECONDS]
     if not whole:
@@ -59,12 +74,10 @@ def measure_whole(settings: Settings) -> dict[str, float]:
     chosen = whole[: settings.items]
     songs = []
     for number, item in enumerate(tqdm(chosen, desc="whole: songs", disable=None)):
-        songs.append(measure_song(accompanist, item, seed=settings.seed + number, sound=settings.sound))
+        band = Band(accompanist, seed=settings.seed + number, plays=settings.composed, sounds=settings.sound)
+        songs.append(measure_song(band, item))
         if settings.folder is not None:
-            rows = [
-                {name: value for name, value in vars(song).items() if value is not None} for song in songs
-            ]
-            write_text(settings.folder / "whole.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+            write_json(settings.folder / "whole.json", [asdict(song) for song in songs])
     if settings.folder is not None:
         print(f"{settings.folder}: whole.json", file=sys.stderr)
     return summarize(songs)
@@ -78,12 +91,7 @@ class Window:
     end: float
     sung: float  # share
     key: str | None  # true
-    heard: str | None  # of the band
-    heard_real: str | None  # of the corpus' own
-
-    def is_right(self, *, real: bool = False) -> bool:
-        """Whether it is the true key or the relative one."""
-        return compare_keys(self.heard_real if real else self.heard, self.key)[1]
+    heard: dict[str, str | None]  # of the band: "", the corpus' own: "_real", the chords planned: "plan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +103,14 @@ class Song:
     seconds: float
     key: str | None
     sung: float  # share
-    windows: list[dict[str, Any]]  # of 30 s
-    pauses: list[dict[str, Any]]  # of 10 to 30 s in which nobody sings
-    chorus_beats: list[int] | None  # first beat of both singings of a passage, and how many beats it has
+    windows: list[Window]  # of 30 s
+    pauses: list[Window]  # of 10 to 30 s in which nobody sings
+    chorus_beats: (
+        tuple[int, int, int] | None
+    )  # first beat of both singings of a passage, and how many beats it has
     chorus_chroma_correlation: float | None
     chorus_chroma_correlation_real: float | None
+    plan_chorus_chroma_correlation: float | None
     tempo_bpm: float | None  # true
     tempo_read_bpm: float | None
     bars_right: float | None
@@ -114,40 +125,47 @@ class Song:
     rtf: float | None  # seconds of computing per second of song
 
 
+@dataclass(frozen=True)
+class Band:
+    """Who plays, and how much of it."""
+
+    accompanist: Accompanist
+    seed: int = 0
+    plays: bool = True
+    sounds: bool = True
+
+    def begin(self, vocal: Tensor, seconds: float, **given: Any) -> Sketches:
+        """Plan the whole song and compose its first seconds."""
+        frames = round(seconds * self.accompanist.bundle.tokenizer.frame_rate_hz) if self.plays else 0
+        lm: Any = Beginner(self.accompanist.bundle.lm, frames)
+        beginner = Accompanist(replace(self.accompanist.bundle, lm=lm), str(self.accompanist.device))
+        if not frames:
+            given = {"candidates": 1, **given}  # of nothing composed one is as good as another
+        return beginner.compose(vocal, seed=self.seed, **given)
+
+
 @torch.no_grad()
-def measure_song(accompanist: Accompanist, item: Item, *, seed: int, sound: bool) -> Song:
+def measure_song(band: Band, item: Item) -> Song:
     """All that is measured of a song: played once, planned with its tempo given, begun after silence."""
     vocal = item.read("vocal")
-    sketches = accompanist.compose(vocal, seed=seed)
-    band, rtf = sketches.ranked[0], None
-    if sound:
-        made = accompanist.perform(sketches, band)
-        played = Hearing.of_wave(made.accompaniment)
+    sketches = band.begin(vocal, item.seconds + 1)
+    plan, rtf = Plan.of_sketches(sketches), None
+    heard = {"_real": Hearing(chroma=measure_chroma(item.read("accompaniment"))), "plan": plan.hearing}
+    if band.plays and band.sounds:
+        made = band.accompanist.perform(sketches, sketches.ranked[0])
+        heard[""] = Hearing(chroma=measure_chroma(made.accompaniment))
         rtf = sum(made.report["computing_seconds"].values()) / item.seconds
-    else:
-        played = Hearing(
-            chroma=band.told.chroma[0].double().numpy(),
-            sounding=at_chroma_rate(estimate_activity(band.told.mel[0])),
-        )
-    own = Hearing.of_wave(item.read("accompaniment"))
-    windows = [_listen(item, stretch, played, own) for stretch in cut_windows(item)]
-    pauses = [_listen(item, stretch, played, own) for stretch in find_pauses(item)]
-    plan = Plan.of_sketches(sketches)
+    elif band.plays:
+        heard[""] = Hearing.of_codes(sketches)
     beats = np.asarray(item.beats_seconds)
     passage = find_repetition(melody_of_beats(item))
-    correlations = [
-        None if passage is None else hearing.compare(beats, *passage) for hearing in (played, own)
-    ]
-    begun = accompanist_of(accompanist, round(_SILENCE_SECONDS * accompanist.bundle.tokenizer.frame_rate_hz))
+    alike = {name: passage and hearing.compare(beats, *passage) for name, hearing in heard.items()}
     silence = torch.zeros(2, round(_SILENCE_SECONDS * SAMPLE_RATE_HZ))
-    intro = begun.compose(torch.cat([silence, vocal], dim=1), seed=seed)
-    told = intro.ranked[0].told
-    frames = round(_SILENCE_SECONDS * CHROMA_RATE_HZ)
-    intro_key = Hearing(
-        chroma=told.chroma[0, :frames].double().numpy(),
-        sounding=at_chroma_rate(estimate_activity(told.mel[0]))[:frames],
-    ).key(0.0, _SILENCE_SECONDS)
-    intro_tempo = Plan.of_sketches(intro).tempo_between(0.0, _SILENCE_SECONDS)
+    late = band.begin(torch.cat([silence, vocal], dim=1), _SILENCE_SECONDS)
+    late_plan = Plan.of_sketches(late)
+    late_heard = Hearing.of_codes(late) if band.plays else late_plan.hearing
+    late_key = late_heard.key(0.0, _SILENCE_SECONDS)
+    late_tempo = late_plan.tempo_between(0.0, _SILENCE_SECONDS)
     first_key = true_key(item, 0.0, _SILENCE_SECONDS)
     return Song(
         id=item.id,
@@ -155,22 +173,23 @@ def measure_song(accompanist: Accompanist, item: Item, *, seed: int, sound: bool
         seconds=round(item.seconds, 3),
         key=item.key,
         sung=round(item.sung_between(0.0, item.seconds) / item.seconds, 3),
-        windows=[vars(window) for window in windows],
-        pauses=[vars(window) for window in pauses],
-        chorus_beats=None if passage is None else list(passage),
-        chorus_chroma_correlation=correlations[0],
-        chorus_chroma_correlation_real=correlations[1],
+        windows=[_listen(item, stretch, heard) for stretch in cut_windows(item)],
+        pauses=[_listen(item, stretch, heard) for stretch in find_pauses(item)],
+        chorus_beats=passage,
+        chorus_chroma_correlation=alike.get(""),
+        chorus_chroma_correlation_real=alike["_real"],
+        plan_chorus_chroma_correlation=alike["plan"],
         tempo_bpm=item.tempo_bpm,
         tempo_read_bpm=plan.tempo_between(0.0, item.seconds),
         bars_right=bars_right(sketches, item),
         chords_majmin=_majmin(plan.chords, item),
-        band_chords_majmin=_majmin(played.chords(), item),
+        band_chords_majmin=_majmin(heard[""].chords(), item) if "" in heard else None,
         end_beat_error_ms=end_beat_error_ms(plan.beats_seconds, beats),
-        end_beat_error_given_ms=_measure_given(accompanist, item, vocal),
-        silence_intro_key=intro_key,
-        silence_intro_key_right=float(compare_keys(intro_key, first_key)[1]),
-        silence_intro_tempo_bpm=intro_tempo,
-        silence_intro_tempo_right=None if item.tempo_bpm is None else is_near(intro_tempo, item.tempo_bpm),
+        end_beat_error_given_ms=_measure_given(band, item, vocal),
+        silence_intro_key=late_key,
+        silence_intro_key_right=float(compare_keys(late_key, first_key)[1]),
+        silence_intro_tempo_bpm=late_tempo,
+        silence_intro_tempo_right=None if item.tempo_bpm is None else is_near(late_tempo, item.tempo_bpm),
         rtf=rtf,
     )
 
@@ -183,9 +202,11 @@ class Hearing:
     sounding: np.ndarray | None = None  # [frames]
 
     @classmethod
-    def of_wave(cls, wave: Tensor) -> "Hearing":
-        """What is heard in wave [channels, samples] at 48 kHz."""
-        return cls(chroma=measure_chroma(wave))
+    def of_codes(cls, sketches: Sketches) -> "Hearing":
+        """What the codes ranked first stand for."""
+        told = sketches.ranked[0].told
+        sounding = at_chroma_rate(estimate_activity(told.mel[0]))
+        return cls(chroma=told.chroma[0].double().numpy(), sounding=sounding)
 
     def key(self, start: float, end: float) -> str | None:
         """The key of a stretch in seconds; None where nothing sounds."""
@@ -220,19 +241,25 @@ class Plan:
 
     bar_lines_seconds: np.ndarray
     beats_seconds: np.ndarray
-    chords: list[tuple[float, float, str]] | None
+    chords: list[tuple[float, float, str]]
+    hearing: Hearing  # of the triads of its chords
 
     @classmethod
     def of_sketches(cls, sketches: Sketches) -> "Plan":
         """The plan as report.json tells it."""
         rate_hz = CHROMA_RATE_HZ / 2
-        told = describe_sheet(sketches.sheet, rate_hz) or {"bar_lines_seconds": [], "chords": None}
-        chords = told["chords"]
+        told = describe_sheet(sketches.sheet, rate_hz) or {"bar_lines_seconds": [], "chords": []}
+        # A chord that is not known is none.
+        chords = [(start, end, name.replace("?", "N")) for start, end, name in told["chords"]]
+        frames = round(max((end for _, end, _ in chords), default=0.0) * CHROMA_RATE_HZ)
+        triads = np.zeros((CHORDS + 1, 12))  # the last is of what is unknown
+        for number in range(NO_CHORD):
+            triads[number, [(number + step) % 12 for step in (0, 3 if number >= 12 else 4, 7)]] = 1.0
         return cls(
             bar_lines_seconds=np.asarray(told["bar_lines_seconds"], dtype=float),
             beats_seconds=find_beats(sketches.sheet) / rate_hz,
-            # A chord that is not known is none.
-            chords=chords and [(start, end, name.replace("?", "N")) for start, end, name in chords],
+            chords=chords,
+            hearing=Hearing(chroma=triads[chords_of_blocks(chords, frames, CHROMA_RATE_HZ)]),
         )
 
     def tempo_between(self, start: float, end: float) -> float | None:
@@ -268,13 +295,7 @@ class Beginner(nn.Module):
         return replace(made, codes=nn.functional.pad(made.codes, (0, total - made.codes.shape[-1])))
 
 
-def accompanist_of(accompanist: Accompanist, frames: int) -> Accompanist:
-    """The same accompanist, who plans whole songs and composes so many frames of them."""
-    lm: Any = Beginner(accompanist.bundle.lm, frames)
-    return Accompanist(replace(accompanist.bundle, lm=lm), str(accompanist.device))
-
-
-def _measure_given(accompanist: Accompanist, item: Item, vocal: Tensor) -> float | None:
+def _measure_given(band: Band, item: Item, vocal: Tensor) -> float | None:
     """Error of the last beats where tempo and first bar line are given; None if the song keeps no tempo."""
     beats = np.asarray(item.beats_seconds)
     tempo = steady_tempo(beats)
@@ -283,7 +304,7 @@ def _measure_given(accompanist: Accompanist, item: Item, vocal: Tensor) -> float
     given: dict[str, Any] = {"tempo_bpm": tempo}
     if "downbeat_seconds" in {field.name for field in fields(Request)}:
         given["downbeat_seconds"] = item.downbeats_seconds[0]
-    sketches = accompanist_of(accompanist, 0).compose(vocal, **given)
+    sketches = band.begin(vocal, 0.0, **given)
     return end_beat_error_ms(Plan.of_sketches(sketches).beats_seconds, beats)
 
 
@@ -317,7 +338,7 @@ def is_near(found: float | None, tempo: float) -> float:
     return float(found is not None and abs(found / tempo - 1) <= _TEMPO_TOLERANCE)
 
 
-def _majmin(found: list[tuple[float, float, str]] | None, item: Item) -> float | None:
+def _majmin(found: list[tuple[float, float, str]], item: Item) -> float | None:
     if not found or not item.chords:
         return None
     right, counted = compare_chords(found, item.chords, item.seconds)
@@ -354,15 +375,14 @@ def true_key(item: Item, start: float, end: float) -> str | None:
     return label if longest > 0 else item.key
 
 
-def _listen(item: Item, stretch: tuple[float, float], played: Hearing, own: Hearing) -> Window:
+def _listen(item: Item, stretch: tuple[float, float], heard: Mapping[str, Hearing]) -> Window:
     start, end = stretch
     return Window(
         start=round(start, 3),
         end=round(end, 3),
         sung=round(item.sung_between(start, end) / (end - start), 3),
         key=true_key(item, start, end),
-        heard=played.key(start, end),
-        heard_real=own.key(start, end),
+        heard={name: hearing.key(start, end) for name, hearing in heard.items()},
     )
 
 
@@ -403,31 +423,20 @@ def find_repetition(melody: np.ndarray) -> tuple[int, int, int] | None:
 def summarize(songs: Sequence[Song]) -> dict[str, float]:
     """Means over songs, shares of all their windows, and how many of each there are."""
     figures: dict[str, float] = {"songs": len(songs), "song_seconds": sum(song.seconds for song in songs)}
+    windows = [window for song in songs for window in song.windows]
     kinds = {
-        "": [Window(**each) for song in songs for each in song.windows],
-        "_sung": [
-            w for song in songs for w in (Window(**each) for each in song.windows) if w.sung >= _SUNG_SHARE
-        ],
-        "_unsung": [Window(**each) for song in songs for each in song.pauses],
+        "": windows,
+        "_sung": [window for window in windows if window.sung >= _SUNG_SHARE],
+        "_unsung": [window for song in songs for window in song.pauses],
     }
-    for kind, windows in kinds.items():
-        if windows:
-            figures[f"key_windows{kind}_count"] = len(windows)
-            figures[f"key_windows{kind}"] = float(np.mean([window.is_right() for window in windows]))
-            real = [window.is_right(real=True) for window in windows]
-            figures[f"key_windows{kind}_real"] = float(np.mean(real))
-    for name in (
-        "chorus_chroma_correlation",
-        "chorus_chroma_correlation_real",
-        "bars_right",
-        "chords_majmin",
-        "band_chords_majmin",
-        "end_beat_error_ms",
-        "end_beat_error_given_ms",
-        "silence_intro_key_right",
-        "silence_intro_tempo_right",
-        "rtf",
-    ):
+    for kind, found in kinds.items():
+        if found:
+            figures[f"key_windows{kind}_count"] = len(found)
+        for name in found[0].heard if found else ():
+            label = f"plan_key_windows{kind}" if name == "plan" else f"key_windows{kind}{name}"
+            right = [compare_keys(window.heard[name], window.key)[1] for window in found]
+            figures[label] = float(np.mean(right))
+    for name in _MEANS:
         values = [getattr(song, name) for song in songs if getattr(song, name) is not None]
         if values:
             figures[name] = float(np.mean(values))
