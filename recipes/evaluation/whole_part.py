@@ -347,8 +347,9 @@ def _majmin(found: list[tuple[float, float, str]], item: Item) -> float | None:
 
 def cut_windows(item: Item) -> list[tuple[float, float]]:
     """Windows of 30 s in seconds; a last one of less than 15 s is left out."""
-    starts = np.arange(0.0, max(item.seconds - _SHORTEST_WINDOW_SECONDS, 0.1), _WINDOW_SECONDS)
-    return [(float(start), min(float(start) + _WINDOW_SECONDS, item.seconds)) for start in starts]
+    starts = np.arange(0.0, item.seconds, _WINDOW_SECONDS).tolist()
+    windows = [(start, min(start + _WINDOW_SECONDS, item.seconds)) for start in starts]
+    return [(start, end) for start, end in windows if start == 0 or end - start >= _SHORTEST_WINDOW_SECONDS]
 
 
 def find_pauses(item: Item) -> list[tuple[float, float]]:
@@ -412,7 +413,7 @@ def find_repetition(melody: np.ndarray) -> tuple[int, int, int] | None:
         sums = np.concatenate([[0.0], gains.cumsum()])
         lowest = np.minimum.accumulate(sums)
         end = int((sums - lowest).argmax())
-        start = int(sums[: end + 1].argmin())
+        start = end - int(sums[end::-1].argmin())  # the last of equals: it begins with singing
         count = min(end - start, lag)  # the passage does not run into itself
         gain = float(sums[start + count] - sums[start])
         if count >= _PASSAGE_BEATS and (best is None or gain > best[0]):
