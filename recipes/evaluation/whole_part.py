@@ -8,27 +8,33 @@ The band is heard as sound or, without `settings.sound`, as what its codes stand
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from duotok.lm.contract import Candidates
+from duotok.lm.sheet.columns import PLACE, PLACES, UNKNOWN
 from duotok.recipes.accompany.pipeline import Accompanist, Sketches
 from duotok.recipes.accompany.request import Request
 from duotok.recipes.accompany.wishes import describe_sheet, find_beats
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Settings, read_items
-from duotok.recipes.evaluation.tokenizer_part import compare_chords, compare_keys
+from duotok.recipes.evaluation.quality_report import save_figure
+from duotok.recipes.evaluation.tokenizer_part import Chord, compare_chords, compare_keys
 from duotok.recipes.lm.sheets import agree, label_frames
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_json
 from duotok.tokenizer.music.chroma import CHROMA_RATE_HZ, at_chroma_rate, estimate_activity, measure_chroma
 from duotok.tokenizer.music.harmony import estimate_chords, read_key
-from duotok.tokenizer.music.labels import CHORDS, NO_CHORD, chords_of_blocks
+from duotok.tokenizer.music.labels import CHORDS, NO_CHORD, chords_of_blocks, key_of, triad_of
 
 SHORTEST_SECONDS = 120.0  # of a whole song
 _WINDOW_SECONDS, _SHORTEST_WINDOW_SECONDS = 30.0, 15.0
@@ -58,7 +64,7 @@ _MEANS = (  # over songs, of what a song is given
 
 
 def measure_whole(settings: Settings) -> dict[str, float]:
-    """Shares and errors over all whole songs; settings.folder gets whole.json, with a row of each song.
+    """Shares and errors over all whole songs; settings.folder gets whole.json, settings.plots pictures.
 
     key_windows…: share of windows in the true key or its relative one; …_real of the corpus' own band, plan_…
     of the chords that ours plans to play. What no song has (pauses, say) has no figure. Raises DataError
@@ -75,7 +81,7 @@ def measure_whole(settings: Settings) -> dict[str, float]:
     songs = []
     for number, item in enumerate(tqdm(chosen, desc="whole: songs", disable=None)):
         band = Band(accompanist, seed=settings.seed + number, plays=settings.composed, sounds=settings.sound)
-        songs.append(measure_song(band, item))
+        songs.append(measure_song(band, item, settings.plots))
         if settings.folder is not None:
             write_json(settings.folder / "whole.json", [asdict(song) for song in songs])
     if settings.folder is not None:
@@ -145,8 +151,11 @@ class Band:
 
 
 @torch.no_grad()
-def measure_song(band: Band, item: Item) -> Song:
-    """All that is measured of a song: played once, planned with its tempo given, begun after silence."""
+def measure_song(band: Band, item: Item, plots: Path | None = None) -> Song:
+    """All that is measured of a song: played once, planned with its tempo given, begun after silence.
+
+    The folder plots gets a picture of it.
+    """
     vocal = item.read("vocal")
     sketches = band.begin(vocal, item.seconds + 1)
     plan, rtf = Plan.of_sketches(sketches), None
@@ -167,7 +176,7 @@ def measure_song(band: Band, item: Item) -> Song:
     late_key = late_heard.key(0.0, _SILENCE_SECONDS)
     late_tempo = late_plan.tempo_between(0.0, _SILENCE_SECONDS)
     first_key = true_key(item, 0.0, _SILENCE_SECONDS)
-    return Song(
+    song = Song(
         id=item.id,
         song=item.song,
         seconds=round(item.seconds, 3),
@@ -192,6 +201,12 @@ def measure_song(band: Band, item: Item) -> Song:
         silence_intro_tempo_right=None if item.tempo_bpm is None else is_near(late_tempo, item.tempo_bpm),
         rtf=rtf,
     )
+    if plots is not None:
+        chords = {"true": item.chords, "planned": plan.chords}
+        if "" in heard:
+            chords["heard"] = heard[""].chords()
+        draw_song(song, item, sketches, chords, plots / f"whole-{item.id}.png")
+    return song
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +308,61 @@ class Beginner(nn.Module):
                 options[name] = options[name][: self.frames]
         made = self.lm.compose(source_codes[..., : self.frames], **options)
         return replace(made, codes=nn.functional.pad(made.codes, (0, total - made.codes.shape[-1])))
+
+
+def draw_song(
+    song: Song, item: Item, sketches: Sketches, chords: Mapping[str, Sequence[Chord]], path: Path
+) -> None:
+    """Draw over time what is sung, how far the bars are off, chords and keys; a color is a root."""
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(2, 2, len(chords), 4))
+    for start, end, pitch, _ in item.notes:
+        axes[0].plot([start, end], [pitch, pitch], color="black", linewidth=2)
+    axes[0].set_ylabel("sung pitch")
+    written = label_frames(item, CHROMA_RATE_HZ / 2)[:, PLACE]
+    if sketches.sheet is not None:
+        frames = min(len(written), len(sketches.sheet))
+        off = (sketches.sheet[:frames, PLACE] - written[:frames] + PLACES // 2) % PLACES - PLACES // 2
+        known = (written[:frames] != UNKNOWN) & (sketches.sheet[:frames, PLACE] != UNKNOWN)
+        times = np.flatnonzero(known.numpy()) * 2 / CHROMA_RATE_HZ
+        axes[1].plot(times, off[known], ".", markersize=1, color="black")
+    axes[1].axhspan(-1.5, 1.5, color="tab:green", alpha=0.2)
+    axes[1].set(ylim=(-PLACES / 2 - 1, PLACES / 2), ylabel="bars off, sixteenths")
+    for row, found in enumerate(chords.values()):
+        _draw_labels(axes[2], row, [(start, end, triad_of(label), label) for start, end, label in found])
+    axes[2].set_yticks(range(len(chords)), [f"chords, {name}" for name in chords])
+    windows = sorted([*song.windows, *song.pauses], key=lambda window: window.start)
+    rows = {"true": [window.key for window in windows]}
+    for name in windows[0].heard if windows else ():
+        label = {"": "band", "_real": "real band", "plan": "planned"}[name]
+        rows[label] = [window.heard[name] for window in windows]
+    for row, keys in enumerate(rows.values()):
+        # A pause lies below the window that it is in.
+        for window, key in zip(windows, keys, strict=True):
+            if key is not None:
+                place = row + (0.2 if window in song.pauses else -0.2)
+                _draw_labels(axes[3], place, [(window.start, window.end, key_of(key), key)], height=0.38)
+    axes[3].set_yticks(range(len(rows)), [f"key, {name}" for name in rows])
+    axes[3].set(xlabel="seconds", xlim=(0, item.seconds))
+    for each in axes[2:]:
+        each.invert_yaxis()
+    bars = "" if song.bars_right is None else f", bars right {song.bars_right:.2f}"
+    majmin = "" if song.chords_majmin is None else f", chords {song.chords_majmin:.2f}"
+    figure.suptitle(f"{item.id} (song {item.song}, {item.key}){bars}{majmin}")
+    save_figure(figure, path)
+
+
+def _draw_labels(
+    axes: Axes, row: float, spans: Sequence[tuple[float, float, int, str]], *, height: float = 0.9
+) -> None:
+    """Bars of (start, end, chord or key class, label), minor ones paler."""
+    for start, end, number, label in spans:
+        if not 0 <= number < NO_CHORD:
+            continue
+        color = colormaps["hsv"](number % 12 / 12)
+        axes.barh(row, end - start, height, left=start, color=color, alpha=0.45 if number >= 12 else 0.9)
+        if end - start >= 5:
+            axes.text((start + end) / 2, row, label, fontsize=6, ha="center", va="center")
 
 
 def _measure_given(band: Band, item: Item, vocal: Tensor) -> float | None:

@@ -169,7 +169,8 @@ def test_whole_songs_are_measured(
 ):
     monkeypatch.setattr(whole_part, "SHORTEST_SECONDS", 5.0)
     monkeypatch.setattr(whole_part, "_SILENCE_SECONDS", 4.0)
-    assert run(tiny_corpus, tiny_bundle, tmp_path / "results.json", "--items", "2", *options) == 0
+    options = ("--items", "2", "--plots", str(tmp_path), *options)
+    assert run(tiny_corpus, tiny_bundle, tmp_path / "results.json", *options) == 0
     figures = json.loads((tmp_path / "results.json").read_text())
     assert figures["whole.songs"] == 2 and figures["whole.song_seconds"] == 16
     assert 0 <= figures["whole.bars_right"] <= 1 and 0 <= figures["whole.plan_key_windows"] <= 1
@@ -177,4 +178,5 @@ def test_whole_songs_are_measured(
     assert ("whole.key_windows" in figures) == has_band == ("whole.band_chords_majmin" in figures)
     assert ("whole.rtf" in figures) == has_sound
     rows = json.loads((tmp_path / "whole" / "whole.json").read_text())
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["whole-test-0.png", "whole-test-1.png"]
     assert [row["id"] for row in rows] == ["test-0", "test-1"] and len(rows[0]["windows"]) == 1
