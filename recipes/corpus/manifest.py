@@ -40,6 +40,7 @@ class Item:
     style: str
     # start, end, text: the sung sentences of a recording without a score; "" = sung, the words are unknown
     lyrics: list[tuple[float, float, str]] = field(default_factory=list)
+    keys: list[tuple[float, float, str]] = field(default_factory=list)  # of a song that leaves its key
     # The files are played faster (above 0) or slower, to sound so many semitones higher; all that is said of
     # the music, its times among it, is said of what is then heard. See `transpose`.
     semitones: int = 0
@@ -143,9 +144,10 @@ def item_from_line(line: str, root: Path) -> Item:
             (float(start), float(end), int(pitch), str(syllable))
             for start, end, pitch, syllable in values["notes"]
         ]
-        values["lyrics"] = [
-            (float(start), float(end), str(text)) for start, end, text in values.get("lyrics", [])
-        ]
+        for name in ("lyrics", "keys"):
+            values[name] = [
+                (float(start), float(end), str(text)) for start, end, text in values.get(name, [])
+            ]
         return Item(root=root, **values)
     except (TypeError, ValueError) as error:
         raise DataError(f"bad value: {error}") from error

@@ -38,6 +38,7 @@ def transpose_item(item: Item, semitones: int) -> Item:
         downbeats_seconds=[move(beat) for beat in item.downbeats_seconds],
         chords=[(move(a), move(b), transpose_label(label, semitones)) for a, b, label in item.chords],
         key=None if item.key is None else transpose_label(item.key, semitones),
+        keys=[(move(a), move(b), transpose_label(label, semitones)) for a, b, label in item.keys],
         notes=[(move(a), move(b), pitch + semitones, text) for a, b, pitch, text in item.notes],
         lyrics=[(move(a), move(b), text) for a, b, text in item.lyrics],
     )

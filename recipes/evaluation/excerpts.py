@@ -27,7 +27,8 @@ class Settings:
     recordings: Path | None = None  # folder of real recordings, for the VAE
     vae: Path | None = None  # folder of a VAE to measure alone, in place of the bundle's renderer
     speed: bool = True  # whether `generate` (on 30 s and 180 s), encoding and decoding are also timed
-    sound: bool = True  # whether `decoding` and `long` also render what they compose, and listen to it
+    sound: bool = True  # whether `decoding`, `long` and `whole` render what they compose, and listen to it
+    composed: bool = True  # whether `whole` composes; else it measures what the band plans, in seconds
     plots: Path | None = None  # folder for the pictures of the parts that draw some
     folder: Path | None = None  # of quality's table and picture; None = only its figures
 

@@ -1,7 +1,7 @@
 """Measure a bundle on the test songs.
 
 Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] --out results.json
-PART is one of PARTS, or all. Only DIR/test.jsonl is read; settings are chosen on --split validation. The
+PART is one of MODULES, or all. Only DIR/test.jsonl is read; settings are chosen on --split validation. The
 figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
 has a table and a picture of its own.
@@ -10,6 +10,7 @@ has a table and a picture of its own.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +21,12 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
+_ALONE = "separation lm renderer quality generate decoding long tuning whole".split()  # each in NAME_part
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
-    **{
-        name: f"{name}_part"
-        for name in ("separation", "lm", "renderer", "quality", "generate", "decoding", "long", "tuning")
-    },
+    **{name: f"{name}_part" for name in _ALONE},
 }
-PARTS = tuple(MODULES)
+PARTS = tuple(part for part in MODULES if part != "whole")  # of "all": whole songs are a corpus of their own
 
 
 def measure(part: str, settings: "Settings") -> dict[str, float]:
@@ -39,7 +38,7 @@ def measure(part: str, settings: "Settings") -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Measure a bundle on the test songs.")
-    parser.add_argument("part", choices=(*PARTS, "all"))
+    parser.add_argument("part", choices=(*MODULES, "all"))
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")
     parser.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
     parser.add_argument("--out", type=Path, required=True, help="results.json to write or to update")
@@ -57,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
-    parser.add_argument("--no-sound", dest="sound", action="store_false", help="decoding, long: codes only")
-    parser.add_argument("--plots", type=Path, help="decoding: folder for guidance.png")
     parser.add_argument(
-        "--folder", type=Path, help="of quality's table and picture (default: quality, at --out)"
+        "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
+    )
+    parser.add_argument(
+        "--plan-only", dest="composed", action="store_false", help="whole: plans only, nothing composed"
+    )
+    parser.add_argument("--plots", type=Path, help="decoding, whole: folder for pictures")
+    parser.add_argument(
+        "--folder", type=Path, help="quality, whole: of tables, pictures (default: named so, at --out)"
     )
     arguments = parser.parse_args(argv)
 
@@ -71,10 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         options = {name: value for name, value in vars(arguments).items() if name not in ("part", "out")}
         options["bundle"] = arguments.bundle or default_bundle()
-        options["folder"] = arguments.folder or arguments.out.parent / "quality"
         settings = Settings(**options)
         for part in PARTS if arguments.part == "all" else (arguments.part,):
-            figures = measure(part, settings)
+            figures = measure(part, replace(settings, folder=arguments.folder or arguments.out.parent / part))
             merge_results(arguments.out, part, figures)
             for name, value in sorted(figures.items()):
                 print(f"{part}.{name} = {value:.4g}")

@@ -22,6 +22,7 @@ from duotok.recipes.corpus.popband.voicebank import (
     save_bank,
 )
 from duotok.recipes.corpus.popband.voices import VOICES
+from duotok.recipes.corpus.scores import pop909
 from duotok.tokenizer.common.errors import DataError
 
 PHRASES = 1
@@ -81,9 +82,16 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, split: str = "train") -> ItemMaker:
+def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, whole: bool = False) -> ItemMaker:
     order = Order(
-        songs=songs, out=out, split=split, seed=1, sound_font=sound_font, voice_cache=voices, phrases=PHRASES
+        songs=songs,
+        out=out,
+        split="train",
+        seed=1,
+        sound_font=sound_font,
+        voice_cache=voices,
+        phrases=PHRASES,
+        whole=whole,
     )
     return ItemMaker(order)
 
@@ -110,6 +118,21 @@ def test_an_item_depends_on_nothing_but_seed_split_and_index(
     assert np.diff(first.beats_seconds) == pytest.approx(60 / first.tempo_bpm, abs=2e-3)
 
 
+def test_a_whole_song_is_one_item(
+    songs: Path, voices: Path, sound_font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pop909, "SHORTEST_SONG_SECONDS", 70.0)
+    maker = make_maker(songs, voices, sound_font, tmp_path, whole=True)
+    assert maker.order.count_items() == 1
+    item = maker.make(0)
+    assert item.id == "train-whole-00000" and len(item.beats_seconds) == 160
+    assert item.seconds == pytest.approx(83.0 * 120 / item.tempo_bpm, abs=0.2)
+    tail = item.read("accompaniment", start_seconds=item.seconds - 1.5)
+    assert tail[:, :4_800].abs().max() > 10 * tail[:, -480:].abs().max() > 0  # rings out, down to the room
+    drums = item.read("drums", start_seconds=item.downbeats_seconds[-1] + 1.5, seconds=0.4)
+    assert drums.abs().max() < item.read("drums").abs().max() / 4
+
+
 def test_the_command_resumes_and_writes_whole_items(
     songs: Path, voices: Path, sound_font: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -124,6 +147,10 @@ def test_the_command_resumes_and_writes_whole_items(
     assert [path.name for path in (out / "audio" / "test").iterdir()] == ["test-00000"]
     assert popband.main([*command, "--hours", "0.005"]) == 0
     assert "0 new items" in capsys.readouterr().out
+    assert popband.main([*command, "--hours", "0.1", "--whole"]) == 0  # the song has only 80 s
+    told = capsys.readouterr()
+    assert "0 new items" in told.out and "song 864 lasts 83 s; whole songs last 120 to 300 s" in told.err
+    assert [path.name for path in (out / "audio" / "test").iterdir()] == ["test-00000"]
 
 
 @pytest.mark.parametrize(

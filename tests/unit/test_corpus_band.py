@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style
-from duotok.recipes.corpus.scores.pop909 import Excerpt, Note, Song, Span, cut_excerpt, label_chords
+from duotok.recipes.corpus.scores.pop909 import (
+    RING_SECONDS,
+    Excerpt,
+    Note,
+    Song,
+    Span,
+    cut_excerpt,
+    label_chords,
+    whole_song,
+)
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.music.labels import parse_chord
 
 
@@ -79,6 +89,33 @@ def test_the_bass_plays_chord_tones_and_rests_without_a_chord(style: Style):
         chords = [parse_chord(span.label) for span in spans]
         tones = {(chord[0] + tone) % 12 for chord in chords if chord for tone in chord[1]}
         assert pitch % 12 in tones
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_a_whole_song_has_its_rests_and_rings_out(style: Style):
+    song = make_song(beats=275)  # 137.5 s, sung from 8 s on; the last chord is G:7
+    whole = whole_song(song, stretch=1.1, semitones=2)
+    length = 137.4 + RING_SECONDS  # the last note's end
+    assert whole.seconds == pytest.approx(1.1 * length, abs=0.1) and whole.melody[0].start > 8
+    assert [span.label for span in whole.keys] == ["D:maj", "E:maj"] and whole.key == "D:maj"
+    assert whole.keys[1].start == pytest.approx(1.1 * 137.5 / 2)
+    assert whole.chords[-1].label == "A:7" and whole.chords[-1].end == whole.seconds
+    last = whole.last_bar_seconds
+    assert last == pytest.approx(1.1 * 136.0) and len(whole.beats) == 275
+    stems = Band(whole, style, np.random.default_rng(0)).arrange()
+    strokes = [note for part in stems["drums"] for note in part.notes if note[0] > last - 0.02]
+    assert (
+        sorted(note[2] for note in strokes) == [DRUM_KEYS["kick"], DRUM_KEYS["crash"]] or not stems["drums"]
+    )
+    struck = [note for note in stems["bass"][0].notes if note[0] > last - 0.02]
+    assert len(struck) == 1 and struck[0][1] > last + 0.7 * (whole.seconds - last)
+
+
+@pytest.mark.parametrize("stretch, seconds", [(0.5, 120.0), (3.0, 300.0)])
+def test_whole_songs_last_2_to_5_minutes(stretch: float, seconds: float):
+    assert whole_song(make_song(beats=300), stretch=stretch, semitones=0).seconds == pytest.approx(seconds)
+    with pytest.raises(DataError, match="song 001 lasts 63 s; whole songs last 120 to 300 s"):
+        whole_song(make_song(beats=120), stretch=1.0, semitones=0)
 
 
 def test_the_same_seed_gives_the_same_arrangement():

@@ -27,7 +27,8 @@ def item(tiny_corpus: Path) -> Item:
 
 
 def test_written_items_are_read_back(item: Item, tmp_path: Path):
-    items = [replace(item, id=name, root=tmp_path) for name in "abc"]
+    keys = [(0.0, 0.5, "C:maj")]
+    items = [replace(item, id=name, root=tmp_path, keys=keys if name == "b" else []) for name in "abc"]
     write_manifest(tmp_path / "train.jsonl", items[:2])
     append_items(tmp_path / "train.jsonl", items[2:])
     assert read_manifest(tmp_path / "train.jsonl") == items

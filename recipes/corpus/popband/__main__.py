@@ -39,10 +39,11 @@ def render_split(order: "Order", seconds: float, workers: int) -> int:
         shutil.rmtree(leftover)
     if total >= seconds:
         return 0
+    count = order.count_items()
     ahead: set[int] = set()  # handed out, and not yet in the manifest
 
     def tasks() -> Iterator[int]:
-        for index in itertools.count():
+        for index in itertools.count() if count is None else range(count):
             if order.item_id(index) not in done:
                 ahead.add(index)
                 yield index
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--workers", type=int, default=2, help="processes, each single-threaded")
     option("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
     option("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
+    option("--whole", action="store_true", help="whole songs of 2 to 5 minutes, each once, not excerpts")
     option("--phrases", type=int, default=60, help="spoken phrases analysed per voice")
     arguments = parser.parse_args(argv)
     if arguments.hours <= 0 or arguments.workers < 1 or arguments.phrases < 1 or arguments.seed < 0:
@@ -110,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
             sound_font=find_sound_font(arguments.sound_font),
             voice_cache=arguments.voice_cache or arguments.out / "voices",
             phrases=arguments.phrases,
+            whole=arguments.whole,
         )
         if not order.songs.exists():
             raise DuoTokError(f"{order.songs} does not exist; give the POP909 folder or tar.gz")

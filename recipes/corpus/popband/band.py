@@ -197,6 +197,12 @@ class Band:
                 in_bar += 1
         return steps
 
+    def _rings(self, step: Step) -> bool:
+        """Whether the song ends here: chords are struck once and ring out, the drums are silent."""
+        return (
+            self.excerpt.last_bar_seconds is not None and step.start >= self.excerpt.last_bar_seconds - 0.02
+        )
+
     def _level(self, step: Step) -> int:
         return int(self.density[step.bar // self.block_bars])
 
@@ -228,6 +234,10 @@ class Band:
         fills = rng.random() < 0.8
         toms = ("snare", "high_tom", "mid_tom", "low_tom")
         for step in self.steps:
+            if self._rings(step):
+                for name in ("kick", "crash"):  # the song's last stroke
+                    self._add(part, step.start, self.excerpt.seconds, DRUM_KEYS[name], STROKES["X"])
+                break
             level = self._level(step)
             end_of_block = step.bar % self.block_bars == self.block_bars - 1
             if step.position == 0 and step.bar % self.block_bars == 0 and step.bar > 0 and level > 0:
@@ -278,6 +288,8 @@ class Band:
         previous = self.steps[index - 1].start if index else -1.0
         if index == 0 or self._chord_end(previous) <= step.start + 0.02:
             return "R"
+        if self._rings(step):
+            return None if self._rings(self.steps[index - 1]) else "R"
         tone = pattern[step.position]
         if tone == "A":
             return "5"
@@ -294,8 +306,10 @@ class Band:
         low = int(rng.integers(50, 60))
         guitar = 24 <= part.program <= 31
         loudness = rng.uniform(58, 80)
-        for step in self.steps:
+        for index, step in enumerate(self.steps):
             mark = pattern[step.position]
+            if self._rings(step):
+                mark = "D" if self._bass_tone(".", index) else "."
             if mark == "." or (self._level(step) == 0 and style.name not in ("ballad", "folk", "bossa")):
                 continue
             chord = self._chord(step.start)
@@ -308,7 +322,7 @@ class Band:
                 pitch = tones[tone % len(tones)] + 12 * (tone // len(tones))
                 self._add(part, step.start, min(chord_end, step.start + 0.9), pitch, loudness)
                 continue
-            longest = {"D": 8, "d": 2, "m": 0.5}[mark]
+            longest = 1e6 if self._rings(step) else {"D": 8, "d": 2, "m": 0.5}[mark]
             end = min(chord_end, step.start + longest * (step.end - step.start))
             strum = rng.uniform(0.004, 0.014) if guitar else 0.0
             if guitar and mark == "D":

@@ -11,7 +11,15 @@ from duotok.recipes.corpus.popband.band import STYLES, Band, Part
 from duotok.recipes.corpus.popband.singing import draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
-from duotok.recipes.corpus.scores.pop909 import Excerpt, Note, Songs, cut_excerpt, label_chords
+from duotok.recipes.corpus.scores.pop909 import (
+    RING_SECONDS,
+    Excerpt,
+    Note,
+    Songs,
+    cut_excerpt,
+    label_chords,
+    whole_song,
+)
 from duotok.recipes.corpus.worker_pool import run_all
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
@@ -309,10 +317,15 @@ class Order:
     sound_font: Path
     voice_cache: Path
     phrases: int
+    whole: bool = False  # each item is a whole song, in place of a random stretch of one
 
     def item_id(self, index: int) -> str:
         """Name of an item."""
-        return f"{self.split}-{index:05d}"
+        return f"{self.split}-whole-{index:05d}" if self.whole else f"{self.split}-{index:05d}"
+
+    def count_items(self) -> int | None:
+        """How many items there are at most: each song once if they are whole; None = any number."""
+        return len(Songs(self.songs).of_split(self.split)) if self.whole else None
 
 
 @functools.cache
@@ -362,9 +375,12 @@ class ItemMaker:
         cut_seed = int(rng.integers(2**31))
         choices = []
         for semitones in keys:
-            excerpt = cut_excerpt(
-                song, np.random.default_rng(cut_seed), stretch=stretch, semitones=int(semitones)
-            )
+            if self.order.whole:
+                excerpt = whole_song(song, stretch=stretch, semitones=int(semitones))
+            else:
+                excerpt = cut_excerpt(
+                    song, np.random.default_rng(cut_seed), stretch=stretch, semitones=int(semitones)
+                )
             melody, cost = place_melody(excerpt, voice)
             choices.append((cost, excerpt, melody))
         _, excerpt, melody = min(choices, key=lambda choice: choice[0])
@@ -372,9 +388,9 @@ class ItemMaker:
         vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
         parts = Band(excerpt, style, rng).arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
-        fade_out(vocal)
-        for wave in band.values():
-            fade_out(wave)
+        fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
+        for wave in (vocal, *band.values()):
+            fade_out(wave, fade_seconds)
         mix = mix_stems(vocal, band, rng)
         name = self.order.item_id(index)
         self._write(name, mix)
@@ -392,6 +408,9 @@ class ItemMaker:
             downbeats_seconds=[round(excerpt.beats[beat], 4) for beat in excerpt.downbeats],
             chords=label_chords(excerpt),
             key=excerpt.key,
+            keys=[(round(span.start, 4), round(span.end, 4), span.label) for span in excerpt.keys]
+            if self.order.whole and len(excerpt.keys) > 1
+            else [],
             notes=[
                 (round(note.start, 4), round(note.end, 4), note.pitch, text)
                 for note, text in zip(melody, texts, strict=True)
@@ -410,7 +429,7 @@ class ItemMaker:
                 soundfile.write(temporary / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def fade_out(wave: np.ndarray, seconds: float = 0.06) -> None:
-    """Fade the last moment to silence, in place: the excerpt ends inside a song."""
+def fade_out(wave: np.ndarray, seconds: float) -> None:
+    """Fade the last seconds to silence, in place: an excerpt ends inside a song, a whole one rings out."""
     samples = int(seconds * SAMPLE_RATE_HZ)
     wave[..., -samples:] *= np.linspace(1, 0, samples, dtype=np.float32)

@@ -1,13 +1,14 @@
 """POP909 (Wang et al. 2020): pop melodies with piano arrangement, beats, chords and keys, by song number.
 
-An `Excerpt` is a stretch of a song, moved to another tempo and key: the score that one item is rendered from.
+An `Excerpt` is a stretch of a song or the whole of it, moved to another tempo and key: the score that one
+item is rendered from.
 """
 
 import io
 import re
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mido
@@ -24,6 +25,8 @@ LONGEST_PEDAL_SECONDS = 2.0
 SHORTEST_SECONDS, LONGEST_SECONDS = 30.0, 60.0
 SUNG_SHARE = 0.4  # least part of an excerpt with a sung note
 LATEST_ENTRY_SECONDS = 8.0  # of the first sung note
+SHORTEST_SONG_SECONDS, LONGEST_SONG_SECONDS = 120.0, 300.0
+RING_SECONDS = 3.0  # of a whole song after its last note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +255,16 @@ class Excerpt:
     beats: tuple[float, ...]
     downbeats: tuple[int, ...]  # indices into beats
     chords: tuple[Span, ...]  # cover the excerpt without gaps; labels may have inversions
-    key: str
+    keys: tuple[Span, ...]  # in order; at least one
+    last_bar_seconds: float | None = None  # of a whole song: from here on its chords only ring out
+
+    @property
+    def key(self) -> str:
+        """The key that most of it is in."""
+        labels = dict.fromkeys(span.label for span in self.keys)
+        return max(
+            labels, key=lambda label: sum(span.end - span.start for span in self.keys if span.label == label)
+        )
 
     @property
     def beat_seconds(self) -> float:
@@ -292,7 +304,39 @@ def choose_bars(song: Song, stretch: float, rng: np.random.Generator) -> tuple[f
 
 def cut_excerpt(song: Song, rng: np.random.Generator, *, stretch: float, semitones: int) -> Excerpt:
     """A random stretch of the song, slower by `stretch` and higher by `semitones`."""
-    start, end = choose_bars(song, stretch, rng)
+    return _cut(song, *choose_bars(song, stretch, rng), stretch=stretch, semitones=semitones)
+
+
+def whole_song(song: Song, *, stretch: float, semitones: int) -> Excerpt:
+    """All of the song, slower by `stretch` as far as it stays within 2 to 5 minutes; its end rings out.
+
+    Raises DataError for a song that is shorter or longer by itself.
+    """
+    played = max(song.melody[-1].end, song.beats[-1], *(note.end for note in song.piano))
+    length = played + RING_SECONDS
+    if not SHORTEST_SONG_SECONDS <= length <= LONGEST_SONG_SECONDS:
+        raise DataError(
+            f"song {song.name} lasts {length:.0f} s; whole songs last "
+            f"{SHORTEST_SONG_SECONDS:.0f} to {LONGEST_SONG_SECONDS:.0f} s"
+        )
+    stretch = float(np.clip(stretch, SHORTEST_SONG_SECONDS / length, LONGEST_SONG_SECONDS / length))
+    whole = _cut(song, 0.0, length, stretch=stretch, semitones=semitones)
+    sounding = [span for span in whole.chords if span.label != "N"]
+    last_bar = whole.beats[whole.downbeats[-1]]
+    if not sounding:
+        raise DataError(f"song {song.name} has no chords")
+    last = replace(sounding[-1], end=whole.seconds)
+    ringing = played * stretch - 0.5  # what sounds until here is not damped
+    piano = tuple(
+        replace(note, end=whole.seconds) if note.start >= last_bar and note.end > ringing else note
+        for note in whole.piano
+    )
+    before = tuple(span for span in whole.chords if span.start < last.start)
+    return replace(whole, piano=piano, chords=(*before, last), last_bar_seconds=last_bar)
+
+
+def _cut(song: Song, start: float, end: float, *, stretch: float, semitones: int) -> Excerpt:
+    """The song from `start` to `end` in its own seconds."""
 
     def moved(notes: tuple[Note, ...]) -> tuple[Note, ...]:
         return tuple(
@@ -309,7 +353,9 @@ def cut_excerpt(song: Song, rng: np.random.Generator, *, stretch: float, semiton
     inside = [index for index, time in enumerate(song.beats) if start - 1e-6 <= time < end - 1e-6]
     beats = tuple((song.beats[index] - start) * stretch for index in inside)
     downbeats = tuple(index - inside[0] for index in song.downbeats if inside[0] <= index <= inside[-1])
-    key = max(song.keys, key=lambda span: min(span.end, end) - max(span.start, start)).label
+    inside_keys = [span for span in song.keys if min(span.end, end) > max(span.start, start)]
+    if not inside_keys:  # an excerpt of what the labels leave out: the nearest key
+        inside_keys = [max(song.keys, key=lambda span: min(span.end, end) - max(span.start, start))]
     melody = moved(song.melody)
     if not melody or len(beats) < 4:
         raise DataError(f"song {song.name}: no melody between {start:.1f} and {end:.1f} s")
@@ -321,7 +367,14 @@ def cut_excerpt(song: Song, rng: np.random.Generator, *, stretch: float, semiton
         beats=beats,
         downbeats=downbeats,
         chords=tuple(_cut_chords(song.chords, start, end, stretch, semitones)),
-        key=transpose_label(key, semitones),
+        keys=tuple(
+            Span(
+                start=(max(span.start, start) - start) * stretch,
+                end=(min(span.end, end) - start) * stretch,
+                label=transpose_label(span.label, semitones),
+            )
+            for span in inside_keys
+        ),
     )
 
 
