@@ -7,7 +7,7 @@ The band is heard as sound or, without `settings.sound`, as what its codes stand
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from tqdm import tqdm
 from duotok.lm.contract import Candidates
 from duotok.lm.sheet.columns import PLACE, PLACES, UNKNOWN
 from duotok.recipes.accompany.pipeline import Accompanist, Sketches
-from duotok.recipes.accompany.request import Request
-from duotok.recipes.accompany.wishes import describe_sheet, find_beats
+from duotok.recipes.accompany.wishes import describe_plan, find_beats
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Settings, read_items
 from duotok.recipes.evaluation.quality_report import save_figure
@@ -262,8 +261,7 @@ class Plan:
     @classmethod
     def of_sketches(cls, sketches: Sketches) -> "Plan":
         """The plan as report.json tells it."""
-        rate_hz = CHROMA_RATE_HZ / 2
-        told = describe_sheet(sketches.sheet, rate_hz) or {"bar_lines_seconds": [], "chords": []}
+        told = describe_plan(sketches.plan) or {"bar_lines_seconds": [], "chords": []}
         # A chord that is not known is none.
         chords = [(start, end, name.replace("?", "N")) for start, end, name in told["chords"]]
         frames = round(max((end for _, end, _ in chords), default=0.0) * CHROMA_RATE_HZ)
@@ -272,7 +270,7 @@ class Plan:
             triads[number, [(number + step) % 12 for step in (0, 3 if number >= 12 else 4, 7)]] = 1.0
         return cls(
             bar_lines_seconds=np.asarray(told["bar_lines_seconds"], dtype=float),
-            beats_seconds=find_beats(sketches.sheet) / rate_hz,
+            beats_seconds=find_beats(sketches.plan),
             chords=chords,
             hearing=Hearing(chroma=triads[chords_of_blocks(chords, frames, CHROMA_RATE_HZ)]),
         )
@@ -320,10 +318,11 @@ def draw_song(
         axes[0].plot([start, end], [pitch, pitch], color="black", linewidth=2)
     axes[0].set_ylabel("sung pitch")
     written = label_frames(item, CHROMA_RATE_HZ / 2)[:, PLACE]
-    if sketches.sheet is not None:
-        frames = min(len(written), len(sketches.sheet))
-        off = (sketches.sheet[:frames, PLACE] - written[:frames] + PLACES // 2) % PLACES - PLACES // 2
-        known = (written[:frames] != UNKNOWN) & (sketches.sheet[:frames, PLACE] != UNKNOWN)
+    if sketches.plan is not None:
+        sheet = sketches.plan.sheet
+        frames = min(len(written), len(sheet))
+        off = (sheet[:frames, PLACE] - written[:frames] + PLACES // 2) % PLACES - PLACES // 2
+        known = (written[:frames] != UNKNOWN) & (sheet[:frames, PLACE] != UNKNOWN)
         times = np.flatnonzero(known.numpy()) * 2 / CHROMA_RATE_HZ
         axes[1].plot(times, off[known], ".", markersize=1, color="black")
     axes[1].axhspan(-1.5, 1.5, color="tab:green", alpha=0.2)
@@ -371,10 +370,7 @@ def _measure_given(band: Band, item: Item, vocal: Tensor) -> float | None:
     tempo = steady_tempo(beats)
     if tempo is None or not item.downbeats_seconds or not 55 <= tempo <= 210:
         return None
-    given: dict[str, Any] = {"tempo_bpm": tempo}
-    if "downbeat_seconds" in {field.name for field in fields(Request)}:
-        given["downbeat_seconds"] = item.downbeats_seconds[0]
-    sketches = band.begin(vocal, 0.0, **given)
+    sketches = band.begin(vocal, 0.0, tempo_bpm=tempo, downbeat_seconds=item.downbeats_seconds[0])
     return end_beat_error_ms(Plan.of_sketches(sketches).beats_seconds, beats)
 
 
@@ -396,11 +392,11 @@ def end_beat_error_ms(found: np.ndarray, beats: np.ndarray) -> float | None:
 
 def bars_right(sketches: Sketches, item: Item) -> float | None:
     """Share of frames whose place in the bar is within a sixteenth of the true one; unknown ones are not."""
-    if sketches.sheet is None:
+    if sketches.plan is None:
         return None
-    written = label_frames(item, CHROMA_RATE_HZ / 2)
-    frames = min(len(written), len(sketches.sheet))
-    return agree([(sketches.sheet[:frames], written[:frames])]).get("bar_agreement")
+    written, sheet = label_frames(item, CHROMA_RATE_HZ / 2), sketches.plan.sheet
+    frames = min(len(written), len(sheet))
+    return agree([(sheet[:frames], written[:frames])]).get("bar_agreement")
 
 
 def is_near(found: float | None, tempo: float) -> float:
