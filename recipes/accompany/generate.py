@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
     text = "chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)"
     add("--chords", metavar="FILE", help=text)
+    text = "cents of the singer over A = 440 Hz; auto (default) listens, off plays at 440 Hz"
+    add("--tuning", default="auto", metavar="auto|off|CENTS", help=text)
     add("--prefix", metavar="FILE", help="a given start of the accompaniment that the band goes on from")
 
     text = "what is played (defaults are those of the model in the package)"

@@ -30,6 +30,7 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
+from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import describe_sheet, find_beats, find_rests, keep_rests, make_sheet
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
@@ -49,6 +50,7 @@ from duotok.tokenizer.music.chroma import (
 from duotok.tokenizer.music.harmony import estimate_chords, read_key
 from duotok.tokenizer.music.pitch import measure_coherence, sung_pitch
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
+from duotok.tokenizer.music.tuning import PitchClock
 
 STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
@@ -74,6 +76,9 @@ class Sketches:
     request: Request  # with its files read
     settings: GenerationSettings
     vocal: Vocal  # the one given, or separated from the mix
+    pitched: Vocal  # the same at A = 440 Hz, to which everything is composed
+    pitch_clock: PitchClock | None  # from one to the other; None: they are the same
+    tuning: Mapping[str, Any]  # what the report says of it
     told: ReadOut  # what the vocal's codes say
     sheet: Tensor | None  # the lead sheet that the band plays from [frames, COLUMNS]
     prefix_frames: int  # how many codes were given
@@ -241,12 +246,17 @@ class Accompanist:
         clock = StageClock(progress)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
-            given = None if request.prefix is None else self._encode_prefix(request.prefix)
-            vocal_codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
+            pitch_clock, tuning = find_pitch_clock(vocal.wave, request.tuning)
+            pitched, prefix, wishes = vocal, request.prefix, request.wishes()
+            if pitch_clock is not None:
+                pitched = replace(vocal, wave=pitch_clock.bring_to_pitch(vocal.wave))
+                prefix = None if prefix is None else pitch_clock.bring_to_pitch(prefix)
+                wishes = bring_to_pitch(wishes, pitch_clock)
+            given = None if prefix is None else self._encode_prefix(prefix)
+            vocal_codes = self.bundle.tokenizer.encode(pitched.listened.to(self.device), "vocal")[0].cpu()
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            wishes = request.wishes()
             sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes)
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
@@ -270,6 +280,9 @@ class Accompanist:
             request=request,
             settings=settings,
             vocal=vocal,
+            pitched=pitched,
+            pitch_clock=pitch_clock,
+            tuning=tuning,
             told=told,
             sheet=sheet,
             prefix_frames=0 if given is None else len(given),
@@ -314,7 +327,8 @@ class Accompanist:
         """Render a composition, set the level, listen to the result."""
         tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
         vocal, settings, clock = sketches.vocal, sketches.settings, sketches.clock
-        codes, samples = composition.codes, vocal.wave.shape[-1]
+        codes, pitched, pitch_clock = composition.codes, sketches.pitched, sketches.pitch_clock
+        samples = pitched.wave.shape[-1]
         with clock.stage("paint"):
             features = tokenizer.features(codes[None].to(self.device), "accompaniment")[0]
             latents = renderer.render_latents(
@@ -326,23 +340,27 @@ class Accompanist:
             )
         with clock.stage("sound"):
             wave = renderer.decode(latents, samples, clock.counter("sound", latents.shape[-1])).cpu().float()
-        if wave.shape != vocal.wave.shape or not math.isfinite(peak(wave)):
+        if wave.shape != pitched.wave.shape or not math.isfinite(peak(wave)):
             raise ConfigError("the model made no usable sound; choose milder settings or another --device")
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.sheet, tokenizer.frame_rate_hz)
-            mixdown = mix_down(vocal.wave, wave, accompaniment_db=settings.accompaniment_db)
+            band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
+            mixdown = mix_down(vocal.wave, band, accompaniment_db=settings.accompaniment_db)
             music = describe_music(
-                vocal=vocal.wave,
-                mixdown=mixdown,
+                vocal=pitched.wave,
+                mixdown=mixdown if pitch_clock is None else replace(mixdown, accompaniment=wave),
                 read_outs={"vocal": sketches.told, "accompaniment": composition.told},
                 sheet=sketches.sheet,
             )
+            if pitch_clock is not None:
+                music = bring_back(music, pitch_clock) | _describe_length(vocal.wave)
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
                 stems = _split(mixdown.accompaniment, sketches.separator)
         report = {
             "vocal": vocal.name,
             **music,
+            "tuning": dict(sketches.tuning),
             "ranking": composition.fit.describe(),
             "seed": composition.seed,
             "settings": asdict(settings),
@@ -435,8 +453,7 @@ def describe_music(
         tempo_bpm = estimate_tempo(envelope)
         beats = track_beats(envelope, tempo_bpm) if tempo_bpm is not None else beats
     return {
-        "seconds": round(vocal.shape[-1] / SAMPLE_RATE_HZ, 6),
-        "samples": vocal.shape[-1],
+        **_describe_length(vocal),
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "tempo_bpm": _rounded(tempo_bpm, 2),
         "beats_seconds": [round(float(beat), 3) for beat in beats],
@@ -454,6 +471,10 @@ def describe_music(
         },
         "lead_sheet": lead_sheet,
     }
+
+
+def _describe_length(wave: Tensor) -> dict[str, Any]:
+    return {"seconds": round(wave.shape[-1] / SAMPLE_RATE_HZ, 6), "samples": wave.shape[-1]}
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -29,11 +29,12 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 1000),
     "render_guidance": (0.0, 100.0),
     "accompaniment_db": (-60.0, 30.0),
+    "tuning": (-100.0, 100.0),
     "seed": (0, 2**63 - 1),
     "variations": (1, 99),
 }
 # Options of `generate` that are not called as the field they set.
-_OPTIONS = {"guidance": "--cfg", "accompaniment_db": "--level"}
+_OPTIONS = {"guidance": "--cfg", "accompaniment_db": "--level", "tuning": "--tuning"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class Request:
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
     tempo_bpm: float | None = None  # of four beats in a bar; None: as it is sung
     chords: "str | Path | Chart | None" = None  # a chart to play; None, and where it is silent: what fits
+    tuning: str | float = "auto"  # cents of the singer over A = 440 Hz; "off": as if there were none
     seed: int = 0  # of the first candidate; the others have the numbers after it
     variations: int = 1  # how many accompaniments are wanted, best first
     keep: int | None = None  # how many of the variations are rendered; None: all
@@ -84,6 +86,8 @@ class Request:
     def __post_init__(self) -> None:
         if (self.vocal is None) == (self.mix is None):
             raise ConfigError("give either a vocal or a mix, and not both")
+        if self.tuning not in ("auto", "off"):
+            object.__setattr__(self, "tuning", _read_cents(self.tuning))
         for name in ("seed", "variations"):
             _check_number(name, getattr(self, name))
         if self.keep is not None and (type(self.keep) is not int or not 1 <= self.keep <= self.variations):
@@ -166,6 +170,16 @@ def parse_defaults(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--default {text!r}: {value!r} is not a number") from error
     resolve_settings({}, values)
     return values
+
+
+def _read_cents(tuning: str | float) -> float:
+    """A tuning in cents, which may be a text; ConfigError if it is none."""
+    try:
+        value = float(tuning) if isinstance(tuning, str) else tuning
+    except ValueError as error:
+        raise ConfigError(f"tuning (--tuning) must be auto, off or cents, got {tuning!r}") from error
+    _check_number("tuning", value)
+    return value
 
 
 def _check_number(name: str, value: Any) -> None:

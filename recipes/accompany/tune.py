@@ -1,0 +1,69 @@
+"""The singer's tuning as a request knows it: found or given, and what is said in seconds on both clocks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from duotok.recipes.accompany.wishes import SheetWishes
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
+from duotok.tokenizer.music.pitch import sung_pitch
+from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
+
+_LEAST_CENTS = 3.0  # hardly anybody hears less, and what is not resampled stays as it is
+_ON_THE_CLOCK = ("chords", "sections")  # of the report: rows that begin with times; so does all in "…_seconds"
+
+
+def find_pitch_clock(vocal: Tensor, asked: str | float) -> tuple[PitchClock | None, dict[str, Any]]:
+    """Return the clock on which a vocal [2, samples] is at A = 440 Hz, and what report.json says of it.
+
+    asked: "auto", "off", or the singer's cents. None: the vocal is left as it is, for it is at pitch already,
+    or nobody can say how it is tuned, or nobody wants it.
+    """
+    seconds = vocal.shape[-1] / SAMPLE_RATE_HZ
+    told: dict[str, Any] = {"cents": None, "drift_cents": None, "confidence": None, "applied": False}
+    if asked == "off":
+        return None, told
+    if not isinstance(asked, str):
+        told |= {"cents": float(asked), "drift_cents": 0.0, "applied": asked != 0}
+        return (PitchClock(float(asked), seconds) if asked else None), told
+    tuning = estimate_tuning(sung_pitch(vocal))
+    if tuning is None:
+        return None, told
+    told |= {"confidence": round(tuning.confidence, 3)}
+    if tuning.confidence < LEAST_CONFIDENCE:
+        return None, told
+    told |= {"cents": round(tuning.cents, 2), "drift_cents": round(tuning.drift_cents, 2)}
+    if abs(tuning.cents) < _LEAST_CENTS and tuning.drift_cents == 0:
+        return None, told
+    return PitchClock(tuning.curve if tuning.drift_cents else tuning.cents, seconds), told | {"applied": True}
+
+
+def bring_to_pitch(wishes: SheetWishes, clock: PitchClock) -> SheetWishes:
+    """Wishes of a song, its tempo and its times, as they are when it is at pitch."""
+    chart = wishes.chart and [
+        (*(float(time) for time in clock.to_pitched(np.array([start, end]))), label)
+        for start, end, label in wishes.chart
+    ]
+    tempo_bpm = wishes.tempo_bpm and wishes.tempo_bpm / clock.mean_speed
+    return replace(wishes, tempo_bpm=tempo_bpm, chart=chart)
+
+
+def bring_back(music: Any, clock: PitchClock, *, timed: bool = False) -> Any:
+    """The musical part of report.json, written of a song at pitch, with its times as they are in the song.
+
+    timed: whether a number in it is a time.
+    """
+    if isinstance(music, Mapping):
+        found = {
+            name: bring_back(value, clock, timed=name in _ON_THE_CLOCK or name.endswith("_seconds"))
+            for name, value in music.items()
+        }
+        if music.get("tempo_bpm") is not None:
+            found["tempo_bpm"] = round(music["tempo_bpm"] * clock.mean_speed, 2)
+        return found
+    if isinstance(music, list):
+        return [bring_back(value, clock, timed=timed) for value in music]
+    return round(float(clock.to_song(music)), 3) if timed and isinstance(music, float) else music
