@@ -24,7 +24,7 @@ MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{
         name: f"{name}_part"
-        for name in ("separation", "lm", "renderer", "quality", "generate", "decoding", "long")
+        for name in ("separation", "lm", "renderer", "quality", "generate", "decoding", "long", "tuning")
     },
 }
 PARTS = tuple(MODULES)

@@ -22,10 +22,11 @@ LEAST_DRIFT_CENTS = 15.0  # what moves less is one tuning, sung as people sing
 _POINT_SECONDS = 1.0  # between two points of the curve
 _KNOT_SECONDS = 0.1  # between two points of a clock; its speed is constant from one to the next
 _NOTE_FRAMES = 0.25 * PITCH_RATE_HZ  # frames nearer than that share one error of the singer's
+_VIBRATO_FRAMES = 9  # about one turn of a vibrato, over which the pitch is averaged
 _GLIDE = 5.0  # semitones a second, at which a frame counts half
 _BINS = 50  # of 2 cents
 _STEP_CENTS = 3.0  # by which a tuning moves in one second, as a rule
-_STIFFNESS_SECONDS = 5.0  # what lasts less than about four times that is the melody's, not the tuning's
+_STIFFNESS_SECONDS = 8.0  # what lasts less than about four times that is the melody's, not the tuning's
 _ITERATIONS = 30
 _OVERSAMPLING = 2
 _TAPS = 8  # of Lagrange's interpolation
@@ -49,16 +50,23 @@ class Tuning:
 def estimate_tuning(pitches: np.ndarray) -> Tuning | None:
     """Return the tuning of a whole song, None where hardly anything is sung.
 
-    pitches: [frames] MIDI pitch at 50 Hz, NaN where nothing is sung, as `sung_pitch` gives it. Each frame says
-    where it is between two semitones, a glide less than a held note. The deviation is followed through time
+    pitches: [frames] MIDI pitch at 50 Hz, NaN where nothing is sung, as `sung_pitch` gives it. Each frame,
+    averaged over a turn of a vibrato, says where it is between two semitones, a glide less than a held note. The deviation is followed through time
     by its likeliest path round the circle of a semitone, so that it can drift by any amount, and smoothed; a
     drift below LEAST_DRIFT_CENTS is left out.
     """
-    glide = np.abs(np.gradient(pitches)) * PITCH_RATE_HZ if len(pitches) > 1 else np.full(len(pitches), np.nan)
-    weights = np.where(np.isfinite(glide), 1 / (1 + np.square(np.nan_to_num(glide) / _GLIDE)), 0.0)
+    if len(pitches) < 2:
+        return None
+    voiced, window = np.isfinite(pitches), np.ones(_VIBRATO_FRAMES)
+    count = np.convolve(voiced, window, mode="same")[: len(pitches)]
+    pitches = np.convolve(np.where(voiced, pitches, 0.0), window, mode="same")[: len(pitches)]
+    pitches = pitches / np.maximum(count, 1)
+    glide = np.gradient(pitches) * PITCH_RATE_HZ
+    held = voiced & (count > _VIBRATO_FRAMES / 2)
+    weights = np.where(held, 1 / (1 + np.square(glide / _GLIDE)), 0.0)
     if weights.sum() < 2 * _NOTE_FRAMES:
         return None
-    turns = weights * np.exp(2j * np.pi * np.nan_to_num(pitches))
+    turns = weights * np.exp(2j * np.pi * pitches)
     size = round(_POINT_SECONDS * PITCH_RATE_HZ)
     heights, masses = (
         np.pad(values, (0, -len(values) % size)).reshape(-1, size).sum(axis=1) for values in (turns, weights)
