@@ -250,7 +250,7 @@ class Accompanist:
             pitched, prefix, wishes = vocal, request.prefix, request.wishes()
             if pitch_clock is not None:
                 pitched = replace(vocal, wave=pitch_clock.bring_to_pitch(vocal.wave))
-                prefix = None if prefix is None else pitch_clock.bring_to_pitch(prefix)
+                prefix = pitch_clock.bring_to_pitch(prefix) if isinstance(prefix, Tensor) else None
                 wishes = bring_to_pitch(wishes, pitch_clock)
             given = None if prefix is None else self._encode_prefix(prefix)
             vocal_codes = self.bundle.tokenizer.encode(pitched.listened.to(self.device), "vocal")[0].cpu()

@@ -13,7 +13,7 @@ from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
 
 _LEAST_CENTS = 3.0  # hardly anybody hears less, and what is not resampled stays as it is
-_ON_THE_CLOCK = ("chords", "sections")  # of the report: rows that begin with times; so does all in "…_seconds"
+_TIMED = ("chords", "sections")  # of the report: rows that begin with times; so is all in "…_seconds"
 
 
 def find_pitch_clock(vocal: Tensor, asked: str | float) -> tuple[PitchClock | None, dict[str, Any]]:
@@ -58,7 +58,7 @@ def bring_back(music: Any, clock: PitchClock, *, timed: bool = False) -> Any:
     """
     if isinstance(music, Mapping):
         found = {
-            name: bring_back(value, clock, timed=name in _ON_THE_CLOCK or name.endswith("_seconds"))
+            name: bring_back(value, clock, timed=name in _TIMED or name.endswith("_seconds"))
             for name, value in music.items()
         }
         if music.get("tempo_bpm") is not None:

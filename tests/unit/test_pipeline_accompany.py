@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -8,6 +9,7 @@ import torch
 from duotok.recipes.accompany.pipeline import STAGES, Accompanist, choose_device
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
+from duotok.tokenizer.music.tuning import PitchClock
 
 HOP = 1_920
 
@@ -163,3 +165,37 @@ def test_the_report_has_the_lead_sheet(accompanist, vocal, result):
     assert [0.4, 1.2, "D:min"] in told["chords"]
     assert told["tempo_bpm"] is None or told["tempo_bpm"] == pytest.approx(180, rel=0.05)
     assert not torch.equal(made.codes, result.codes)
+
+
+@pytest.mark.parametrize("cents", [-40.0, np.linspace(-30, 30, 6)])
+def test_the_band_is_in_the_singers_tuning(accompanist, make_singing, cents):
+    vocal = torch.from_numpy(make_singing(6.02).T)
+    clock = PitchClock(cents, 6.02)
+    vocal = clock.bring_back(vocal, vocal.shape[1])
+    sketches = accompanist.compose(vocal, steps=1, chords=[(1.0, 3.0, "D:min")])
+    made = accompanist.perform(sketches, sketches.ranked[0])
+    told = made.report["tuning"]
+    assert told["applied"] and told["cents"] == pytest.approx(np.mean(cents), abs=4)
+    assert told["drift_cents"] == pytest.approx(np.ptp(cents), abs=12)
+    assert made.accompaniment.shape == (2, vocal.shape[1]) and made.report["samples"] == vocal.shape[1]
+    gain = 10 ** (made.report["levels"]["mix_gain_db"] / 20)
+    assert torch.allclose(made.mix, gain * (vocal.repeat(2, 1) + made.accompaniment), atol=2e-3)
+    # What was played at pitch, heard at pitch again; a random band is noise, some of it too high to be kept.
+    left_alone = replace(sketches, pitch_clock=None, vocal=sketches.pitched)
+    at_pitch = accompanist.perform(left_alone, sketches.ranked[0]).accompaniment[:, :240_000]
+    heard = sketches.pitch_clock.bring_to_pitch(made.accompaniment)[:, :240_000]
+    assert np.corrcoef(heard.flatten(), at_pitch.flatten())[0, 1] > 0.95
+    chords = made.report["lead_sheet"]["chords"]
+    assert [[1, 3]] == [[round(time, 1) for time in chord[:2]] for chord in chords if chord[2] == "D:min"]
+    assert chords[-1][1] == pytest.approx(6.02, abs=0.05)
+
+
+def test_a_singer_at_pitch_or_of_unknown_tuning_is_left_alone(accompanist, vocal, result):
+    assert not result.report["tuning"]["applied"] and abs(result.report["tuning"]["cents"]) < 3
+    off = accompanist.accompany(vocal, seed=3, steps=2, tuning="off")
+    assert torch.equal(off.mix, result.mix) and off.report["tuning"]["cents"] is None
+    noise = accompanist.accompany(0.1 * torch.randn(2, 96_000), steps=1).report["tuning"]
+    assert not noise["applied"] and noise["cents"] is None
+    given = accompanist.accompany(vocal, seed=3, steps=2, tuning=100)
+    assert given.report["tuning"]["applied"] and len(given.codes) > len(result.codes)
+    assert given.accompaniment.shape == result.accompaniment.shape

@@ -36,6 +36,7 @@ def test_chosen_over_bundle_over_general():
         "keep": (0, 2, 1.0),
         "tempo": (0.0, 54.0, 300.0, float("nan")),
         "separator": ("magic",),
+        "tuning": (101, -100.5, "flat", float("nan")),
     }.items(),
 )
 def test_a_request_refuses_what_cannot_be_and_names_it(name, values):

@@ -6,6 +6,7 @@ with the singer when it is played as much slower. `PitchClock` does both, for a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soxr
@@ -14,7 +15,7 @@ from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
-from ..common.long_waves import BLOCK_SAMPLES, let_go, new_wave
+from ..common.long_waves import let_go, new_wave
 from .pitch import PITCH_RATE_HZ
 
 LEAST_CONFIDENCE = 0.2  # below this nobody can say how the singer is tuned: speech, rap, noise
@@ -30,6 +31,7 @@ _STIFFNESS_SECONDS = 8.0  # what lasts less than about four times that is the me
 _ITERATIONS = 30
 _OVERSAMPLING = 2
 _TAPS = 8  # of Lagrange's interpolation
+_BLOCK_SAMPLES = 200_000
 _MARGIN = 256  # samples beside a block, so that its borders do not matter
 
 
@@ -51,9 +53,9 @@ def estimate_tuning(pitches: np.ndarray) -> Tuning | None:
     """Return the tuning of a whole song, None where hardly anything is sung.
 
     pitches: [frames] MIDI pitch at 50 Hz, NaN where nothing is sung, as `sung_pitch` gives it. Each frame,
-    averaged over a turn of a vibrato, says where it is between two semitones, a glide less than a held note. The deviation is followed through time
-    by its likeliest path round the circle of a semitone, so that it can drift by any amount, and smoothed; a
-    drift below LEAST_DRIFT_CENTS is left out.
+    averaged over a turn of a vibrato, says where it is between two semitones, a glide less than a held note.
+    The deviation is followed through time by its likeliest path round the circle of a semitone, so that it
+    can drift by any amount, and smoothed; a drift below LEAST_DRIFT_CENTS is left out.
     """
     if len(pitches) < 2:
         return None
@@ -77,7 +79,7 @@ def estimate_tuning(pitches: np.ndarray) -> Tuning | None:
     if np.ptp(curve) < LEAST_DRIFT_CENTS / 100:
         curve = np.full(len(curve), np.angle(heights.sum()) / (2 * np.pi))
     mean = float(np.average(curve, weights=masses))
-    along = (heights * np.exp(-2j * np.pi * curve)).sum().real / masses.sum()
+    along = np.real(heights @ np.exp(-2j * np.pi * curve)) / masses.sum()
     # What is left of it beyond what chance gives so few notes.
     confidence = np.sqrt(max(0.0, max(0.0, along) ** 2 - 3 * _NOTE_FRAMES / masses.sum()))
     shift = round(mean)
@@ -89,7 +91,7 @@ def _unwrap(heights: np.ndarray) -> np.ndarray:
     bins = np.arange(_BINS) / _BINS
     away = (bins[:, None] - bins[None] + 0.5) % 1 - 0.5  # [to, from]
     cost = np.square(100 * away / (_STEP_CENTS * _POINT_SECONDS)) / 2
-    agreement = (heights[:, None] * np.exp(-2j * np.pi * bins)).real * 2 / _NOTE_FRAMES  # [points, bins]
+    agreement = np.real(heights[:, None] * np.exp(-2j * np.pi * bins)) * 2 / _NOTE_FRAMES  # [points, bins]
     score, links = agreement[0], np.zeros((len(heights), _BINS), dtype=int)
     for point in range(1, len(heights)):
         total = score[None] - cost
@@ -116,19 +118,18 @@ def _smooth(heights: np.ndarray, masses: np.ndarray, curve: np.ndarray) -> np.nd
     matrix = penalty.copy()
     matrix[-1] += masses
     for _ in range(_ITERATIONS):
-        pull = (heights * np.exp(-2j * np.pi * curve)).imag / (2 * np.pi)
+        pull = np.imag(heights * np.exp(-2j * np.pi * curve)) / (2 * np.pi)
         curve = solveh_banded(matrix, masses * curve + pull)
     return curve
 
 
 def _squared_differences(points: int, order: int) -> np.ndarray:
-    """Upper bands [3, points] of the matrix of the sum of squared differences of an order of `points` values."""
+    """Upper bands [3, points] of the matrix of the sum of squared differences of an order, 1 or 2."""
     bands = np.zeros((3, points))
-    kernel = np.array([[-1.0, 1.0], [1.0, -2.0, 1.0]][order - 1], dtype=object).astype(float)
+    kernel = (-1.0, 1.0) if order == 1 else (1.0, -2.0, 1.0)
     for first, left in enumerate(kernel):
-        for second in range(first, len(kernel)):
-            apart = second - first
-            bands[2 - apart, second : points - order + second] += left * kernel[second]
+        for second, right in enumerate(kernel[first:], start=first):
+            bands[2 - second + first, second : points - order + second] += left * right
     return bands
 
 
@@ -149,12 +150,12 @@ class PitchClock:
         self._pitched = np.concatenate([[0.0], np.cumsum(speeds * np.diff(self._song))])
         self.seconds = seconds
 
-    def to_pitched(self, seconds: np.ndarray | float) -> np.ndarray:
-        """Where moments of the song are when it is at pitch, in seconds."""
+    def to_pitched(self, seconds: Any) -> Any:
+        """Where moments of the song are when it is at pitch, in seconds: of one, or an array of them."""
         return np.interp(seconds, self._song, self._pitched)
 
-    def to_song(self, seconds: np.ndarray | float) -> np.ndarray:
-        """Where moments at pitch are in the song, in seconds."""
+    def to_song(self, seconds: Any) -> Any:
+        """Where moments at pitch are in the song, in seconds: of one, or an array of them."""
         return np.interp(seconds, self._pitched, self._song)
 
     @property
@@ -178,29 +179,23 @@ def _read_at(wave: Tensor, where: Callable[[np.ndarray], np.ndarray], samples: i
     Oversampled, then interpolated by polynomials; outside of the wave is silence.
     """
     result = new_wave(len(wave), samples)
-    taps = torch.arange(_TAPS, dtype=torch.float64)
-    scales = torch.stack([torch.prod(tap - taps[taps != tap]) for tap in taps]).float()
-    for start in range(0, samples, BLOCK_SAMPLES // 8):
-        end = min(start + BLOCK_SAMPLES // 8, samples)
+    for start in range(0, samples, _BLOCK_SAMPLES):
+        end = min(start + _BLOCK_SAMPLES, samples)
         places = where(np.arange(start, end) / SAMPLE_RATE_HZ) * SAMPLE_RATE_HZ
         first, last = int(places[0]) - _MARGIN, int(places[-1]) + _MARGIN
         piece = wave[:, max(0, first) : max(0, last)].float().cpu()
-        piece = torch.nn.functional.pad(piece, (max(0, -first), max(0, last - max(0, first) - piece.shape[-1])))
-        fine = soxr.resample(np.ascontiguousarray(piece.numpy().T), 1, _OVERSAMPLING, quality="VHQ")
-        fine = torch.from_numpy(np.ascontiguousarray(fine.T))
-        exact = (places - first) * _OVERSAMPLING - (_TAPS // 2 - 1)
-        base = np.floor(exact)
-        offset = torch.from_numpy((exact - base + _TAPS // 2 - 1).astype(np.float32))
-        index = torch.from_numpy(base.astype(np.int64))
-        away = [offset - float(tap) for tap in taps]
-        total = torch.zeros(len(wave), end - start)
+        missing = (max(0, -first), last - max(0, first) - piece.shape[-1])
+        piece = torch.nn.functional.pad(piece, missing).T.contiguous().numpy()
+        fine = torch.from_numpy(soxr.resample(piece, 1, _OVERSAMPLING, quality="VHQ").T.copy())
+        places = (places - first) * _OVERSAMPLING
+        left = np.floor(places).astype(np.int64) - (_TAPS // 2 - 1)
+        away = torch.from_numpy((places - left).astype(np.float32))  # from the first of _TAPS samples
         for tap in range(_TAPS):
-            weight = 1 / scales[tap]
+            weight = torch.ones(end - start)
             for other in range(_TAPS):
                 if other != tap:
-                    weight = weight * away[other]
-            total += weight * fine[:, index + tap]
-        result[:, start:end] = total
+                    weight *= (away - other) / (tap - other)
+            result[:, start:end] += weight * fine[:, torch.from_numpy(left + tap)]
         let_go(wave)
         let_go(result)
     return result
