@@ -20,7 +20,7 @@ from torch import Tensor
 
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
-from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, mix_down
+from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.request import (
@@ -345,7 +345,13 @@ class Accompanist:
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.sheet, tokenizer.frame_rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
-            mixdown = mix_down(vocal.wave, band, accompaniment_db=settings.accompaniment_db)
+            level_db: float | None = settings.accompaniment_db
+            prefix = sketches.request.prefix
+            if isinstance(prefix, Tensor):
+                band = join_prefix(prefix, band)
+                if sketches.request.accompaniment_db is None and peak(prefix) > 0:
+                    level_db = None  # the prefix says how loud the band is
+            mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db)
             music = describe_music(
                 vocal=pitched.wave,
                 mixdown=mixdown if pitch_clock is None else replace(mixdown, accompaniment=wave),

@@ -24,7 +24,17 @@ MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{
         name: f"{name}_part"
-        for name in ("separation", "lm", "renderer", "quality", "generate", "decoding", "long", "tuning")
+        for name in (
+            "separation",
+            "lm",
+            "renderer",
+            "quality",
+            "generate",
+            "decoding",
+            "long",
+            "tuning",
+            "continuation",
+        )
     },
 }
 PARTS = tuple(MODULES)
