@@ -94,7 +94,7 @@ def _to_stereo(wave: Tensor) -> Tensor:
 
 PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
 _JOINT_SECONDS = 0.05  # of the cross-fade from a given start to what goes on from it
-_LEVEL_SECONDS = 4.0  # of a given start that set the level of the rest
+_LEVEL_SECONDS = 2.0  # of a given start that set the level of the rest
 _FADE_SECONDS = 0.25  # about how long a played note takes to die away
 
 

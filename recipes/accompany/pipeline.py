@@ -31,7 +31,14 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
-from duotok.recipes.accompany.wishes import describe_sheet, find_beats, find_rests, keep_rests, make_sheet
+from duotok.recipes.accompany.wishes import (
+    TEMPO_RANGE_BPM,
+    describe_sheet,
+    find_beats,
+    find_rests,
+    keep_rests,
+    make_sheet,
+)
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -258,6 +265,11 @@ class Accompanist:
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
             sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, wishes)
+            if isinstance(prefix, Tensor) and sheet is not None and wishes.tempo_bpm is None:
+                tempo_bpm = _read_tempo(prefix, describe_sheet(sheet, rate_hz))
+                if tempo_bpm is not None:
+                    known = replace(wishes, tempo_bpm=tempo_bpm)
+                    sheet = make_sheet(self.bundle.lm, vocal_codes, rate_hz, known)
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         names = ("guidance", "temperature", "top_k", "top_p")
@@ -407,6 +419,20 @@ def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
     told = f"the vocal was separated from {song.name or 'the song'} by {separator.name}"
     warnings = (*song.warnings, f"{told}; a clean vocal fits better", *vocal.warnings)
     return replace(vocal, warnings=warnings)
+
+
+def _read_tempo(prefix: Tensor, sheet: Mapping[str, Any] | None) -> float | None:
+    """Tempo of a given start [2, samples], half or doubled where that is nearer to what the sheet has read.
+
+    None where none can be heard, or it is none that can be wished.
+    """
+    tempo_bpm = estimate_tempo(onset_envelope(prefix))
+    sung_bpm = None if sheet is None else sheet["tempo_bpm"]
+    if tempo_bpm is None or sung_bpm is None:
+        return None
+    nearest = min((tempo_bpm * times for times in (0.5, 1, 2)), key=lambda bpm: abs(math.log(bpm / sung_bpm)))
+    low, high = TEMPO_RANGE_BPM
+    return nearest if low <= nearest <= high else None
 
 
 def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:

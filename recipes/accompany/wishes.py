@@ -18,6 +18,7 @@ from duotok.tokenizer.common.files import read_small_text, shown_name
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, name_chord, nearest_triad, parse_chord
 
 Chart = list[tuple[float, float, str]]  # start seconds, end seconds, label
+TEMPO_RANGE_BPM = (55.0, 210.0)
 _BEATS_PER_BAR = 4
 _TEMPO_TOLERANCE = 0.03  # singers who follow a click still breathe
 _LONGEST_CHART_BYTES = 1_000_000
@@ -35,8 +36,11 @@ class SheetWishes:
     chart: Chart | None = None  # is put into order
 
     def __post_init__(self) -> None:
-        if self.tempo_bpm is not None and not 55 <= self.tempo_bpm <= 210:
-            raise ConfigError(f"the tempo must be from 55 to 210 beats per minute, got {self.tempo_bpm:g}")
+        low, high = TEMPO_RANGE_BPM
+        if self.tempo_bpm is not None and not low <= self.tempo_bpm <= high:
+            raise ConfigError(
+                f"the tempo must be from {low:g} to {high:g} beats per minute, got {self.tempo_bpm:g}"
+            )
         if self.chart is not None:
             places = [f"chord {number} of the chart" for number in range(1, len(self.chart) + 1)]
             object.__setattr__(self, "chart", _check_chart(self.chart, places))

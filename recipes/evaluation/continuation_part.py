@@ -1,6 +1,7 @@
 """Figures of a band that goes on from a given start: the start itself, the joint, and what comes after it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +24,7 @@ def measure_continuation(settings: Settings) -> dict[str, float]:
     """What follows 2 s of the corpus' own band, for 10 s: key, beat, and loudness beside the true band's.
 
     …_none: of bands that were given no start, …_real: of the corpus' own. The step of the level at the joint
-    is that of the generated band less that of the true one.
+    is what the given start adds to the step that the same band, rendered from its first note on, has there.
     """
     accompanist = Accompanist.from_pretrained(settings.bundle)
     excerpts = excerpts_of(settings, items=12)
@@ -32,23 +33,28 @@ def measure_continuation(settings: Settings) -> dict[str, float]:
     for number, excerpt in enumerate(tqdm(excerpts, desc="continuation: songs", disable=None)):
         vocal, real = excerpt.read("vocal"), excerpt.read("accompaniment")
         prefix = real[:, : round(_PREFIX_SECONDS * SAMPLE_RATE_HZ)]
-        made = {
-            ending: accompanist.accompany(vocal, seed=settings.seed + number, prefix=given).accompaniment
-            for ending, given in (("", prefix), ("_none", None))
-        }
-        for ending, band in {**made, "_real": real}.items():
-            found.setdefault(ending, []).append(hear_after(accompanist.bundle.tokenizer, band, real, excerpt))
-        inside = np.corrcoef(made[""][:, : prefix.shape[-1]].flatten(), prefix.flatten())[0, 1]
+        sketches = accompanist.compose(vocal, seed=settings.seed + number, prefix=prefix)
+        joined, rendered = (
+            accompanist.perform(each, each.ranked[0]).accompaniment
+            for each in (sketches, replace(sketches, request=replace(sketches.request, prefix=None)))
+        )
+        free = accompanist.accompany(vocal, seed=settings.seed + number).accompaniment
+        for ending, band in {"": joined, "_none": free, "_real": real}.items():
+            heard = hear_after(accompanist.bundle.tokenizer, band, real, excerpt)
+            found.setdefault(ending, []).append(heard)
+        inside = np.corrcoef(joined[:, : prefix.shape[-1]].flatten(), prefix.flatten())[0, 1]
         correlations.append(inside if math.isfinite(inside) else 0.0)  # of silence
-        steps.append(level_step(made[""], prefix.shape[-1]) - level_step(real, prefix.shape[-1]))
+        steps.append(level_step(joined, prefix.shape[-1]) - level_step(rendered, prefix.shape[-1]))
     figures: dict[str, float] = {
         "excerpts": len(excerpts),
         "prefix_correlation": min(correlations),
-        "level_step_db": float(abs(np.mean(steps))),
-        "level_step_mean_size_db": float(np.mean(np.abs(steps))),
+        "level_step_db": float(np.mean(np.abs(steps))),
+        "level_step_worst_db": float(np.max(np.abs(steps))),
     }
-    for ending, heard in found.items():
-        figures |= {f"{name}{ending}": float(np.mean([each[name] for each in heard])) for name in heard[0]}
+    for ending, hearings in found.items():
+        figures |= {
+            f"{name}{ending}": float(np.mean([each[name] for each in hearings])) for name in hearings[0]
+        }
     return figures
 
 
