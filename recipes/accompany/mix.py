@@ -94,7 +94,8 @@ def _to_stereo(wave: Tensor) -> Tensor:
 
 PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
 _JOINT_SECONDS = 0.05  # of the cross-fade from a given start to what goes on from it
-_LEVEL_SECONDS = 2.0  # of a given start that set the level of the rest
+_LEVEL_SECONDS = 1.0  # of a given start's end that set the level of the rest
+_FURTHEST_DB = 4.0  # that they may be away from what the whole start would set: they may be a rest
 _FADE_SECONDS = 0.25  # about how long a played note takes to die away
 
 
@@ -122,9 +123,12 @@ def join_prefix(prefix: Tensor, band: Tensor) -> Tensor:
     There, the start's last samples, played backwards and faded out, hide the change.
     """
     length = prefix.shape[-1]
-    near = slice(max(0, length - round(_LEVEL_SECONDS * SAMPLE_RATE_HZ)), length)
-    change_db = measure_loudness(prefix[:, near]) - measure_loudness(band[:, near])
-    if math.isfinite(change_db):
+    near, whole = (
+        measure_loudness(prefix[:, start:]) - measure_loudness(band[:, start:length])
+        for start in (max(0, length - round(_LEVEL_SECONDS * SAMPLE_RATE_HZ)), 0)
+    )
+    if math.isfinite(near) and math.isfinite(whole):
+        change_db = whole + min(max(near - whole, -_FURTHEST_DB), _FURTHEST_DB)
         band = amplify(band, 10 ** (change_db / 20))
     fade = min(round(_JOINT_SECONDS * SAMPLE_RATE_HZ), length, band.shape[-1] - length)
     angles = (torch.arange(fade) + 0.5) / fade * (math.pi / 2)
