@@ -217,6 +217,7 @@ def test_a_singer_at_pitch_or_of_unknown_tuning_is_left_alone(accompanist, vocal
     assert torch.equal(off.mix, result.mix) and off.report["tuning"]["cents"] is None
     noise = accompanist.accompany(0.1 * torch.randn(2, 96_000), steps=1).report["tuning"]
     assert not noise["applied"] and noise["cents"] is None
-    given = accompanist.accompany(vocal, seed=3, steps=2, tuning=100)
+    chart = [(0.0, 900.0, "C:maj"), (900.0, 901.0, "G:maj")]  # beyond the end, and the slowest tempo there is
+    given = accompanist.accompany(vocal, seed=3, steps=2, tuning=100, tempo_bpm=55, chords=chart)
     assert given.report["tuning"]["applied"] and len(given.codes) > len(result.codes)
     assert given.accompaniment.shape == result.accompaniment.shape
