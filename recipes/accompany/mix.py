@@ -93,6 +93,9 @@ def _to_stereo(wave: Tensor) -> Tensor:
 
 
 PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
+_JOINT_SECONDS = 0.05  # of the cross-fade from a given start to what goes on from it
+_LEVEL_SECONDS = 1.0  # of a given start's end that set the level of the rest
+_FURTHEST_DB = 4.0  # that they may be away from what the whole start would set: they may be a rest
 _FADE_SECONDS = 0.25  # about how long a played note takes to die away
 
 
@@ -113,8 +116,30 @@ class Mixdown:
     mix_gain_db: float  # common gain of both tracks in the mix; 0 unless the sum would clip
 
 
-def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float) -> Mixdown:
-    """Set the accompaniment accompaniment_db above the vocal's loudness and add both.
+def join_prefix(prefix: Tensor, band: Tensor) -> Tensor:
+    """Put a given start [2, k] in place of a band's own [2, samples], and the rest at its level; in place.
+
+    The band was made to go on from the start, so both are as loud where they sound together: near the joint.
+    There, the start's last samples, played backwards and faded out, hide the change.
+    """
+    length = prefix.shape[-1]
+    near, whole = (
+        measure_loudness(prefix[:, start:]) - measure_loudness(band[:, start:length])
+        for start in (max(0, length - round(_LEVEL_SECONDS * SAMPLE_RATE_HZ)), 0)
+    )
+    if math.isfinite(near) and math.isfinite(whole):
+        change_db = whole + min(max(near - whole, -_FURTHEST_DB), _FURTHEST_DB)
+        band = amplify(band, 10 ** (change_db / 20))
+    fade = min(round(_JOINT_SECONDS * SAMPLE_RATE_HZ), length, band.shape[-1] - length)
+    angles = (torch.arange(fade) + 0.5) / fade * (math.pi / 2)
+    after = band[:, length : length + fade]
+    after.copy_(prefix[:, length - fade :].flip(-1) * angles.cos() + after * angles.sin())
+    band[:, :length] = prefix
+    return band
+
+
+def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float | None) -> Mixdown:
+    """Set the accompaniment accompaniment_db above the vocal's loudness (None: as it is) and add both.
 
     vocal, accompaniment: [2, samples] at 48 kHz; accompaniment may be silent and is then left as it is.
     The accompaniment fades in its last quarter of a second, for the recording's end cuts its notes off.
@@ -122,7 +147,7 @@ def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float) -
     """
     vocal_lufs = measure_loudness(vocal)
     level, gain_db = measure_loudness(accompaniment), 0.0
-    if math.isfinite(level) and math.isfinite(vocal_lufs):
+    if accompaniment_db is not None and math.isfinite(level) and math.isfinite(vocal_lufs):
         gain_db = vocal_lufs + accompaniment_db - level
         level += gain_db
     gain = 10 ** (gain_db / 20)

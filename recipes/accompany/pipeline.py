@@ -21,7 +21,7 @@ from torch import Tensor
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
-from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, mix_down
+from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.request import (
@@ -32,7 +32,14 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
-from duotok.recipes.accompany.wishes import describe_plan, find_beats, find_rests, keep_rests, make_plan
+from duotok.recipes.accompany.wishes import (
+    TEMPO_RANGE_BPM,
+    describe_plan,
+    find_beats,
+    find_rests,
+    keep_rests,
+    make_plan,
+)
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -56,6 +63,7 @@ STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for ev
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 _CANDIDATES_AT_ONCE = 8
 _LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
+_SAME_TEMPO = 0.08  # two seconds of music do not tell it finer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +268,11 @@ class Accompanist:
             rate_hz = self.bundle.tokenizer.frame_rate_hz
             pitches = sung_pitch(pitched.wave)
             plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes)
+            if isinstance(prefix, Tensor) and plan is not None and wishes.tempo_bpm is None:
+                tempo_bpm = _felt_tempo(prefix, plan.time_line.tempo_bpm)
+                if tempo_bpm is not None:
+                    known = replace(wishes, tempo_bpm=tempo_bpm)
+                    plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, known)
             silent = ("no singing heard; the band plays by itself",) if plan and not plan.has_singer else ()
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *silent))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
@@ -354,7 +367,13 @@ class Accompanist:
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, tokenizer.frame_rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
-            mixdown = mix_down(vocal.wave, band, accompaniment_db=settings.accompaniment_db)
+            level_db: float | None = settings.accompaniment_db
+            prefix = sketches.request.prefix
+            if isinstance(prefix, Tensor):
+                band = join_prefix(prefix, band)
+                if sketches.request.accompaniment_db is None and peak(prefix) > 0:
+                    level_db = None  # the prefix says how loud the band is
+            mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db)
             music = describe_music(
                 vocal=pitched.wave,
                 mixdown=mixdown if pitch_clock is None else replace(mixdown, accompaniment=wave),
@@ -411,6 +430,16 @@ def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
     told = f"the vocal was separated from {song.name or 'the song'} by {separator.name}"
     warnings = (*song.warnings, f"{told}; a clean vocal fits better", *vocal.warnings)
     return replace(vocal, warnings=warnings)
+
+
+def _felt_tempo(prefix: Tensor, sung_bpm: float) -> float | None:
+    """Half or double the tempo read in the singing, if a given start [2, samples] has that; else None."""
+    tempo_bpm = estimate_tempo(onset_envelope(prefix))
+    for felt_bpm in (0.5 * sung_bpm, 2 * sung_bpm):
+        near = tempo_bpm is not None and abs(tempo_bpm / felt_bpm - 1) < _SAME_TEMPO
+        if near and TEMPO_RANGE_BPM[0] <= felt_bpm <= TEMPO_RANGE_BPM[1]:
+            return felt_bpm
+    return None
 
 
 def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:

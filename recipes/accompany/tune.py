@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from duotok.recipes.accompany.wishes import SheetWishes
+from duotok.recipes.accompany.wishes import TEMPO_RANGE_BPM, SheetWishes
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
@@ -47,7 +47,9 @@ def bring_to_pitch(wishes: SheetWishes, clock: PitchClock) -> SheetWishes:
         (*(float(time) for time in clock.to_pitched(np.array([start, end]))), label)
         for start, end, label in wishes.chart
     ]
-    tempo_bpm = wishes.tempo_bpm and wishes.tempo_bpm / clock.mean_speed
+    tempo_bpm = wishes.tempo_bpm
+    if tempo_bpm is not None:
+        tempo_bpm = min(max(tempo_bpm / clock.mean_speed, TEMPO_RANGE_BPM[0]), TEMPO_RANGE_BPM[1])
     downbeat = wishes.downbeat_seconds
     if downbeat is not None:
         downbeat = float(clock.to_pitched(np.array([downbeat]))[0])

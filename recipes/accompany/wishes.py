@@ -28,6 +28,7 @@ from duotok.tokenizer.music.labels import (
 )
 
 Chart = list[tuple[float, float, str]]  # start seconds, end seconds, label
+TEMPO_RANGE_BPM = (55.0, 210.0)
 _LONGEST_CHART_BYTES = 1_000_000
 _EXAMPLE = "give lines such as '0.0 2.4 C:maj'"
 _OVERLAP_SECONDS = 0.005  # times are rounded
@@ -45,12 +46,11 @@ class SheetWishes:
     chart: Chart | None = None  # is put into order
 
     def __post_init__(self) -> None:
-        if self.tempo_bpm is not None and not 55 <= self.tempo_bpm <= 210:
-            raise ConfigError(f"the tempo must be from 55 to 210 beats per minute, got {self.tempo_bpm:g}")
-        if self.downbeat_seconds is not None and not 0 <= self.downbeat_seconds < float("inf"):
-            raise ConfigError(f"the downbeat must be at 0 s or later, got {self.downbeat_seconds:g}")
-        if self.key is not None:
-            parse_key(self.key)
+        low, high = TEMPO_RANGE_BPM
+        if self.tempo_bpm is not None and not low <= self.tempo_bpm <= high:
+            raise ConfigError(
+                f"the tempo must be from {low:g} to {high:g} beats per minute, got {self.tempo_bpm:g}"
+            )
         if self.chart is not None:
             places = [f"chord {number} of the chart" for number in range(1, len(self.chart) + 1)]
             object.__setattr__(self, "chart", _check_chart(self.chart, places))

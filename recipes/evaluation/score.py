@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_ALONE = "separation lm renderer quality generate decoding long tuning whole".split()  # each in NAME_part
+_ALONE = "separation lm renderer quality generate decoding long tuning continuation whole".split()  # each in NAME_part
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in _ALONE},

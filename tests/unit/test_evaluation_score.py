@@ -5,7 +5,7 @@ import json
 import pytest
 
 from duotok.recipes.accompany.bundle import assemble_bundle
-from duotok.recipes.evaluation import decoding_part, results, score, speed, table
+from duotok.recipes.evaluation import decoding_part, results, score, speed, table, tuning_part
 
 # Names that others rely on, beside those of the table.
 PROMISED = ("quality.accompaniment_generated_mel_distance", "quality.vocal_vae_chroma_correlation")
@@ -61,6 +61,7 @@ def figures(tiny_corpus, whole_bundle, tmp_path_factory):
     path = tmp_path_factory.mktemp("scores") / "results.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_part, "GUIDANCES", (1.0,))
+        patch.setattr(tuning_part, "CENTS", (-50, 0))
         assert run("all", tiny_corpus, whole_bundle, path) == 0
     return json.loads(path.read_text())
 

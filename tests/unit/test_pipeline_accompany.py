@@ -7,6 +7,7 @@ import soundfile
 import torch
 
 from duotok.recipes.accompany.pipeline import STAGES, Accompanist, choose_device
+from duotok.recipes.accompany.wishes import describe_sheet
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.music.tuning import PitchClock
@@ -112,6 +113,26 @@ def test_a_prefix_is_kept_and_continued(accompanist, vocal, result):
     assert torch.equal(continued.codes[:10], given)
     assert continued.report["prefix_seconds"] == pytest.approx(0.4)
     assert len(continued.codes) == len(result.codes)
+    kept = continued.accompaniment[:, : prefix.shape[1]]
+    assert torch.allclose(kept, prefix, atol=1e-6)  # as it sounds, and as loud
+    for fields in ({"accompaniment_db": -20.0}, {"tuning": -30}):
+        other = accompanist.accompany(vocal, seed=8, steps=1, prefix=prefix, **fields)
+        start = other.accompaniment[:, : prefix.shape[1]]
+        assert np.corrcoef(start.flatten(), prefix.flatten())[0, 1] > 0.9999
+        levels = other.report["levels"]
+        asked = levels["accompaniment_lufs"] - levels["vocal_lufs"] == pytest.approx(-20, abs=0.05)
+        assert asked == ("accompaniment_db" in fields) and torch.allclose(start, prefix, atol=1e-6) != asked
+
+
+def test_a_prefix_sets_the_tempo_that_nobody_gave(accompanist, make_singing):
+    vocal = torch.from_numpy(make_singing(8.0).T)
+    times = torch.arange(4 * 48_000) / 48_000
+    clicks = 0.3 * torch.sin(2 * torch.pi * 200 * times) * torch.exp(-30 * (times % (60 / 92)))
+    wishes = ({}, {"prefix": clicks}, {"prefix": clicks, "tempo_bpm": 150})
+    sheets = [accompanist.compose(vocal, **fields).sheet for fields in wishes]
+    tempi = [describe_sheet(sheet, 25.0)["tempo_bpm"] for sheet in sheets]
+    assert min(abs(tempi[1] / bpm - 1) for bpm in (92, 184)) < 0.05 < abs(tempi[0] / tempi[1] - 1)
+    assert tempi[2] == pytest.approx(150, rel=0.05)
 
 
 def test_a_prefix_that_is_no_frame(accompanist, vocal):
@@ -196,6 +217,7 @@ def test_a_singer_at_pitch_or_of_unknown_tuning_is_left_alone(accompanist, vocal
     assert torch.equal(off.mix, result.mix) and off.report["tuning"]["cents"] is None
     noise = accompanist.accompany(0.1 * torch.randn(2, 96_000), steps=1).report["tuning"]
     assert not noise["applied"] and noise["cents"] is None
-    given = accompanist.accompany(vocal, seed=3, steps=2, tuning=100)
+    chart = [(0.0, 900.0, "C:maj"), (900.0, 901.0, "G:maj")]  # beyond the end, and the slowest tempo there is
+    given = accompanist.accompany(vocal, seed=3, steps=2, tuning=100, tempo_bpm=55, chords=chart)
     assert given.report["tuning"]["applied"] and len(given.codes) > len(result.codes)
     assert given.accompaniment.shape == result.accompaniment.shape

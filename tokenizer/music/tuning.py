@@ -24,6 +24,7 @@ _POINT_SECONDS = 1.0  # between two points of the curve
 _KNOT_SECONDS = 0.1  # between two points of a clock; its speed is constant from one to the next
 _NOTE_FRAMES = 0.25 * PITCH_RATE_HZ  # frames nearer than that share one error of the singer's
 _VIBRATO_FRAMES = 9  # about one turn of a vibrato, over which the pitch is averaged
+_BEYOND_SECONDS = 1e7  # for moments after the end, where a clock goes on as it ends
 _GLIDE = 5.0  # semitones a second, at which a frame counts half
 _BINS = 50  # of 2 cents
 _STEP_CENTS = 3.0  # by which a tuning moves in one second, as a rule
@@ -142,7 +143,7 @@ class PitchClock:
     def __init__(self, cents: float | np.ndarray, seconds: float) -> None:
         """cents: the deviation, constant or [points] every second of the song; seconds: its length."""
         count = 2 if np.ndim(cents) == 0 else round(seconds / _KNOT_SECONDS) + 2
-        self._song = np.linspace(0.0, seconds + 1, count)  # a second more: both lengths are rounded up
+        self._song = np.append(np.linspace(0.0, seconds, count), seconds + _BEYOND_SECONDS)
         middles = (self._song[1:] + self._song[:-1]) / 2
         curve = np.atleast_1d(np.asarray(cents, dtype=float))
         at = (np.arange(len(curve)) + 0.5) * _POINT_SECONDS
