@@ -51,6 +51,10 @@ class SheetWishes:
             raise ConfigError(
                 f"the tempo must be from {low:g} to {high:g} beats per minute, got {self.tempo_bpm:g}"
             )
+        if self.downbeat_seconds is not None and not 0 <= self.downbeat_seconds < float("inf"):
+            raise ConfigError(f"the downbeat must be at 0 s or later, got {self.downbeat_seconds:g}")
+        if self.key is not None:
+            parse_key(self.key)
         if self.chart is not None:
             places = [f"chord {number} of the chart" for number in range(1, len(self.chart) + 1)]
             object.__setattr__(self, "chart", _check_chart(self.chart, places))

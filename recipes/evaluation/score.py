@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_ALONE = "separation lm renderer quality generate decoding long tuning continuation whole".split()  # each in NAME_part
+_OTHERS = "separation lm renderer quality generate decoding long tuning continuation whole".split()
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
-    **{name: f"{name}_part" for name in _ALONE},
+    **{name: f"{name}_part" for name in _OTHERS},
 }
 PARTS = tuple(part for part in MODULES if part != "whole")  # of "all": whole songs are a corpus of their own
 
