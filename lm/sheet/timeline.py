@@ -132,7 +132,7 @@ def _keep_one_tempo(
     if tempo_bpm is not None:
         tempi = np.array([tempo_bpm / (60 * BEATS_PER_BAR * rate_hz)])
     else:
-        size = 1 << int(np.ceil(np.log2(32 * frames)))
+        size = 1 << int(np.ceil(np.log2(8 * frames)))
         spectra = [np.fft.ifft(series[:, m], size) * size for m in range(_HARMONICS + 1)]
         low, high = 1 / (BAR_SECONDS[1] * rate_hz), 1 / (BAR_SECONDS[0] * rate_hz)
         tempi = np.arange(low, high, 1 / (8 * max(frames, 100)))
