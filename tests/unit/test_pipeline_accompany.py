@@ -6,8 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.accompany.pipeline import STAGES, Accompanist, choose_device
-from duotok.recipes.accompany.wishes import describe_sheet
+from duotok.recipes.accompany.pipeline import STAGES, Accompanist, _felt_tempo, choose_device
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.music.tuning import PitchClock
@@ -124,15 +123,20 @@ def test_a_prefix_is_kept_and_continued(accompanist, vocal, result):
         assert asked == ("accompaniment_db" in fields) and torch.allclose(start, prefix, atol=1e-6) != asked
 
 
-def test_a_prefix_sets_the_tempo_that_nobody_gave(accompanist, make_singing):
-    vocal = torch.from_numpy(make_singing(8.0).T)
-    times = torch.arange(4 * 48_000) / 48_000
-    clicks = 0.3 * torch.sin(2 * torch.pi * 200 * times) * torch.exp(-30 * (times % (60 / 92)))
-    wishes = ({}, {"prefix": clicks}, {"prefix": clicks, "tempo_bpm": 150})
-    sheets = [accompanist.compose(vocal, **fields).sheet for fields in wishes]
-    tempi = [describe_sheet(sheet, 25.0)["tempo_bpm"] for sheet in sheets]
-    assert min(abs(tempi[1] / bpm - 1) for bpm in (92, 184)) < 0.05 < abs(tempi[0] / tempi[1] - 1)
-    assert tempi[2] == pytest.approx(150, rel=0.05)
+@pytest.mark.parametrize(
+    ("sung", "played", "felt"), [(75, 75, None), (75, 150, 150), (150, 75, 75), (75, 100, None)]
+)
+def test_a_prefix_tells_the_felt_tempo_from_its_half_or_double(sung, played, felt):
+    times = torch.arange(6 * 48_000) / 48_000
+    clicks = 0.3 * torch.sin(2 * torch.pi * 200 * times) * torch.exp(-30 * (times % (60 / played)))
+    assert _felt_tempo(clicks[None], sung) == felt
+    assert _felt_tempo(torch.zeros(2, 96_000), sung) is None
+
+
+def test_a_given_tempo_is_kept_whatever_the_prefix_plays(accompanist, vocal, result):
+    prefix = result.accompaniment[:, : 20 * HOP]
+    plan = accompanist.compose(vocal, prefix=prefix, tempo_bpm=150).plan
+    assert plan.time_line.tempo_bpm == pytest.approx(150)
 
 
 def test_a_prefix_that_is_no_frame(accompanist, vocal):
