@@ -124,7 +124,7 @@ def test_a_prefix_is_kept_and_continued(accompanist, vocal, result):
 
 
 @pytest.mark.parametrize(
-    ("sung", "played", "felt"), [(75, 75, None), (75, 150, 150), (150, 75, 75), (75, 100, None)]
+    ("sung", "played", "felt"), [(110, 110, None), (60, 120, 120), (180, 90, 90), (80, 110, None)]
 )
 def test_a_prefix_tells_the_felt_tempo_from_its_half_or_double(sung, played, felt):
     times = torch.arange(6 * 48_000) / 48_000
