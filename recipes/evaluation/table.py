@@ -99,6 +99,28 @@ harmony, best-ranked of 4 minus a single draw, heard
     long.key_agreement{,_sound,_real} | {:.2f} | 0.85 or more
 180 s song: the beat moves at joints / inside windows, by so many beats, heard
     long.{joint,inside}_beat_error_sound | {:.3f} | no more at joints
+# Songs of 2 to 5 minutes with their pauses (`popband --whole`, `score whole`)
+30 s windows of the band in the song's key, sung / pauses
+    whole.key_windows_{sung,unsung} | {:.2f} | 0.93 or more
+the same of the corpus' own band
+    whole.key_windows_{sung,unsung}_real | {:.2f} |
+second singing of a passage against the first, chroma correlation of the band / of the corpus' own
+    whole.chorus_chroma_correlation{,_real} | {:.2f} | 0.8 or more
+place in the bar within a sixteenth / chords, majmin / tempo within 4 %
+    whole.{bars_right,chords_majmin,tempo_right} | {:.2f} | 0.6 / 0.45 or more
+last beats off the true ones, tempo read / given
+    whole.end_beat_error_{,given_}ms | {:.0f} ms | 150 / 20 ms or less
+a minute of silence first: key / tempo of the band in it right
+    whole.silence_intro_{key,tempo}_right | {:.2f} | 0.9 or more
+# Tuning and continuation
+singers of -50 to +50 cents / of a drift of 60 cents: cents between band and singer, worst
+    tuning.cents_worst{,_drift} | {:.1f} | 10 or less
+a start of 2 s: correlation inside it; level step at the joint
+    continuation.prefix_correlation continuation.level_step_db | {:.3f}; {:.1f} dB | 1; 0.5 dB or less
+the 10 s after it: key right / beat F, with the start
+    continuation.{key,beat_f} | {:.2f} |
+the same without a start
+    continuation.{key,beat_f}_none | {:.2f} |
 # Renderer
 VAE: chroma correlation
     renderer.vae_chroma_correlation | {:.2f} | 0.95 or more
