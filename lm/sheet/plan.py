@@ -20,7 +20,7 @@ from ...tokenizer.music.labels import NO_CHORD
 from ...tokenizer.music.progressions import load_progressions
 from .columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, unknown_sheet
 from .reader import measure_trust
-from .timeline import BEATS_PER_BAR, TimeLine, find_other_tempo, find_time_line
+from .timeline import BEATS_PER_BAR, TimeLine, find_other_tempo, find_time_line, find_two_tempi
 
 _KEY_BLOCK_SECONDS = 2.0
 _KEY_COST = 300.0  # nats for a change of key: some thirty bars of singing must be for it
@@ -87,7 +87,21 @@ class SongPlan:
     keys: Sequence[tuple[int, int, int]]  # first frame, frame behind the last, key 0-11 major, 12-23 minor
     sections: Sequence[Section]
     other_tempo: tuple[float, float] | None  # half or double, and its share of the evidence; None: was given
+    two_tempi: tuple[float, float] | None  # of both halves, where one time line does not do
     has_singer: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each thing that the band cannot make sense of."""
+        if not self.has_singer:
+            return ("no singing heard; the band plays by itself",)
+        if self.two_tempi is None:
+            return ()
+        first, second = self.two_tempi
+        return (
+            f"the singing has two tempi, {first:.0f} and {second:.0f} BPM, and the band keeps one; cut the "
+            "song between them",
+        )
 
 
 def plan_song(
@@ -122,6 +136,7 @@ def plan_song(
         keys=[(first, last, int(keys[first])) for first, last in pairwise(edges)],
         sections=bars.name_sections(),
         other_tempo=None if tempo_bpm is not None else find_other_tempo(heard.place, line),
+        two_tempi=None if tempo_bpm is not None else find_two_tempi(heard.place, line),
         has_singer=heard.has_singer,
     )
 

@@ -26,6 +26,7 @@ _BENDS = np.linspace(-0.12, 0.12, 97)  # deviations of a window's tempo from the
 _BEND_SPREAD = 0.003  # from one window to the next
 _CURVE_GAIN = 0.1  # by how much of the evidence of one tempo a curve must be better
 _SMOOTHNESS = 3.0
+_TWO_TEMPI_NATS = 150.0  # of evidence that one time line loses in half of a song that has two tempi
 _PIECE = 2_048  # frequencies judged at a time
 
 
@@ -92,6 +93,21 @@ def find_other_tempo(place: np.ndarray, line: TimeLine) -> tuple[float, float]:
     score, other = max((judge(factor * line.tempo_bpm), factor * line.tempo_bpm) for factor in (0.5, 2.0))
     total = score + judge(line.tempo_bpm)
     return other, score / total if total > 0 else 0.5
+
+
+def find_two_tempi(place: np.ndarray, line: TimeLine) -> tuple[float, float] | None:
+    """Tempi of the first and the second half of a song, if one time line does not do for both; else None."""
+    found, lost, half = [], 0.0, len(place) // 2
+    for first, last in ((0, half), (half, len(place))):
+        if last - first < _WINDOW_SECONDS * line.rate_hz:
+            return None
+        evidence = _EVIDENCE * (place[first:last] + np.log(PLACES))
+        turns = _keep_one_tempo(evidence, line.rate_hz, None, None)
+        own, score = _number_beats(evidence, turns, line.rate_hz, None)
+        kept = evidence[np.arange(last - first), line.places(len(place))[first:last]].sum()
+        lost = max(lost, score - kept)
+        found.append(own.tempo_bpm)
+    return (found[0], found[1]) if lost > _TWO_TEMPI_NATS else None
 
 
 def _harmonics_of(evidence: np.ndarray) -> np.ndarray:

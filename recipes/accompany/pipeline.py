@@ -273,8 +273,8 @@ class Accompanist:
                 if tempo_bpm is not None:
                     known = replace(wishes, tempo_bpm=tempo_bpm)
                     plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, known)
-            silent = ("no singing heard; the band plays by itself",) if plan and not plan.has_singer else ()
-            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *silent))
+            confused = () if plan is None else plan.warnings
+            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         names = ("guidance", "temperature", "top_k", "top_p")
         sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})

@@ -5,7 +5,7 @@ import pytest
 
 from duotok.lm.sheet.columns import CHORD, PLACE, PLACES
 from duotok.lm.sheet.plan import Heard, plan_song
-from duotok.lm.sheet.timeline import TimeLine, find_other_tempo, find_time_line
+from duotok.lm.sheet.timeline import TimeLine, find_other_tempo, find_time_line, find_two_tempi
 from duotok.tokenizer.music.labels import CHORDS
 from duotok.tokenizer.music.progressions import KEYS, load_progressions
 
@@ -79,6 +79,13 @@ def test_half_or_double_is_named() -> None:
     assert line.tempo_bpm == pytest.approx(70, rel=1e-3)
     other, share = find_other_tempo(np.logaddexp(place, eighths) - np.log(2), line)
     assert other == pytest.approx(140, rel=1e-3) and 0.2 < share < 0.8
+
+
+def test_two_tempi_cut_together_are_told() -> None:
+    halves = [hear_places(np.arange(0, 1_600, 60 / bpm * RATE_HZ), 1_500) for bpm in (80, 101)]
+    for place, expected in ((np.concatenate(halves), (80, 101)), (np.concatenate([halves[0]] * 2), None)):
+        told = find_two_tempi(place, find_time_line(place, RATE_HZ))
+        assert told == (None if expected is None else pytest.approx(expected, rel=0.01))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 30])

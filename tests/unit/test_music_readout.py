@@ -261,6 +261,7 @@ def test_tempo_beats_rests_and_spelling_follow_the_lead_sheet():
         keys=[(0, 150, 3)],
         sections=[],
         other_tempo=None,
+        two_tempi=None,
         has_singer=True,
     )
     pitches = np.full(300, 69.0)
