@@ -68,14 +68,16 @@ class LanguageModel(Component[ConfigT], ABC):
         sampling: SamplingConfig | None = None,
         prefix: Tensor | None = None,
         sheet: Tensor | None = None,
+        again: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Candidates:
         """Return one candidate per seed, as long as the source; what a seed gives depends on no other seed.
 
         source_codes: [frames] or [codebooks, frames], one frame or more. prefix: given codes that every
         candidate begins with, in the same form. sheet [frames, COLUMNS]: the lead sheet; None: as the model
-        reads it, if it can. progress is called with the number of frames done. Raises DataError for codes
-        that are not this model's.
+        reads it, if it can. again [frames] int64: the earlier frame whose codes a frame takes, -1 where the
+        model composes: what is sung again is played again. progress is called with the number of frames done.
+        Raises DataError for codes that are not this model's.
         """
 
     @abstractmethod

@@ -271,6 +271,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         sampling: SamplingConfig | None = None,
         prefix: Tensor | None = None,
         sheet: Tensor | None = None,
+        again: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         track: str = "accompaniment",
     ) -> Candidates:
@@ -289,13 +290,15 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         done = given[:frames].expand(len(seeds), -1).to(self.device)
         if done.shape[1] == frames:
             return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
+        if again is not None and (again.shape != (frames,) or bool((again >= torch.arange(frames)).any())):
+            raise DataError(f"again must name an earlier frame of {frames}, or -1, for each of them")
         if sheet is not None:
             sheet = commit(check_sheet(sheet, frames)).to(self.device)
         elif source == "vocal" and self.sheet_reader is not None:
             sheet = commit(self.sheet_reader.read(source_codes[None])[0])
         uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
         codes, nats = sample_song(
-            self._fuse(mode), source_codes, done, uniform, sampling, sheet=sheet, progress=progress
+            self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress
         )
         nats = nats.cpu()
         alone = nats[1] if len(nats) > 1 else None

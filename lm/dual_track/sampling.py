@@ -97,14 +97,15 @@ class WindowSampler:
         uniform: Tensor,
         progress: Callable[[int], None],
         sheet: Tensor | None = None,
+        stop: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Continue `given` [candidates, k] to the length of source [frames], k < frames.
+        """Continue `given` [candidates, k] to frame `stop` of source [frames], k < stop; None: to its end.
 
         uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, COLUMNS]: the lead sheet.
-        Returns codes [candidates, frames] and the log-probabilities of the new ones, summed, in nats
+        Returns codes [candidates, stop] and the log-probabilities of the new ones, summed, in nats
         [branches, candidates].
         """
-        known = given.shape[1]
+        known, stop = given.shape[1], self.frames if stop is None else stop
         self._uniform.copy_(uniform.T)
         self._codes[:known] = given.T
         self._nats.zero_()
@@ -125,13 +126,13 @@ class WindowSampler:
         self._place.fill_(known)
         self._choose(self._decoder.advance(inputs.flatten(0, 1))[:, -1])
         progress(known + 1)
-        for frame in range(known + 1, self.frames):
+        for frame in range(known + 1, stop):
             if self._repeat is not None:
                 self._repeat()
             else:
                 self._take_step(frame + 1)
             progress(frame + 1)
-        return self._codes.T.clone(), self._nats.clone()
+        return self._codes[:stop].T.clone(), self._nats.clone()
 
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
         """What a sheet [frames, COLUMNS] adds [branches, frames, hidden_dim]; nothing without the source."""
@@ -183,19 +184,29 @@ def sample_song(
     uniform: Tensor,
     config: SamplingConfig,
     sheet: Tensor | None = None,
+    again: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Continue `done` [candidates, k] to the length of source [frames], k < frames, by window stitching.
 
     uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [frames, COLUMNS].
-    Returns codes [candidates, frames] and, of the new ones, mean log-probabilities in nats with the source
-    and, under guidance, without it [branches, candidates].
+    again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. Returns codes
+    [candidates, frames] and, of the sampled ones, mean log-probabilities in nats with the source and, under
+    guidance, without it [branches, candidates].
     """
     frames, given = len(source), done.shape[1]
     sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(done), device=source.device)
+    copied = torch.zeros(frames, dtype=torch.bool) if again is None else again.cpu() >= 0
+    # Where a run of sampled or of copied frames ends; the last is the end of the song.
+    turns = [*(torch.nonzero(copied.diff())[:, 0] + 1).tolist(), frames]
     with one_thread():
         while done.shape[1] < frames:
+            turn = next(turn for turn in turns if turn > done.shape[1])
+            if again is not None and copied[done.shape[1]]:
+                for frame in again[done.shape[1] : turn].tolist():  # it may be a copy itself
+                    done = torch.cat([done, done[:, frame : frame + 1]], dim=1)
+                continue
             start = next_window_start(done.shape[1], frames, config)
             window = slice(start, start + config.window_frames)
             notes = None if sheet is None else sheet[window]
@@ -205,9 +216,10 @@ def sample_song(
                 uniform[:, window],
                 lambda frames, start=start: progress(start + frames) if progress is not None else None,
                 notes,
+                min(turn - start, sampler.frames),
             )
             done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
-    return done, nats / (frames - given)
+    return done, nats / max(1, frames - given - int(copied[given:].sum()))
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class SongPlan:
     """What the band agrees on before it plays."""
 
     sheet: Tensor  # [frames, COLUMNS]
+    again: Tensor  # [frames] the earlier frame that is played again, -1 where something new is
     time_line: TimeLine
     keys: Sequence[tuple[int, int, int]]  # first frame, frame behind the last, key 0-11 major, 12-23 minor
     sections: Sequence[Section]
@@ -120,6 +121,9 @@ def plan_song(
     keys = np.full(frames, key) if key is not None else _find_keys(heard)
     bars = _Bars(heard, line)
     chords = _find_chords(bars.share_evidence(), line, keys)
+    again = bars.find_again(line)
+    for frame in np.flatnonzero(again >= 0):  # in order: what is played again may be played a third time
+        chords[frame] = chords[again[frame]]
     places = line.places(frames)
     sheet = unknown_sheet(frames)
     for column, values, told, seconds in (
@@ -132,6 +136,7 @@ def plan_song(
     edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), frames]
     return SongPlan(
         sheet=sheet,
+        again=torch.from_numpy(again),
         time_line=line,
         keys=[(first, last, int(keys[first])) for first, last in pairwise(edges)],
         sections=bars.name_sections(),
@@ -217,6 +222,37 @@ class _Bars:
                     shared[bar] = shared[models[np.abs(models - bar).argmin()]]
                     break
         return _CHORD_EVIDENCE * shared.reshape(-1, NO_CHORD)[self.slots]
+
+    def find_again(self, line: TimeLine) -> np.ndarray:
+        """The earlier frame [frames] that each frame plays again, -1 where nothing long enough was sung so.
+
+        A passage goes on at one distance in frames as long as that is right by a frame.
+        """
+        again = np.full(len(self.of_frame), -1)
+        starts = np.searchsorted(self.of_frame, np.arange(self.count + 1))
+        first_line = np.searchsorted(line.bar_lines, starts[1] - 0.5) - 1 if self.count > 1 else 0
+        times = line.bar_lines[max(first_line, 0) :]  # of bar 0, if it begins in the song or before it
+        known = (self.alike > _ALIKE) & (self.sung > _SUNG)[:, None] & (self.sung > _SUNG)[None, :]
+        bar = 0
+        while bar < self.count:
+            runs = {}
+            for lag in range(_PHRASE_BARS, bar + 1):
+                ends = np.flatnonzero(~known[np.arange(bar, self.count), np.arange(bar, self.count) - lag])
+                length = min(int(ends[0]) if len(ends) else self.count - bar, lag)
+                if length >= _PHRASE_BARS:
+                    runs[lag] = length
+            if not runs:
+                bar += 1
+                continue
+            lag = max(runs, key=lambda each: runs[each])
+            distance = 0
+            for each in range(bar, bar + runs[lag]):
+                if each < len(times):
+                    exact = times[each] - times[each - lag]
+                    distance = distance if abs(distance - exact) <= 1 else round(exact)
+                again[starts[each] : starts[each + 1]] = np.arange(starts[each], starts[each + 1]) - distance
+            bar += runs[lag]
+        return again
 
     def name_sections(self) -> list[Section]:
         """The song's sections; what is sung alike has one letter."""

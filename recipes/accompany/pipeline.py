@@ -292,6 +292,7 @@ class Accompanist:
                     sampling=sampling,
                     prefix=given,
                     sheet=plan and plan.sheet,
+                    again=plan and plan.again,
                     progress=tell,
                 )
                 compositions += self._judge(sung, together, candidates)

@@ -1,7 +1,7 @@
 """The lead sheet of a song as people know it: a tempo and a chord chart in, bars, beats and chords out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def make_plan(
         number, share = nearest_triad(label)
         if number != UNKNOWN_CHORD:
             sheet[first:last, CHORD], sheet[first:last, CHORD_TRUST] = number, round(share * WRITTEN)
-    return plan
+    differs = sheet[plan.again.clamp_min(0), CHORD] != sheet[:, CHORD]
+    return replace(plan, again=plan.again.masked_fill(differs, -1)) if wishes.chart else plan
 
 
 def find_rests(sheet: Tensor) -> np.ndarray:

@@ -301,7 +301,7 @@ class Beginner(nn.Module):
             seeds = len(options["seeds"])
             codes = torch.zeros(seeds, *source_codes.shape, dtype=torch.int64)
             return Candidates(codes=codes, likelihood_nats=None, likelihood_alone_nats=None)
-        for name in ("sheet", "prefix"):
+        for name in ("sheet", "prefix", "again"):
             if options.get(name) is not None:
                 options[name] = options[name][: self.frames]
         made = self.lm.compose(source_codes[..., : self.frames], **options)

@@ -228,6 +228,23 @@ def test_generating_reads_the_sheet_of_the_whole_song(lm: DualTrackLM) -> None:
     assert not torch.equal(lm.compose(vocal, seeds=[3], sampling=config, sheet=other).codes, told)
 
 
+def test_what_comes_again_is_played_again(lm: DualTrackLM) -> None:
+    learn_something(lm)
+    vocal, again = torch.randint(0, 11, (90,)), torch.full((90,), -1)
+    again[40:60] = torch.arange(5, 25)
+    again[70:80] = torch.arange(45, 55)  # a copy of a copy
+    config = SamplingConfig(window_frames=25, overlap_frames=5)
+    free = lm.compose(vocal, seeds=[3, 4], sampling=config).codes
+    made = lm.compose(vocal, seeds=[3, 4], sampling=config, again=again)
+    copied = again >= 0
+    assert torch.equal(made.codes[:, copied], made.codes[:, again[copied]])
+    assert torch.equal(made.codes[:, :40], free[:, :40]) and not torch.equal(made.codes[:, 60:], free[:, 60:])
+    assert made.likelihood_nats is not None and bool((made.likelihood_nats < 0).all())
+    for bad in (again[:89], torch.arange(90)):
+        with pytest.raises(DataError, match="again must name an earlier frame of 90"):
+            lm.compose(vocal, seeds=[3], again=bad)
+
+
 def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
     with pytest.raises(DataError, match="cut it alike"):
         lm.compose(torch.zeros(10).long(), seeds=[0], sheet=unknown_sheet(9))

@@ -128,6 +128,11 @@ def test_key_and_chords_go_on_where_nobody_sings() -> None:
     usual = np.array([0, 5, 7, 0] * 12)
     right = (chords == usual[:, None]).mean(axis=1)
     assert right[8:24].mean() > 0.95 and right[:8].mean() > 0.9 and right[24:32].mean() > 0.9
+    again = plan.again.numpy()
+    assert (again[: 24 * 60 - 60] == -1).any()
+    second = again[33 * 60 : 47 * 60]  # the same eight bars and more, sung before
+    assert (second >= 0).mean() > 0.9
+    assert set((np.arange(33 * 60, 47 * 60) - second)[second >= 0] % 240) == {0}
     names = [section.name for section in plan.sections]
     assert names[0] == "intro" and "interlude" in names
     sung = [section for section in plan.sections if section.letter]

@@ -257,6 +257,7 @@ def test_tempo_beats_rests_and_spelling_follow_the_lead_sheet():
     chords[100:] = NO_CHORD
     plan = SongPlan(
         sheet=write_sheet(places, chords),
+        again=torch.full((150,), -1),
         time_line=TimeLine(beats=np.arange(-12.5, 170, 12.5), numbers=np.arange(3, 18) % 4, rate_hz=25.0),
         keys=[(0, 150, 3)],
         sections=[],
