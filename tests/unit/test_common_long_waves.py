@@ -104,7 +104,7 @@ def test_the_sheet_reader_in_chunks_is_the_reader_of_one_pass(monkeypatch):
     codes = torch.randint(12, (2, 301))
     whole, sheet = reader(codes), reader.read(codes)
     monkeypatch.setattr("duotok.lm.sheet.reader.CHUNK_FRAMES", 60)
-    chunked = reader._listen(codes)
+    chunked = reader.listen(codes)
     for name in ("place", "chord"):
         torch.testing.assert_close(chunked[name], whole[name])
     assert (reader.read(codes) == sheet).float().mean() > 0.99

@@ -61,7 +61,7 @@ def test_stems_are_heard_as_their_sum(vae, tmp_path):
     found = measure_recordings(vae, tmp_path / "stems", 4.0)
     expected = measure_vae(vae, torch.from_numpy(soundfile.read(tmp_path / "mix.wav", dtype="float32")[0].T))
     for name, value in expected.items():
-        assert found[f"recording_song_vae_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-3)
+        assert found[f"recording_song_vae_{name}"] == pytest.approx(value, rel=1e-3, abs=5e-3)  # 16 bits
 
 
 def test_stretches_are_spread_and_the_silent_ones_left_out(tmp_path):
