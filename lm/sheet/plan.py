@@ -29,6 +29,7 @@ _CHORD_EVIDENCE = 0.3  # of a frame's log-probabilities
 _CHANGE_COSTS = np.array([0.0, 1.0, 0.5, 1.5])  # nats for a change of chord at each beat of the bar
 _CHANGE_WEIGHT = 0.5  # of how chords follow each other
 _ALIKE, _ALIKE_SHARPNESS = 0.8, 20.0  # cosine of two passages of one melody, and how sharply it is judged
+_AGAIN = 0.7  # the same, bar by bar, of a passage that is played again
 _REACH_BARS = 2  # to each side, through which passages are compared
 _PHRASE_BARS = 8
 _SUNG, _HARDLY_SUNG = 0.15, 0.05  # shares of a bar
@@ -232,7 +233,7 @@ class _Bars:
         starts = np.searchsorted(self.of_frame, np.arange(self.count + 1))
         first_line = np.searchsorted(line.bar_lines, starts[1] - 0.5) - 1 if self.count > 1 else 0
         times = line.bar_lines[max(first_line, 0) :]  # of bar 0, if it begins in the song or before it
-        known = (self.alike > _ALIKE) & (self.sung > _SUNG)[:, None] & (self.sung > _SUNG)[None, :]
+        known = (self.alike > _AGAIN) & (self.sung > _SUNG)[:, None] & (self.sung > _SUNG)[None, :]
         bar = 0
         while bar < self.count:
             runs = {}
