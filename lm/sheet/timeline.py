@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ...tokenizer.music.harmony import find_path
 from .columns import PLACES
 
 BEATS_PER_BAR = 4
@@ -249,22 +250,9 @@ def _number_beats(
     if downbeat is not None:
         known = int(np.abs(beats - downbeat).argmin())
         scores[known, 1:] -= 1e6
-    path, score = _best_numbers(scores)
-    return TimeLine(beats=beats, numbers=path, rate_hz=rate_hz), score
-
-
-def _best_numbers(scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """The likeliest number in the bar of each beat [beats] by [beats, BEATS_PER_BAR], and its evidence."""
-    count, numbers = scores.shape
-    origin = np.zeros((count, numbers), dtype=int)
-    total = scores[0]
-    for beat in range(1, count):
-        leader = int(total.argmax())
-        kept, changed = np.roll(total, 1), total[leader] - _NUMBER_COST
-        origin[beat] = np.where(kept >= changed, np.roll(np.arange(numbers), 1), leader)
-        total = np.maximum(kept, changed) + scores[beat]
-    path = np.empty(count, dtype=int)
-    path[-1] = total.argmax()
-    for beat in range(count - 1, 0, -1):
-        path[beat - 1] = origin[beat, path[beat]]
-    return path, float(total.max())
+    # In four equal bars a beat's number less its place is the same for all: a path that seldom changes.
+    count = np.arange(len(beats))
+    scores = scores[count[:, None], (count[:, None] + np.arange(BEATS_PER_BAR)) % BEATS_PER_BAR]
+    offsets = find_path(scores, np.full(len(beats), _NUMBER_COST))
+    score = scores[count, offsets].sum() - _NUMBER_COST * np.count_nonzero(np.diff(offsets))
+    return TimeLine(beats=beats, numbers=(count + offsets) % BEATS_PER_BAR, rate_hz=rate_hz), float(score)

@@ -255,18 +255,19 @@ class Accompanist:
         clock = StageClock(progress)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
-            pitch_clock, tuning = find_pitch_clock(vocal.wave, request.tuning)
+            pitches, seconds = sung_pitch(vocal.wave), vocal.wave.shape[-1] / SAMPLE_RATE_HZ
+            pitch_clock, tuning = find_pitch_clock(pitches, seconds, request.tuning)
             pitched, prefix, wishes = vocal, request.prefix, request.wishes()
             if pitch_clock is not None:
                 pitched = replace(vocal, wave=pitch_clock.bring_to_pitch(vocal.wave))
                 prefix = pitch_clock.bring_to_pitch(prefix) if isinstance(prefix, Tensor) else None
                 wishes = bring_to_pitch(wishes, pitch_clock)
+                pitches = sung_pitch(pitched.wave)
             given = None if prefix is None else self._encode_prefix(prefix)
             vocal_codes = self.bundle.tokenizer.encode(pitched.listened.to(self.device), "vocal")[0].cpu()
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            pitches = sung_pitch(pitched.wave)
             plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes)
             if isinstance(prefix, Tensor) and plan is not None and wishes.tempo_bpm is None:
                 tempo_bpm = _felt_tempo(prefix, plan.time_line.tempo_bpm)

@@ -5,31 +5,29 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from duotok.recipes.accompany.wishes import TEMPO_RANGE_BPM, SheetWishes
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
 
 _LEAST_CENTS = 3.0  # hardly anybody hears less, and what is not resampled stays as it is
 _TIMED = ("chords", "keys", "sections")  # of the report: rows that begin with times; so is all in "…_seconds"
 
 
-def find_pitch_clock(vocal: Tensor, asked: str | float) -> tuple[PitchClock | None, dict[str, Any]]:
-    """Return the clock on which a vocal [2, samples] is at A = 440 Hz, and what report.json says of it.
+def find_pitch_clock(
+    pitches: np.ndarray, seconds: float, asked: str | float
+) -> tuple[PitchClock | None, dict[str, Any]]:
+    """Return the clock on which a vocal of so many seconds is at A = 440 Hz, and what report.json says of it.
 
-    asked: "auto", "off", or the singer's cents. None: the vocal is left as it is, for it is at pitch already,
-    or nobody can say how it is tuned, or nobody wants it.
+    pitches: as `sung_pitch` gives them. asked: "auto", "off", or the singer's cents. None: the vocal is left
+    as it is, for it is at pitch already, or nobody can say how it is tuned, or nobody wants it.
     """
-    seconds = vocal.shape[-1] / SAMPLE_RATE_HZ
     told: dict[str, Any] = {"cents": None, "drift_cents": None, "confidence": None, "applied": False}
     if asked == "off":
         return None, told
     if not isinstance(asked, str):
         told |= {"cents": float(asked), "drift_cents": 0.0, "applied": asked != 0}
         return (PitchClock(float(asked), seconds) if asked else None), told
-    tuning = estimate_tuning(sung_pitch(vocal))
+    tuning = estimate_tuning(pitches)
     if tuning is None:
         return None, told
     told |= {"confidence": round(tuning.confidence, 3)}
