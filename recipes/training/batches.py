@@ -119,6 +119,7 @@ def choose_workers(config: TrainConfig, device: torch.device) -> int:
 def _raise_errors(batches: Iterator[MicroBatch | DuoTokError]) -> Generator[MicroBatch, None, None]:
     for batch in batches:
         if isinstance(batch, DuoTokError):
+            del batches  # whoever keeps the error would keep the workers alive through its traceback
             raise batch
         yield batch
 
