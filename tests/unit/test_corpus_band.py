@@ -144,3 +144,41 @@ def test_patterns_are_written_in_their_alphabets(style: Style):
         assert all(len(strokes) == 16 and set(strokes) <= set("Xxo.") for strokes in variant.values())
     assert all(len(pattern) == 16 and set(pattern) <= set("R538A.") for pattern in style.bass)
     assert all(len(pattern) == 16 and set(pattern) <= set("Ddm.012345") for pattern in style.comping)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_breaks_silence_stems_but_never_all_nor_the_last_bar(seed):
+    excerpt = make_excerpt()
+    whole = Band(excerpt, STYLES[1], np.random.default_rng(seed)).arrange()
+    band = Band(excerpt, STYLES[1], np.random.default_rng(seed), breaks=True)
+    stems = band.arrange()
+    notes = {stem: sum(len(part.notes) for part in parts) for stem, parts in stems.items()}
+    assert sum(notes.values()) <= sum(len(part.notes) for parts in whole.values() for part in parts)
+    for bar in range(band.bars):
+        start = min(step.start for step in band.steps if step.bar == bar) - 0.03
+        end = max(step.end for step in band.steps if step.bar == bar)
+        sounding = [
+            note
+            for parts in stems.values()
+            for part in parts
+            for note in part.notes
+            if start < note[1] and note[0] < end
+        ]
+        assert sounding, f"bar {bar} is silent"
+
+
+def test_breaks_are_heard_in_some_bands():
+    counts = [
+        [
+            sum(
+                len(part.notes)
+                for parts in Band(make_excerpt(), STYLES[1], np.random.default_rng(seed), breaks=on)
+                .arrange()
+                .values()
+                for part in parts
+            )
+            for on in (False, True)
+        ]
+        for seed in range(12)
+    ]
+    assert 2 <= sum(with_breaks < full for full, with_breaks in counts) <= 11

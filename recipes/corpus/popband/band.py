@@ -16,6 +16,8 @@ from duotok.tokenizer.music.labels import parse_chord
 BAR_STEPS = 16
 STROKES = {"X": 112, "x": 84, "o": 42}
 FILL_BARS = (4, 8)  # a fill and a crash every so many bars
+_RESTING_STEM_SHARE = 0.06  # of the stems, in a band with breaks
+_BREAKING_SHARE, _BREAK_SHARE = 0.5, 0.25  # of such bands, and of a stem's blocks in them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +143,12 @@ class Step:
 class Band:
     """Draws one arrangement of an excerpt; every draw comes from rng."""
 
-    def __init__(self, excerpt: Excerpt, style: Style, rng: np.random.Generator) -> None:
+    def __init__(
+        self, excerpt: Excerpt, style: Style, rng: np.random.Generator, *, breaks: bool = False
+    ) -> None:
+        """breaks: stems may rest, for a block of bars or throughout, so that it can be learned how that sounds."""
         self.excerpt, self.style, self.rng = excerpt, style, rng
+        self.breaks = rng.spawn(1)[0] if breaks else None  # the other draws stay as they are
         self.steps = self._make_steps()
         self.bars = self.steps[-1].bar + 1
         self.block_bars = int(rng.choice(FILL_BARS))
@@ -161,7 +167,38 @@ class Band:
         if rng.random() < style.pad_share:
             other.append(self._pad())
         drums = [self._drums()] if rng.random() < style.drum_share else []
-        return {"drums": drums, "bass": [self._bass()], "other": other}
+        parts = {"drums": drums, "bass": [self._bass()], "other": other}
+        if self.breaks is not None:
+            self._rest(parts, self.breaks)
+        return parts
+
+    def _rest(self, parts: dict[str, list[Part]], rng: np.random.Generator) -> None:
+        """Silence stems in blocks of bars, never all of them at once and never the last bar of a song."""
+        blocks = self.bars // self.block_bars + 1
+        resting = np.repeat(rng.random((len(parts), 1)) < _RESTING_STEM_SHARE, blocks, axis=1)
+        if rng.random() < _BREAKING_SHARE:
+            resting |= rng.random(resting.shape) < _BREAK_SHARE
+        all_at_once = np.flatnonzero(resting.all(axis=0))
+        resting[rng.integers(len(parts), size=len(all_at_once)), all_at_once] = False
+        starts = np.array([step.start for step in self.steps])
+        bars = np.array([step.bar for step in self.steps])
+        rings = np.array([self._rings(step) for step in self.steps])
+        for stem, rests in zip(parts.values(), resting, strict=True):
+            silent = rests[bars // self.block_bars] & ~rings
+            edges = np.append(starts, self.excerpt.seconds)
+            for part in stem:
+                part.notes = [
+                    (start, min(end, self._next_rest(silent, edges, start)), pitch, velocity)
+                    for start, end, pitch, velocity in part.notes
+                    if not silent[max(0, int(np.searchsorted(starts, start + 0.02, "right")) - 1)]
+                ]
+
+    @staticmethod
+    def _next_rest(silent: np.ndarray, edges: np.ndarray, start: float) -> float:
+        """When a stem's next rest after `start` begins; a note holds no longer."""
+        step = max(0, int(np.searchsorted(edges, start + 0.02, "right")) - 1)
+        later = np.flatnonzero(silent[step:])
+        return max(float(edges[step + later[0]]), start + 0.04) if len(later) else float("inf")
 
     def _make_steps(self) -> list[Step]:
         excerpt, style = self.excerpt, self.style

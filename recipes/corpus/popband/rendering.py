@@ -386,7 +386,7 @@ class ItemMaker:
         _, excerpt, melody = min(choices, key=lambda choice: choice[0])
         manner = draw_manner(rng, voice.formant)
         vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
-        parts = Band(excerpt, style, rng).arrange()
+        parts = Band(excerpt, style, rng, breaks=self.split == "train").arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
         fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
         for wave in (vocal, *band.values()):
