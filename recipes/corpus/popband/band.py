@@ -146,7 +146,7 @@ class Band:
     def __init__(
         self, excerpt: Excerpt, style: Style, rng: np.random.Generator, *, breaks: bool = False
     ) -> None:
-        """breaks: stems may rest, for a block of bars or throughout, so that it can be learned how that sounds."""
+        """breaks: stems may rest, for blocks of bars or throughout, so that this can be learned."""
         self.excerpt, self.style, self.rng = excerpt, style, rng
         self.breaks = rng.spawn(1)[0] if breaks else None  # the other draws stay as they are
         self.steps = self._make_steps()
@@ -173,13 +173,12 @@ class Band:
         return parts
 
     def _rest(self, parts: dict[str, list[Part]], rng: np.random.Generator) -> None:
-        """Silence stems in blocks of bars, never all of them at once and never the last bar of a song."""
+        """Silence stems in blocks of bars, never chords and bass at once, never a song's last bar."""
         blocks = self.bars // self.block_bars + 1
         resting = np.repeat(rng.random((len(parts), 1)) < _RESTING_STEM_SHARE, blocks, axis=1)
         if rng.random() < _BREAKING_SHARE:
             resting |= rng.random(resting.shape) < _BREAK_SHARE
-        all_at_once = np.flatnonzero(resting.all(axis=0))
-        resting[rng.integers(len(parts), size=len(all_at_once)), all_at_once] = False
+        resting[list(parts).index("other")] &= ~resting[list(parts).index("bass")]
         starts = np.array([step.start for step in self.steps])
         bars = np.array([step.bar for step in self.steps])
         rings = np.array([self._rings(step) for step in self.steps])
