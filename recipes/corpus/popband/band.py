@@ -179,6 +179,7 @@ class Band:
         if rng.random() < _BREAKING_SHARE:
             resting |= rng.random(resting.shape) < _BREAK_SHARE
         resting[list(parts).index("other")] &= ~resting[list(parts).index("bass")]
+        resting[:, self.density == 0] = False  # of a thin block little would be left
         starts = np.array([step.start for step in self.steps])
         bars = np.array([step.bar for step in self.steps])
         rings = np.array([self._rings(step) for step in self.steps])
