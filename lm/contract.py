@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..tokenizer.common.checkpoint import Component, ConfigT
 from ..tokenizer.common.errors import ConfigError
+from .sheet.band import BandConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,11 @@ class LanguageModel(Component[ConfigT], ABC):
 
     tokenizer_fingerprint: str | None  # of the tokenizer whose codes it learned
 
+    @property
+    @abstractmethod
+    def band(self) -> BandConfig | None:
+        """The styles that it can be asked for; None of a model that is not told how to play."""
+
     @abstractmethod
     def compose(
         self,
@@ -74,9 +80,10 @@ class LanguageModel(Component[ConfigT], ABC):
         """Return one candidate per seed, as long as the source; what a seed gives depends on no other seed.
 
         source_codes: [frames] or [codebooks, frames], one frame or more. prefix: given codes that every
-        candidate begins with, in the same form. sheet [frames, COLUMNS]: the lead sheet; None: as the model
-        reads it, if it can. again [frames] int64: the earlier frame whose codes a frame takes, -1 where the
-        model composes: what is sung again is played again. progress is called with the number of frames done.
+        candidate begins with, in the same form. sheet [frames, COLUMNS]: the lead sheet, or one for each seed
+        [seeds, frames, COLUMNS], which differ in how the band plays; None: as the model reads it, if it can.
+        again [frames] int64: the earlier frame whose codes a frame takes, -1 where the model composes: what
+        is sung again is played again. progress is called with the number of frames done.
         Raises DataError for codes that are not this model's.
         """
 

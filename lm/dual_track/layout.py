@@ -10,7 +10,8 @@ target's code of frame i - 1 (PAD at the first step).
   `aligned_source` the step that predicts frame i carries the vocal's code of it too;
 - accompaniment_to_vocal: the mirror image.
 
-A step also carries what the lead sheet says of its frame, where there is one.
+A step also carries what the lead sheet says of its frame, where there is one; how the band plays stands in
+the target's steps only, so that candidates in different styles hear one prompt.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...tokenizer.common.errors import ConfigError
-from ..sheet.columns import check_sheet, unknown_sheet
+from ..sheet.columns import check_sheet, hide_playing, unknown_sheet
 
 TRACKS = ("vocal", "accompaniment")
 # mode -> source track (or none) and predicted tracks
@@ -113,6 +114,6 @@ def lay_out(
         accompaniment=rows["accompaniment"],
         segment=torch.cat([torch.full_like(segment, PROMPT), segment], dim=1),
         position=torch.cat([position, position if shared_positions else position + frames], dim=1),
-        sheet=torch.cat([sheet, sheet], dim=1),
+        sheet=torch.cat([hide_playing(sheet), sheet], dim=1),
         frames=frames,
     )

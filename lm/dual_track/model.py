@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ...tokenizer.common.errors import ConfigError, DataError
 from ...tokenizer.model import DuoTokenizer
 from ..contract import Candidates, LanguageModel, SamplingConfig
+from ..sheet.band import BandConfig
 from ..sheet.columns import LeadSheetEmbedding, check_sheet, commit
 from ..sheet.reader import SheetReader, SheetReaderConfig
 from .layout import MODES, PROMPT, SEGMENTS, TARGET_SEGMENT, TRACKS, Layout, lay_out, mode_into
@@ -129,6 +130,7 @@ class DualTrackLMConfig:
     gradient_checkpointing: bool = False
     # Reads the lead sheet that the band is shown out of the vocal; None: no sheet, as in the paper.
     sheet_reader: SheetReaderConfig | None = None
+    band: BandConfig | None = None  # the styles it can be asked for; None: it is not told how to play
 
     def __post_init__(self) -> None:
         for name in ("code_dim", "embedding_dim", "hidden_dim", "layers", "heads", "key_value_heads"):
@@ -168,7 +170,8 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.sheet: LeadSheetEmbedding | None = None
         self.sheet_reader: SheetReader | None = None
         if config.sheet_reader is not None:
-            self.sheet = LeadSheetEmbedding(config.hidden_dim)
+            playing = () if config.band is None else config.band.column_sizes()
+            self.sheet = LeadSheetEmbedding(config.hidden_dim, playing)
             # It is trained by itself, see recipes/lm/train_sheet_reader.
             self.sheet_reader = SheetReader(config.sheet_reader).eval().requires_grad_(False)
 
@@ -223,6 +226,11 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         """Return what frames of vocal codes say, see `LanguageModel.hear_sheet`."""
         return None if self.sheet_reader is None else self.sheet_reader.listen(codes.to(self.device))
 
+    @property
+    def band(self) -> BandConfig | None:
+        """The styles that it can be asked for, see `LanguageModel.band`."""
+        return self.config.band
+
     def add_sheet_reader(self, reader: SheetReader) -> None:
         """Show lead sheets from now on, as this reader of the same tokenizer (or ConfigError) reads them."""
         if reader.tokenizer_fingerprint != self.tokenizer_fingerprint:
@@ -231,6 +239,15 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.sheet_reader = reader.eval().requires_grad_(False).to(self.device)
         if self.sheet is None:
             self.sheet = LeadSheetEmbedding(self.config.hidden_dim).to(self.device)
+
+    def add_band(self, band: BandConfig) -> None:
+        """Be told how to play from now on, in the styles of a band; needs a sheet reader (or ConfigError)."""
+        if self.sheet is None:
+            raise ConfigError("a model that plays from no lead sheet cannot be told how; set sheets.reader")
+        self.config = replace(self.config, band=band)
+        told = LeadSheetEmbedding(self.config.hidden_dim, band.column_sizes()).to(self.device)
+        told.load_state_dict(self.sheet.state_dict(), strict=False)
+        self.sheet = told
 
     def embed(
         self, vocal: Tensor, accompaniment: Tensor, segment: Tensor, sheet: Tensor | None = None
@@ -293,9 +310,12 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         if again is not None and (again.shape != (frames,) or bool((again >= torch.arange(frames)).any())):
             raise DataError(f"again must name an earlier frame of {frames}, or -1, for each of them")
         if sheet is not None:
-            sheet = commit(check_sheet(sheet, frames)).to(self.device)
+            playing = () if self.config.band is None else self.config.band.column_sizes()
+            sheet = commit(check_sheet(sheet, frames, playing)).to(self.device)
         elif source == "vocal" and self.sheet_reader is not None:
             sheet = commit(self.sheet_reader.read(source_codes[None])[0])
+        if sheet is not None:
+            sheet = sheet.expand(len(seeds), -1, -1)
         uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
         codes, nats = sample_song(
             self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress

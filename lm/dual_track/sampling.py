@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import Qwen2Model
 
 from ..contract import SamplingConfig
-from ..sheet.columns import LeadSheetEmbedding, unknown_sheet
+from ..sheet.columns import LeadSheetEmbedding, hide_playing, unknown_sheet
 from .decoding import CachedDecoder
 
 
@@ -82,7 +82,7 @@ class WindowSampler:
 
         self._place = integers(1)  # the frame that is predicted
         # What stands beside the target's code in each of its steps: the source's code and the sheet.
-        self._beside = torch.zeros(self.branches, frames, hidden_dim, device=device)
+        self._beside = torch.zeros(self.branches, candidates, frames, hidden_dim, device=device)
         self._codes = integers(frames, candidates)
         self._uniform = torch.zeros(frames, candidates, device=device)
         self._nats = torch.zeros(self.branches, candidates, device=device)
@@ -101,7 +101,8 @@ class WindowSampler:
     ) -> tuple[Tensor, Tensor]:
         """Continue `given` [candidates, k] to frame `stop` of source [frames], k < stop; None: to its end.
 
-        uniform: a number in [0, 1) per code [candidates, frames]. sheet [frames, COLUMNS]: the lead sheet.
+        uniform: a number in [0, 1) per code [candidates, frames]. sheet [candidates, frames, COLUMNS]: lead
+        sheets that differ in how the band plays.
         Returns codes [candidates, stop] and the log-probabilities of the new ones, summed, in nats
         [branches, candidates].
         """
@@ -111,9 +112,10 @@ class WindowSampler:
         self._nats.zero_()
         rows = torch.full((self.branches, self.frames), self._source_pad, device=source.device)
         rows[0] = source
-        heard, notes = self.parts.sources[rows], self._read_notes(sheet)
-        aligned = heard if self.parts.aligned_source else self.parts.sources[self._source_pad]
-        self._beside.copy_(aligned + notes)
+        heard = self.parts.sources[rows]
+        aligned = heard[:, None] if self.parts.aligned_source else self.parts.sources[self._source_pad]
+        notes = self._read_notes(None if sheet is None else hide_playing(sheet[0]))
+        self._beside.copy_(aligned + self._read_notes(sheet))
         # What a window computed serves the next one only where no source is heard: that prompt is the same.
         # The keys of the source and of the codes carried over come from the last window's prompt and stand
         # at other positions, so these are read anew.
@@ -122,7 +124,7 @@ class WindowSampler:
         self._has_prompts = True
         first = given.new_full((self.candidates, 1), self._target_pad)
         past = torch.cat([first, given], dim=1)  # inputs of the steps that predict frames 0..k
-        inputs = self._beside[:, None, : known + 1] + self.parts.targets[past]
+        inputs = self._beside[:, :, : known + 1] + self.parts.targets[past]
         self._place.fill_(known)
         self._choose(self._decoder.advance(inputs.flatten(0, 1))[:, -1])
         progress(known + 1)
@@ -135,17 +137,18 @@ class WindowSampler:
         return self._codes[:stop].T.clone(), self._nats.clone()
 
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
-        """What a sheet [frames, COLUMNS] adds [branches, frames, hidden_dim]; nothing without the source."""
-        sheets = unknown_sheet(self.branches, self.frames, device=self._beside.device)
-        if sheet is not None:
-            sheets[0] = sheet
-        return torch.zeros_like(self._beside) if self.parts.sheet is None else self.parts.sheet(sheets)
+        """What a sheet [..., frames, COLUMNS] adds [branches, ..., frames, hidden_dim] with the source."""
+        if self.parts.sheet is None:
+            return self._beside.new_zeros(())
+        unknown = unknown_sheet(self.frames, device=self._beside.device)
+        told = unknown if sheet is None else sheet
+        return self.parts.sheet(torch.stack([told, unknown.expand_as(told)][: self.branches]))
 
     def _take_step(self, reach: int | None = None) -> None:
         """Choose the next frame's codes; reach as in `CachedDecoder.step`."""
         past = self._codes.index_select(0, self._place)[0]
         self._place.add_(1)
-        inputs = self._beside.index_select(1, self._place) + self.parts.targets[past]
+        inputs = self._beside.index_select(2, self._place)[:, :, 0] + self.parts.targets[past]
         self._choose(self._decoder.step(inputs.view(-1, 1, inputs.shape[-1]), self._place, reach)[:, 0])
 
     def _choose(self, hidden: Tensor) -> None:
@@ -189,10 +192,10 @@ def sample_song(
 ) -> tuple[Tensor, Tensor]:
     """Continue `done` [candidates, k] to the length of source [frames], k < frames, by window stitching.
 
-    uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [frames, COLUMNS].
-    again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. Returns codes
-    [candidates, frames] and, of the sampled ones, mean log-probabilities in nats with the source and, under
-    guidance, without it [branches, candidates].
+    uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [candidates, frames,
+    COLUMNS]. again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. Returns
+    codes [candidates, frames] and, of the sampled ones, mean log-probabilities in nats with the source and,
+    under guidance, without it [branches, candidates].
     """
     frames, given = len(source), done.shape[1]
     sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
@@ -209,7 +212,7 @@ def sample_song(
                 continue
             start = next_window_start(done.shape[1], frames, config)
             window = slice(start, start + config.window_frames)
-            notes = None if sheet is None else sheet[window]
+            notes = None if sheet is None else sheet[:, window]
             codes, likely = sampler.sample(
                 source[window],
                 done[:, start:],

@@ -2,8 +2,10 @@
 
 The language model may be shown one beside the vocal. Both are read out of the vocal by `SheetReader`, or
 given by whoever knows better; a frame of which one is not known is UNKNOWN there. With each stands how far it
-can be trusted, as a level.
+can be trusted, as a level. Further columns say how the band is to play, see `band`.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from ...tokenizer.music.labels import CHORDS
 PLACES = 16  # parts of a bar
 UNKNOWN = -1
 WRITTEN = 8  # the highest level of trust: known, not read
-PLACE, CHORD, PLACE_TRUST, CHORD_TRUST = range(4)  # columns of a sheet [..., 4] int64
-COLUMNS = 4
+# Columns of a sheet [..., COLUMNS] int64; those from METER on tell the band how to play.
+PLACE, CHORD, PLACE_TRUST, CHORD_TRUST, METER, TEMPO, STYLE, DRUMS, BASS, HARMONY = range(10)
+COLUMNS = 10
+PLAYING = slice(METER, COLUMNS)
 TRUST = {PLACE: PLACE_TRUST, CHORD: CHORD_TRUST}
 
 
@@ -32,8 +36,11 @@ def write_sheet(places: np.ndarray, chords: np.ndarray) -> Tensor:
     return commit(sheet)
 
 
-def check_sheet(sheet: Tensor, frames: int) -> Tensor:
-    """Return a sheet [..., frames, COLUMNS] as it is; raise DataError unless it is one of so many frames."""
+def check_sheet(sheet: Tensor, frames: int, playing: Sequence[int] = ()) -> Tensor:
+    """Return a sheet [..., frames, COLUMNS] as it is; raise DataError unless it is one of so many frames.
+
+    playing: number of values of each column from METER on, checked where given.
+    """
     if sheet.ndim < 2 or sheet.shape[-2:] != (frames, COLUMNS):
         raise DataError(
             f"the lead sheet is {tuple(sheet.shape)}, not [..., {frames}, {COLUMNS}]; cut it alike"
@@ -43,10 +50,18 @@ def check_sheet(sheet: Tensor, frames: int) -> Tensor:
         (CHORD, CHORDS, "chords"),
         (PLACE_TRUST, WRITTEN + 1, "trust in the places"),
         (CHORD_TRUST, WRITTEN + 1, "trust in the chords"),
+        *((column, size, "what the band is told") for column, size in enumerate(playing, start=METER)),
     ):
         values = sheet[..., column]
         if values.numel() and (int(values.min()) < UNKNOWN or int(values.max()) >= size):
             raise DataError(f"{name} of a lead sheet must be in {UNKNOWN}..{size - 1}")
+    return sheet
+
+
+def hide_playing(sheet: Tensor) -> Tensor:
+    """Return a sheet [..., COLUMNS] that says nothing of how the band plays."""
+    sheet = sheet.clone()
+    sheet[..., PLAYING] = UNKNOWN
     return sheet
 
 
@@ -68,14 +83,16 @@ _GAIN = 8.0  # the codes' part of an input is as large; without it the sheet tak
 class LeadSheetEmbedding(nn.Module):
     """What a sheet adds to the input of each step; nothing at first, so that a trained model may learn it."""
 
-    def __init__(self, hidden_dim: int) -> None:
+    def __init__(self, hidden_dim: int, playing: Sequence[int] = ()) -> None:
+        """playing: number of values of each column from METER on; empty for a model that is not told them."""
         super().__init__()
         self.places = nn.Embedding(PLACES + 1, hidden_dim)  # the first entry: unknown
         self.chords = nn.Embedding(CHORDS + 1, hidden_dim)
         # How much of it is heard at each level; a level by itself says nothing.
         self.place_trust = nn.Embedding(WRITTEN + 2, 1)
         self.chord_trust = nn.Embedding(WRITTEN + 2, 1)
-        for table in (self.places, self.chords):
+        self.playing = nn.ModuleList(nn.Embedding(size + 1, hidden_dim) for size in playing)
+        for table in (self.places, self.chords, *self.playing):
             nn.init.zeros_(table.weight)
         for table in (self.place_trust, self.chord_trust):
             with torch.no_grad():
@@ -83,6 +100,9 @@ class LeadSheetEmbedding(nn.Module):
 
     def forward(self, sheet: Tensor) -> Tensor:
         """Sheet [..., COLUMNS] -> [..., hidden_dim]."""
-        place, chord, place_trust, chord_trust = (sheet + 1).unbind(dim=-1)
-        places = self.place_trust(place_trust) * self.places(place)
-        return _GAIN * (places + self.chord_trust(chord_trust) * self.chords(chord))
+        place, chord, place_trust, chord_trust, *playing = (sheet + 1).unbind(dim=-1)
+        total = self.place_trust(place_trust) * self.places(place)
+        total = total + self.chord_trust(chord_trust) * self.chords(chord)
+        for table, column in zip(self.playing, playing, strict=False):
+            total = total + table(column)
+        return _GAIN * total

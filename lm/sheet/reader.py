@@ -18,7 +18,7 @@ from ...tokenizer.common.chunks import join_chunks
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
 from ...tokenizer.music.labels import CHORDS
-from .columns import PLACES, UNKNOWN, WRITTEN, unknown_sheet
+from .columns import METER, PLACES, UNKNOWN, WRITTEN, unknown_sheet
 from .tracking import places_between, track_bars, track_chords
 
 _FRAMES_PER_STEP = 2
@@ -111,7 +111,7 @@ class SheetReader(Component[SheetReaderConfig]):
                 measure_trust(told["place"][row], places, place_reach),
                 measure_trust(told["chord"][row], chords, chord_reach),
             )
-            sheets[row] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
+            sheets[row, :, :METER] = torch.from_numpy(np.stack([places, chords, *trusts], axis=-1))
         return sheets.to(codes.device)
 
     @torch.no_grad()

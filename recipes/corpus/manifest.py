@@ -44,6 +44,9 @@ class Item:
     # The files are played faster (above 0) or slower, to sound so many semitones higher; all that is said of
     # the music, its times among it, is said of what is then heard. See `transpose`.
     semitones: int = 0
+    beats_per_bar: int = 4  # of most bars
+    # What each stem plays: program, whether it is a drum kit, notes as (start, end, MIDI pitch, velocity).
+    band: dict[str, list[tuple[int, bool, list[tuple[float, float, int, int]]]]] = field(default_factory=dict)
     root: Path  # folder of the manifest; not stored
 
     def __post_init__(self) -> None:

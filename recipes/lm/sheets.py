@@ -1,7 +1,7 @@
 """Lead sheets beside tokens: those written in the corpus, what a reader makes of a vocal, how both agree."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.columns import CHORD, PLACE, PLACES, TRUST, UNKNOWN, unknown_sheet, write_sheet
+from duotok.lm.sheet.band import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
+from duotok.lm.sheet.columns import (
+    CHORD,
+    COLUMNS,
+    METER,
+    PLACE,
+    PLACES,
+    STYLE,
+    TEMPO,
+    TRUST,
+    UNKNOWN,
+    unknown_sheet,
+    write_sheet,
+)
 from duotok.lm.sheet.reader import SheetReader
 from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.corpus.manifest import Item, read_manifest
@@ -17,27 +30,42 @@ from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.music.labels import chords_of_blocks
 
+# Onsets per beat from which a stem plays in full: about the median of the corpus' bars. Notes struck together
+# are one onset.
+_FULL_FROM = {"drums": 3.0, "bass": 1.25, "chords": 2.5}
+_STEM_NAMES = {"drums": "drums", "bass": "bass", "other": "chords"}  # of the corpus -> of the sheet
+_TOGETHER_SECONDS = 0.03
+_HELD_SHARE = 0.2  # what begins in this first part of a bar, and nothing later, is held
 _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
 class SheetLabels:
     """The written sheets of the items of a manifest; of an item that is not in it nothing is known."""
 
-    def __init__(self, manifest: str | Path, shards: TokenShards) -> None:
-        """Raises DataError for a manifest with no item of the shards."""
+    def __init__(self, manifest: str | Path, shards: TokenShards, styles: Sequence[str] = ()) -> None:
+        """styles: those that STYLE counts. Raises DataError for a manifest with no item of the shards."""
         wanted = {song.id for song in shards.index.songs}
         self._items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
         if not self._items:
             raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
-        self._rate_hz = shards.index.frame_rate_hz
+        self._rate_hz, self._styles = shards.index.frame_rate_hz, styles
         self._known: dict[str, Tensor] = {}
+
+    def count_styles(self) -> BandConfig:
+        """Count which styles the items are in, by meter and tempo."""
+        return BandConfig.count(
+            (item.style, item.beats_per_bar, item.tempo_bpm)
+            for item in self._items.values()
+            if item.tempo_bpm
+        )
 
     def cut(self, name: str, start: int, frames: int) -> Tensor:
         """Return the sheet [frames, COLUMNS] of an item from frame `start` on."""
         if name not in self._items:
             return unknown_sheet(frames)
         if name not in self._known:
-            self._known[name] = label_frames(self._items[name], self._rate_hz)
+            sheet = label_frames(self._items[name], self._rate_hz)
+            self._known[name] = label_playing(sheet, self._items[name], self._rate_hz, self._styles)
         found = self._known[name][start : start + frames]
         return torch.cat([found, unknown_sheet(frames - len(found))])
 
@@ -48,6 +76,53 @@ def label_frames(item: Item, rate_hz: float) -> Tensor:
     places = places_between(np.asarray(item.downbeats_seconds, dtype=float) * rate_hz, frames)
     chords = chords_of_blocks(item.chords, frames, rate_hz)
     return write_sheet(places, chords)
+
+
+def label_playing(sheet: Tensor, item: Item, rate_hz: float, styles: Sequence[str]) -> Tensor:
+    """Return an item's sheet [frames, COLUMNS] with what its band plays; levels where its notes are known."""
+    sheet = sheet.clone()
+    if item.beats_per_bar in METERS:
+        sheet[:, METER] = METERS.index(item.beats_per_bar)
+    if item.tempo_bpm:
+        sheet[:, TEMPO] = tempo_class(item.tempo_bpm)
+    if item.style in styles:
+        sheet[:, STYLE] = styles.index(item.style)
+    lines = np.array([*item.downbeats_seconds, item.seconds])
+    if len(lines) < 2 or not item.band:
+        return sheet
+    edges = np.round(lines * rate_hz).astype(int)
+    for stem, levels in find_levels(item.band, lines, item.beats_per_bar).items():
+        for first, last, level in zip(edges[:-1], edges[1:], levels, strict=True):
+            sheet[first:last, STEM_COLUMNS[stem]] = int(level)
+    return sheet
+
+
+def find_levels(band: Mapping[str, Sequence], lines: np.ndarray, beats_per_bar: int) -> dict[str, np.ndarray]:
+    """Return what each stem does in each bar, {"drums", "bass", "chords": levels [bars]}.
+
+    band: as in `Item.band`. lines [bars + 1]: bar lines in seconds.
+    """
+    found = {}
+    for stem, name in _STEM_NAMES.items():
+        notes = np.array([note[:2] for *_, part in band.get(stem, ()) for note in part], dtype=float).reshape(
+            -1, 2
+        )
+        onsets = np.sort(notes[:, 0])
+        onsets = onsets[np.diff(onsets, prepend=-1.0) > _TOGETHER_SECONDS]
+        bar = np.searchsorted(lines, onsets + _TOGETHER_SECONDS, "right") - 1  # a player may come early
+        inside = (bar >= 0) & (bar < len(lines) - 1)
+        bar, onsets = bar[inside], onsets[inside]
+        late = onsets - lines[bar] > _HELD_SHARE * np.diff(lines)[bar]
+        count, moves = (np.bincount(bar, weights, len(lines) - 1) for weights in (None, late))
+        levels = np.where(count >= _FULL_FROM[name] * beats_per_bar, FULL, LIGHT)
+        levels[moves == 0] = HELD
+        sounding = np.zeros(len(lines) - 1, dtype=bool)
+        for start, end in notes if name != "drums" else ():  # what was struck before still sounds
+            first, last = np.searchsorted(lines, (start + _TOGETHER_SECONDS, end - _TOGETHER_SECONDS))
+            sounding[max(0, first - 1) : last] = True
+        levels[(count == 0) & ~sounding] = OUT
+        found[name] = levels
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +138,12 @@ class SheetConfig:
     # Half of the read sheets are of vocals with up to so large a share of strange codes: the reader has
     # learned these songs, and is seldom as unsure of them as of others.
     damage: float = 0.6
+    # Of each thing that the band is told, style, meter, tempo and the level of each stem; and of all of them.
+    playing_dropout: float = 0.2
+    no_playing: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("written", "dropout", "damage"):
+        for name in ("written", "dropout", "damage", "playing_dropout", "no_playing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"sheets.{name} must be in 0..1, got {getattr(self, name)}")
 
@@ -73,21 +151,28 @@ class SheetConfig:
 class SheetSource:
     """Draws the sheets of windows; what the reader says of an item is kept."""
 
-    def __init__(self, shards: TokenShards, config: SheetConfig, reader: SheetReader) -> None:
-        """Raises DataError for a manifest with no item of the shards."""
-        self._shards, self._config, self._reader = shards, config, reader
-        self._written = SheetLabels(config.manifest, shards) if config.manifest is not None else None
+    def __init__(
+        self,
+        shards: TokenShards,
+        config: SheetConfig,
+        reader: SheetReader,
+        written: SheetLabels | None = None,
+    ) -> None:
+        """written: the corpus' own sheets; None: only the reader tells."""
+        self._shards, self._config, self._reader, self._written = shards, config, reader, written
         self._read: dict[tuple[str, bool], Tensor] = {}
 
     def draw(self, rng: np.random.Generator, song: TokenSong, start: int, frames: int) -> Tensor:
         """Return a sheet [frames, COLUMNS] of a song from frame `start` on."""
         is_written = rng.random() < self._config.written
         hidden = rng.random(2) < self._config.dropout
-        if self._written is not None and is_written:
-            sheet = self._written.cut(song.id, start, frames)
-        else:
-            sheet = self.read(song, damaged=rng.random() < 0.5)[start : start + frames].clone()
-            sheet = torch.cat([sheet, unknown_sheet(frames - len(sheet))])
+        untold = rng.random(COLUMNS - METER) < self._config.playing_dropout
+        untold |= rng.random() < self._config.no_playing
+        sheet = unknown_sheet(frames) if self._written is None else self._written.cut(song.id, start, frames)
+        if self._written is None or not is_written:
+            read = self.read(song, damaged=rng.random() < 0.5)[start : start + frames]
+            sheet[: len(read), :METER] = read[:, :METER]
+        sheet[:, METER:][:, torch.from_numpy(untold)] = UNKNOWN
         for column, trust in TRUST.items():
             if hidden[column]:
                 sheet[:, [column, trust]] = UNKNOWN

@@ -22,7 +22,7 @@ from duotok.lm.dual_track.scoring import LMObjective, score_batch
 from duotok.lm.metrics import codebook_normalized_bits
 from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
-from duotok.recipes.lm.sheets import SheetConfig, SheetSource
+from duotok.recipes.lm.sheets import SheetConfig, SheetLabels, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
@@ -73,8 +73,13 @@ def build(config: Config) -> Task:
     lm = build_model(config, shards)
     sheets = None
     if lm.sheet_reader is not None:
+        written, told = None, config.sheets.manifest
+        if told is not None:
+            if lm.band is None:
+                lm.add_band(SheetLabels(told, shards).count_styles())
+            written = SheetLabels(told, shards, () if lm.band is None else lm.band.styles)
         # A copy, because DeepSpeed may scatter the model's own one over processes.
-        sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader))
+        sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader), written)
     source = WindowSource(shards, config.data, lm, config.train.batch_size, sheets)
     objective = LMObjective(lm, config.prompt_weight)
     return Task(

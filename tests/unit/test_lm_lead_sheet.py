@@ -11,6 +11,8 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.lm.sheet.columns import (
     CHORD,
+    COLUMNS,
+    METER,
     CHORD_TRUST,
     PLACE,
     PLACE_TRUST,
@@ -117,8 +119,8 @@ def test_reading_gives_whole_sheets_and_none_of_silence(reader: SheetReader) -> 
     codes = torch.randint(0, 11, (3, 75))
     codes[1] = reader.pad
     sheets = reader.read(codes)
-    assert sheets.shape == (3, 75, 4)
-    assert (sheets[1] == UNKNOWN).all() and (sheets[0] != UNKNOWN).all()
+    assert sheets.shape == (3, 75, COLUMNS)
+    assert (sheets[1] == UNKNOWN).all() and (sheets[0, :, :METER] != UNKNOWN).all()
     assert torch.equal(check_sheet(sheets, 75), sheets)
     assert torch.equal(reader.read(codes[2:])[0], sheets[2])  # whatever stands beside it
 
@@ -185,8 +187,8 @@ def test_scores_read_the_sheet_of_the_vocal_they_are_shown(lm: DualTrackLM) -> N
 def test_rows_without_source_have_no_sheet(lm: DualTrackLM) -> None:
     codes = {track: torch.randint(0, 11, (2, 20)) for track in ("vocal", "accompaniment")}
     layout = lm.lay_out(codes, MODE, drop_source=torch.tensor([True, False]))
-    assert layout.sheet.shape == (2, 40, 4)
-    assert (layout.sheet[0] == UNKNOWN).all() and (layout.sheet[1] != UNKNOWN).all()
+    assert layout.sheet.shape == (2, 40, COLUMNS)
+    assert (layout.sheet[0] == UNKNOWN).all() and (layout.sheet[1, :, :METER] != UNKNOWN).all()
 
 
 @pytest.mark.parametrize("aligned", [True, False])
