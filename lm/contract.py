@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..tokenizer.common.checkpoint import Component, ConfigT
 from ..tokenizer.common.errors import ConfigError
-from .sheet.band import BandConfig
+from .sheet.playing import BandConfig
 
 
 @dataclass(frozen=True, kw_only=True)

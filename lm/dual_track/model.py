@@ -15,8 +15,8 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ...tokenizer.common.errors import ConfigError, DataError
 from ...tokenizer.model import DuoTokenizer
 from ..contract import Candidates, LanguageModel, SamplingConfig
-from ..sheet.band import BandConfig
 from ..sheet.columns import LeadSheetEmbedding, check_sheet, commit
+from ..sheet.playing import BandConfig
 from ..sheet.reader import SheetReader, SheetReaderConfig
 from .layout import MODES, PROMPT, SEGMENTS, TARGET_SEGMENT, TRACKS, Layout, lay_out, mode_into
 from .sampling import StepParts, draw_uniform, sample_song

@@ -2,7 +2,7 @@
 
 The language model may be shown one beside the vocal. Both are read out of the vocal by `SheetReader`, or
 given by whoever knows better; a frame of which one is not known is UNKNOWN there. With each stands how far it
-can be trusted, as a level. Further columns say how the band is to play, see `band`.
+can be trusted, as a level. Further columns say how the band is to play, see `playing`.
 """
 
 from collections.abc import Sequence
@@ -91,8 +91,9 @@ class LeadSheetEmbedding(nn.Module):
         # How much of it is heard at each level; a level by itself says nothing.
         self.place_trust = nn.Embedding(WRITTEN + 2, 1)
         self.chord_trust = nn.Embedding(WRITTEN + 2, 1)
-        self.playing = nn.ModuleList(nn.Embedding(size + 1, hidden_dim) for size in playing)
-        for table in (self.places, self.chords, *self.playing):
+        told = [nn.Embedding(size + 1, hidden_dim) for size in playing]
+        self.playing = nn.ModuleList(told)
+        for table in (self.places, self.chords, *told):
             nn.init.zeros_(table.weight)
         for table in (self.place_trust, self.chord_trust):
             with torch.no_grad():

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.band import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
 from duotok.lm.sheet.columns import (
     CHORD,
     COLUMNS,
@@ -23,6 +22,7 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
+from duotok.lm.sheet.playing import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
 from duotok.lm.sheet.reader import SheetReader
 from duotok.lm.sheet.tracking import places_between
 from duotok.recipes.corpus.manifest import Item, read_manifest

@@ -11,12 +11,13 @@ from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import score_batch
 from duotok.lm.sheet.columns import (
     CHORD,
+    CHORD_TRUST,
     COLUMNS,
     METER,
-    CHORD_TRUST,
     PLACE,
     PLACE_TRUST,
     PLACES,
+    STYLE,
     UNKNOWN,
     WRITTEN,
     check_sheet,
@@ -24,6 +25,7 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
+from duotok.lm.sheet.playing import BandConfig
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust
 from duotok.lm.sheet.tracking import places_between, track_bars, track_chords
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -247,6 +249,55 @@ def test_what_comes_again_is_played_again(lm: DualTrackLM) -> None:
             lm.compose(vocal, seeds=[3], again=bad)
 
 
+def test_candidates_play_as_each_is_told(lm: DualTrackLM) -> None:
+    vocal, config = torch.randint(0, 11, (60,)), SamplingConfig(window_frames=25, overlap_frames=5)
+    sheet = write_sheet(np.arange(60) % PLACES, np.arange(60) // 10)
+    plain = lm.compose(vocal, seeds=[3, 3], sampling=config, sheet=sheet).codes
+    lm.add_band(BandConfig.count([("folk", 4, 90.0), ("waltz", 3, 130.0)]))
+    assert torch.equal(lm.compose(vocal, seeds=[3, 3], sampling=config, sheet=sheet).codes, plain)
+    assert lm.sheet is not None
+    for table in lm.sheet.playing:
+        torch.nn.init.normal_(table.weight, std=2.0)
+    sheets = sheet.repeat(2, 1, 1)
+    sheets[0, :, STYLE], sheets[1, :, STYLE] = 0, 1
+    both = lm.compose(vocal, seeds=[3, 3], sampling=config, sheet=sheets).codes
+    assert not torch.equal(both[0], both[1])
+    for number in range(2):
+        alone = lm.compose(vocal, seeds=[3], sampling=config, sheet=sheets[number]).codes[0]
+        assert torch.equal(alone, both[number])
+    guided = SamplingConfig(guidance=2.0, temperature=0.0)
+    made = lm.compose(vocal, seeds=[0], sampling=guided, sheet=sheets[0]).codes
+    logits = [
+        lm(
+            lm.lay_out(
+                {"vocal": vocal[None], "accompaniment": made},
+                MODE,
+                sheet=commit(sheets[:1]),
+                drop_source=torch.tensor([drop]),
+            )
+        )["accompaniment"]
+        for drop in (False, True)
+    ]
+    assert torch.equal(torch.lerp(logits[1], logits[0], 2.0).argmax(dim=-1), made)
+    sheets[1, :, STYLE] = 2
+    with pytest.raises(DataError, match=r"what the band is told of a lead sheet must be in -1\.\.1"):
+        lm.compose(vocal, seeds=[3, 3], sheet=sheets)
+
+
+def test_styles_are_drawn_as_they_were_heard() -> None:
+    heard = [("rock", 4, 120.0)] * 8 + [("ballad", 4, 64.0)] * 8 + [("waltz", 3, 150.0)]
+    band = BandConfig.count(heard)
+    assert band.styles == ("ballad", "rock", "waltz") and band.meters() == (3, 4)
+    rng = np.random.default_rng(0)
+    assert set(band.draw(5, beats=3, beats_per_minute=90.0, rng=rng)) == {"waltz"}
+    fast = [band.draw(2, beats=4, beats_per_minute=120.0, rng=rng) for _ in range(100)]
+    assert all(sorted(each) == ["ballad", "rock"] for each in fast)
+    assert sum(first == "rock" for first, _ in fast) > 80
+    assert set(band.draw(40, beats=6, beats_per_minute=90.0, rng=rng)) == set(band.styles)
+    with pytest.raises(ConfigError, match="impossible way"):
+        BandConfig(heard=(("rock", 5, 0, 1),))
+
+
 def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
     with pytest.raises(DataError, match="cut it alike"):
         lm.compose(torch.zeros(10).long(), seeds=[0], sheet=unknown_sheet(9))
@@ -261,13 +312,14 @@ def test_bad_sheets_are_refused(lm: DualTrackLM) -> None:
 
 
 def test_the_reader_travels_with_the_model_and_is_not_trained_by_it(lm: DualTrackLM, tmp_path: Path) -> None:
+    lm.add_band(BandConfig.count([("folk", 4, 90.0)]))
     learn_something(lm)
     lm.save_pretrained(tmp_path / "lm")
     back = DualTrackLM.from_pretrained(tmp_path / "lm")
     vocal = torch.randint(0, 11, (1, 50))
     sheets = lm.read_sheet(vocal), back.read_sheet(vocal)
     assert sheets[0] is not None and torch.equal(sheets[0], sheets[1])
-    assert back.sheet_reader is not None
+    assert back.sheet_reader is not None and back.band == lm.band
     assert not any(p.requires_grad for p in back.sheet_reader.parameters())
     assert not back.train().sheet_reader.training and back.backbone.training
 

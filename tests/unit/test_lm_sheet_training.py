@@ -10,20 +10,36 @@ import torch
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
 from duotok.lm.dual_track.scoring import LMObjective
 from duotok.lm.sheet.columns import (
+    BASS,
     CHORD,
     CHORD_TRUST,
+    COLUMNS,
+    DRUMS,
+    HARMONY,
+    METER,
     PLACE,
     PLACE_TRUST,
     PLACES,
+    STYLE,
+    TEMPO,
     UNKNOWN,
     WRITTEN,
     write_sheet,
 )
+from duotok.lm.sheet.playing import LEVELS, tempo_class
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.recipes.lm import train_sheet_reader as recipe
 from duotok.recipes.lm.data import DataConfig, WindowSource
-from duotok.recipes.lm.sheets import SheetConfig, SheetLabels, SheetSource, label_frames, measure_agreement
+from duotok.recipes.lm.sheets import (
+    SheetConfig,
+    SheetLabels,
+    SheetSource,
+    find_levels,
+    label_frames,
+    label_playing,
+    measure_agreement,
+)
 from duotok.recipes.lm.tokenize import main as tokenize
 from duotok.recipes.lm.tokens import TokenShards
 from duotok.recipes.lm.train_sheet_reader import SheetDataConfig, SheetObjective, SheetWindows
@@ -67,7 +83,7 @@ def make_reader() -> SheetReader:
 def test_places_and_chords_follow_the_score(item: Item) -> None:
     sheet = label_frames(item, 32.0)  # two frames per place in the bar of 1 s, four in that of 2 s
     place, chord = sheet[:, PLACE], sheet[:, CHORD]
-    assert sheet.shape == (128, 4)
+    assert sheet.shape == (128, COLUMNS)
     assert place[:16].eq(UNKNOWN).all() and place[112:].eq(UNKNOWN).all()
     assert place[16:48].tolist() == sorted([*range(PLACES)] * 2)
     assert place[48:112].tolist() == sorted([*range(PLACES)] * 4)
@@ -75,12 +91,44 @@ def test_places_and_chords_follow_the_score(item: Item) -> None:
 
 
 def test_labels_are_cut_as_codes_are(labels: SheetLabels, item: Item) -> None:
-    whole = label_frames(item, 25.0)
+    whole = label_playing(label_frames(item, 25.0), item, 25.0, ())
     for start, frames in ((0, 30), (13, 20)):
         assert torch.equal(labels.cut("item0", start, frames), whole[start : start + frames])
     beyond = labels.cut("item0", 90, 20)
-    assert beyond.shape == (20, 4) and beyond[10:].eq(UNKNOWN).all()
+    assert beyond.shape == (20, COLUMNS) and beyond[10:].eq(UNKNOWN).all()
     assert labels.cut("item1", 0, 10).eq(UNKNOWN).all()  # not in the manifest
+
+
+def test_levels_tell_what_each_stem_plays() -> None:
+    lines = np.array([0.0, 2.0, 4.0, 6.0, 8.0])
+    beat = [[0.5 * step, 0.5 * step + 0.1, 38, 90] for step in range(8)]  # four strokes in each of two bars
+    band = {
+        "drums": [[0, True, beat + [[4.0 + 0.1 * step, 4.1, 42, 60] for step in range(20)]]],
+        "bass": [[33, False, [[-0.01, 1.9, 30, 90], [4.0, 5.9, 30, 90], [5.0, 5.9, 31, 90]]]],
+        "other": [[0, False, [[2.01, 6.5, pitch, 70] for pitch in (60, 64, 67)]]],
+    }
+    found = {stem: [LEVELS[level] for level in each] for stem, each in find_levels(band, lines, 4).items()}
+    assert found == {
+        "drums": ["light", "light", "full", "out"],
+        "bass": ["held", "out", "light", "out"],
+        "chords": ["out", "held", "held", "held"],  # what was struck before rings on
+    }
+
+
+def test_what_the_band_plays_is_written_beside_the_score(item: Item) -> None:
+    strokes = [(0.5 + 0.1 * step, 0.6 + 0.1 * step, 38, 90) for step in range(10)]
+    played = replace(
+        item, style="bossa", tempo_bpm=90.0, beats_per_bar=3, band={"drums": [[0, True, strokes]]}
+    )
+    sheet = label_playing(label_frames(played, 25.0), played, 25.0, ("ballad", "bossa"))
+    assert torch.equal(sheet[:, :METER], label_frames(item, 25.0)[:, :METER])
+    assert set(sheet[:, METER].tolist()) == {1} and set(sheet[:, STYLE].tolist()) == {1}
+    assert set(sheet[:, TEMPO].tolist()) == {tempo_class(90.0)}
+    assert sheet[11:13, DRUMS].eq(UNKNOWN).all() and sheet[14:36, DRUMS].eq(LEVELS.index("full")).all()
+    unknown = label_playing(
+        label_frames(item, 25.0), replace(played, style="polka", band={}), 25.0, ("bossa",)
+    )
+    assert unknown[:, [STYLE, DRUMS, BASS, HARMONY]].eq(UNKNOWN).all()
 
 
 def test_a_manifest_of_other_items_is_refused(tmp_path: Path, shards: TokenShards, item: Item) -> None:
@@ -176,7 +224,8 @@ def test_sheets_are_the_corpus_own_the_readers_or_none(
     song = next(song for song in shards.index.songs if song.id == "item0")
     read = reader.read(shards.codes(song)["vocal"][None].long())[0]
     manifest, rng = str(tmp_path / "some.jsonl"), np.random.default_rng(0)
-    own = SheetSource(shards, SheetConfig(manifest=manifest, written=1.0, dropout=0.0), reader)
+    config = SheetConfig(manifest=manifest, written=1.0, dropout=0.0, playing_dropout=0.0, no_playing=0.0)
+    own = SheetSource(shards, config, reader, labels)
     assert torch.equal(own.draw(rng, song, 5, 20), labels.cut("item0", 5, 20))
     trusts = own.draw(rng, song, 5, 20)[:, [PLACE_TRUST, CHORD_TRUST]]
     assert set(trusts.unique().tolist()) <= {UNKNOWN, WRITTEN}
@@ -184,14 +233,15 @@ def test_sheets_are_the_corpus_own_the_readers_or_none(
         SheetConfig(manifest=manifest, written=0.0, dropout=0.0, damage=0.0),
         SheetConfig(dropout=0.0, damage=0.0),
     ):
-        assert torch.equal(SheetSource(shards, config, reader).draw(rng, song, 5, 20), read[5:25])
+        drawn = SheetSource(shards, config, reader).draw(rng, song, 5, 20)
+        assert torch.equal(drawn, read[5:25])
     hidden = SheetSource(shards, SheetConfig(dropout=0.5), reader)
     drawn = torch.stack([hidden.draw(rng, song, 0, 30) for _ in range(200)])
     for column, trust in ((PLACE, PLACE_TRUST), (CHORD, CHORD_TRUST)):
         share = (drawn[..., column] == UNKNOWN).all(dim=1).float().mean()
         assert 0.4 < share < 0.6
         assert torch.equal(drawn[..., column] == UNKNOWN, drawn[..., trust] == UNKNOWN)
-    assert (read != UNKNOWN).all()  # dropping must not spoil what is kept
+    assert (read[:, :METER] != UNKNOWN).all()  # dropping must not spoil what is kept
 
 
 def test_half_of_what_is_read_is_of_damaged_vocals(shards: TokenShards) -> None:
@@ -219,7 +269,7 @@ def test_batches_carry_sheets_where_the_band_follows(
         shares = {name: float(name == mode) for name in ("vocal_to_accompaniment",)}
         config = DataConfig(tokens="", windows=((1.2, 1.0),), source_dropout=0.5, **{**shares, mode: 1.0})
         batch = WindowSource(shards, config, lm, 16, sheets).make_batch(np.random.default_rng(0))
-        known = (batch["sheet"] != UNKNOWN).flatten(1)
+        known = (batch["sheet"][..., :METER] != UNKNOWN).flatten(1)
         assert batch["sheet"].shape[:2] == batch["vocal"].shape
         if mode == "vocal_to_accompaniment":
             dropped = (batch["vocal"] == lm.pads["vocal"]).all(dim=1)
