@@ -124,7 +124,7 @@ def test_what_the_band_plays_is_written_beside_the_score(item: Item) -> None:
     assert torch.equal(sheet[:, :METER], label_frames(item, 25.0)[:, :METER])
     assert set(sheet[:, METER].tolist()) == {1} and set(sheet[:, STYLE].tolist()) == {1}
     assert set(sheet[:, TEMPO].tolist()) == {tempo_class(90.0)}
-    assert sheet[11:13, DRUMS].eq(UNKNOWN).all() and sheet[14:36, DRUMS].eq(LEVELS.index("full")).all()
+    assert sheet[:12, DRUMS].eq(UNKNOWN).all() and sheet[14:36, DRUMS].eq(LEVELS.index("full")).all()
     unknown = label_playing(
         label_frames(item, 25.0), replace(played, style="polka", band={}), 25.0, ("bossa",)
     )
