@@ -83,6 +83,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     """Real components of tiny size with random weights that belong together: {name: folder}."""
     # Imported here: most tests need no models, and these take seconds to import.
     from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
+    from duotok.lm.sheet.band import BandConfig
     from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
     from duotok.recipes.tokenizer.train_text_model import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
@@ -108,6 +109,8 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     with torch.random.fork_rng():
         reader = SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2)))
         lm.add_sheet_reader(reader)
+        heard = [("ballad", 4, 70.0), ("rock", 4, 120.0), ("rock", 4, 120.0), ("waltz", 3, 120.0)]
+        lm.add_band(BandConfig.count(heard))
         assert lm.sheet is not None
         for parameter in lm.sheet.parameters():  # a sheet that has not been learned yet changes nothing
             torch.nn.init.normal_(parameter, std=0.5)

@@ -26,7 +26,14 @@ _KEY_BLOCK_SECONDS = 2.0
 _KEY_COST = 300.0  # nats for a change of key: some thirty bars of singing must be for it
 _KEY_CHORDS = 0.5  # weight of what the chords say of the key beside what is sung
 _CHORD_EVIDENCE = 0.3  # of a frame's log-probabilities
-_CHANGE_COSTS = np.array([0.0, 1.0, 0.5, 1.5])  # nats for a change of chord at each beat of the bar
+# Nats for a change of chord at each beat of the bar, by the number of beats.
+_CHANGE_COSTS = {
+    2: np.array([0.0, 0.5]),
+    3: np.array([0.0, 1.0, 1.0]),
+    4: np.array([0.0, 1.0, 0.5, 1.5]),
+    6: np.array([0.0, 1.5, 1.5, 0.5, 1.5, 1.5]),
+}
+_PART_BARS = 4  # of sections
 _CHANGE_WEIGHT = 0.5  # of how chords follow each other
 _ALIKE, _ALIKE_SHARPNESS = 0.8, 20.0  # cosine of two passages of one melody, and how sharply it is judged
 _AGAIN = 0.7  # the same, bar by bar, of a passage that is played again
@@ -112,13 +119,20 @@ def plan_song(
     tempo_bpm: float | None = None,
     downbeat_seconds: float | None = None,
     key: int | None = None,
+    beats_per_bar: int = BEATS_PER_BAR,
 ) -> SongPlan:
     """Plan a song of one frame or more; what is given is taken as given.
 
-    tempo_bpm: of four beats in a bar; downbeat_seconds: where a bar begins; key: 0-11 major, 12-23 minor.
+    downbeat_seconds: where a bar begins; key: 0-11 major, 12-23 minor; beats_per_bar: 2, 3, 4 or 6.
     """
     frames, rate_hz = len(heard.place), heard.rate_hz
-    line = find_time_line(heard.place, rate_hz, tempo_bpm=tempo_bpm, downbeat_seconds=downbeat_seconds)
+    line = find_time_line(
+        heard.place,
+        rate_hz,
+        tempo_bpm=tempo_bpm,
+        downbeat_seconds=downbeat_seconds,
+        beats_per_bar=beats_per_bar,
+    )
     keys = np.full(frames, key) if key is not None else _find_keys(heard)
     bars = _Bars(heard, line)
     chords = _find_chords(bars.share_evidence(), line, keys)
@@ -163,12 +177,12 @@ def _find_chords(evidence: np.ndarray, line: TimeLine, keys: np.ndarray) -> np.n
     """Chord of each frame [frames] by evidence [frames, NO_CHORD] in nats; they change at beats."""
     tables, beats = load_progressions(), line.beats_of(len(evidence))
     starts = np.flatnonzero(np.diff(beats, prepend=beats[0] - 1))
-    scores = np.add.reduceat(evidence, starts, axis=0)
+    scores, costs = np.add.reduceat(evidence, starts, axis=0), _CHANGE_COSTS[line.beats_per_bar]
     key, numbers = keys[starts], line.numbers[beats[starts].clip(0)]
     total = scores[0] + tables.chords[key[0]]
     origin = np.zeros(scores.shape, dtype=int)
     for step in range(1, len(scores)):
-        changed = total[:, None] - _CHANGE_COSTS[numbers[step]] + _CHANGE_WEIGHT * tables.changes[key[step]]
+        changed = total[:, None] - costs[numbers[step]] + _CHANGE_WEIGHT * tables.changes[key[step]]
         best = changed.argmax(axis=0)
         arrived = changed[best, np.arange(NO_CHORD)]
         origin[step] = np.where(total >= arrived, np.arange(NO_CHORD), best)
@@ -187,10 +201,11 @@ class _Bars:
         self._heard = heard
         frames = len(heard.place)
         beats = line.beats_of(frames)
-        # A bar's beats stand in its four slots; one of six beats fills its own again.
+        # A bar's beats stand in its slots; one of more beats than usual fills its own again.
         begins = np.cumsum(line.numbers == 0)
         self.of_frame = begins[beats.clip(0)] - begins[beats.clip(0)[0]]
-        self.slots = self.of_frame * BEATS_PER_BAR + line.numbers[beats.clip(0)]
+        self.beats = line.beats_per_bar
+        self.slots = self.of_frame * self.beats + line.numbers[beats.clip(0)]
         self.count = int(self.of_frame[-1]) + 1
         sung = heard.pitch_classes
         size = np.maximum(np.bincount(self.of_frame, minlength=self.count), 1)
@@ -200,9 +215,9 @@ class _Bars:
 
     def _sum_slots(self, values: np.ndarray) -> np.ndarray:
         """Sums [bars, slots, ...] of values [frames, ...]."""
-        sums = np.zeros((self.count * BEATS_PER_BAR, values.shape[1]))
+        sums = np.zeros((self.count * self.beats, values.shape[1]))
         np.add.at(sums, self.slots, values)
-        return sums.reshape(self.count, BEATS_PER_BAR, values.shape[1])
+        return sums.reshape(self.count, self.beats, values.shape[1])
 
     def share_evidence(self) -> np.ndarray:
         """Evidence of chords [frames, NO_CHORD] in nats, of each bar and of those that are sung like it."""
@@ -217,7 +232,7 @@ class _Bars:
         total = weights.sum(axis=1, keepdims=True)
         shared = weights @ bars / np.sqrt(total)  # witnesses of one passage are not independent
         for bar in np.flatnonzero(self.sung < _HARDLY_SUNG):
-            for phrase in (_PHRASE_BARS, BEATS_PER_BAR, 1):
+            for phrase in (_PHRASE_BARS, _PART_BARS, 1):
                 models = np.flatnonzero(sung & ((np.arange(self.count) - bar) % phrase == 0))
                 if len(models):
                     shared[bar] = shared[models[np.abs(models - bar).argmin()]]
@@ -264,9 +279,9 @@ class _Bars:
             if not is_sung:
                 pieces.append((first, last, ""))
                 continue
-            for block in range(first, last, BEATS_PER_BAR):
-                end = min(block + BEATS_PER_BAR, last)
-                if last - end < BEATS_PER_BAR // 2:
+            for block in range(first, last, _PART_BARS):
+                end = min(block + _PART_BARS, last)
+                if last - end < _PART_BARS // 2:
                     end = last
                 letter = next(
                     (number for number, known in enumerate(letters) if self._is_like(block, end, known)), None

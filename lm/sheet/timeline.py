@@ -6,7 +6,7 @@ bars is a comb), else a curve that bends with the singer, found by dynamic progr
 gets its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,7 @@ class TimeLine:
     beats: np.ndarray  # [beats] in frames, real numbers
     numbers: np.ndarray  # [beats] place of each beat in its bar, 0 at a bar line
     rate_hz: float  # frames per second
+    beats_per_bar: int = BEATS_PER_BAR  # as a rule
 
     @cached_property
     def bar_lines(self) -> np.ndarray:
@@ -53,8 +54,8 @@ class TimeLine:
         """Place in the bar [frames], 0..PLACES - 1, of the middle of each frame."""
         turns = np.interp(np.arange(frames) + 0.5, self.beats, np.arange(len(self.beats)))
         index = np.minimum(turns.astype(int), len(self.beats) - 1)
-        parts = PLACES // BEATS_PER_BAR
-        return self.numbers[index] * parts + ((turns - index) * parts).astype(int).clip(0, parts - 1)
+        within = (turns - index).clip(0, 1 - 1e-9) * PLACES / self.beats_per_bar
+        return np.minimum(self.numbers[index] * PLACES / self.beats_per_bar + within, PLACES - 1).astype(int)
 
     def beats_of(self, frames: int) -> np.ndarray:
         """Number of the beat [frames] that sounds in the middle of each frame."""
@@ -67,17 +68,19 @@ def find_time_line(
     *,
     tempo_bpm: float | None = None,
     downbeat_seconds: float | None = None,
+    beats_per_bar: int = BEATS_PER_BAR,
 ) -> TimeLine:
     """The beats by log-probabilities of the place in the bar [frames, PLACES], one frame or more.
 
-    tempo_bpm: of four beats in a bar, kept to the sample for ever. downbeat_seconds: where a bar begins.
+    tempo_bpm: kept to the sample for ever. downbeat_seconds: where a bar begins.
     """
     evidence = _EVIDENCE * (place + np.log(PLACES))
     downbeat = None if downbeat_seconds is None else downbeat_seconds * rate_hz
-    turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat)
-    line, score = _number_beats(evidence, turns, rate_hz, downbeat)
+    turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat, beats_per_bar)
+    line, score = _number_beats(evidence, turns, rate_hz, downbeat, beats_per_bar)
     if tempo_bpm is None and len(evidence) > 3 * _WINDOW_SECONDS * rate_hz:
-        bent, found = _number_beats(evidence, _follow(evidence, rate_hz, turns), rate_hz, downbeat)
+        bends = _follow(evidence, rate_hz, turns)
+        bent, found = _number_beats(evidence, bends, rate_hz, downbeat, beats_per_bar)
         if found > score + _CURVE_GAIN * abs(score):
             return bent
     return line
@@ -88,8 +91,8 @@ def find_other_tempo(place: np.ndarray, line: TimeLine) -> tuple[float, float]:
     evidence = _EVIDENCE * (place + np.log(PLACES))
 
     def judge(tempo_bpm: float) -> float:
-        turns = _keep_one_tempo(evidence, line.rate_hz, tempo_bpm, None)
-        return max(0.0, _number_beats(evidence, turns, line.rate_hz, None)[1])
+        turns = _keep_one_tempo(evidence, line.rate_hz, tempo_bpm, None, line.beats_per_bar)
+        return max(0.0, _number_beats(evidence, turns, line.rate_hz, None, line.beats_per_bar)[1])
 
     score, other = max((judge(factor * line.tempo_bpm), factor * line.tempo_bpm) for factor in (0.5, 2.0))
     total = score + judge(line.tempo_bpm)
@@ -103,8 +106,8 @@ def find_two_tempi(place: np.ndarray, line: TimeLine) -> tuple[float, float] | N
         if last - first < _WINDOW_SECONDS * line.rate_hz:
             return None
         evidence = _EVIDENCE * (place[first:last] + np.log(PLACES))
-        turns = _keep_one_tempo(evidence, line.rate_hz, None, None)
-        own, score = _number_beats(evidence, turns, line.rate_hz, None)
+        turns = _keep_one_tempo(evidence, line.rate_hz, None, None, line.beats_per_bar)
+        own, score = _number_beats(evidence, turns, line.rate_hz, None, line.beats_per_bar)
         kept = evidence[np.arange(last - first), line.places(len(place))[first:last]].sum()
         lost = max(lost, score - kept)
         found.append(own.tempo_bpm)
@@ -125,7 +128,11 @@ def _over_phases(sums: np.ndarray) -> np.ndarray:
 
 
 def _keep_one_tempo(
-    evidence: np.ndarray, rate_hz: float, tempo_bpm: float | None, downbeat: float | None
+    evidence: np.ndarray,
+    rate_hz: float,
+    tempo_bpm: float | None,
+    downbeat: float | None,
+    beats_per_bar: int,
 ) -> np.ndarray:
     """Bars passed [frames + 1] at the borders of the frames, by the best grid of one tempo."""
     frames, series = len(evidence), _harmonics_of(evidence)
@@ -147,7 +154,7 @@ def _keep_one_tempo(
         return np.where(np.arange(_PHASES) == known[:, None], scores, -np.inf)
 
     if tempo_bpm is not None:
-        tempi = np.array([tempo_bpm / (60 * BEATS_PER_BAR * rate_hz)])
+        tempi = np.array([tempo_bpm / (60 * beats_per_bar * rate_hz)])
     else:
         size = 1 << int(np.ceil(np.log2(8 * frames)))
         spectra = [np.fft.ifft(series[:, m], size) * size for m in range(_HARMONICS + 1)]
@@ -225,11 +232,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _number_beats(
-    evidence: np.ndarray, turns: np.ndarray, rate_hz: float, downbeat: float | None
+    evidence: np.ndarray, turns: np.ndarray, rate_hz: float, downbeat: float | None, beats_per_bar: int
 ) -> tuple[TimeLine, float]:
     """The time line of bars passed [frames + 1], and its evidence in nats."""
     frames = len(evidence)
-    first, last = int(np.floor(turns[0] * BEATS_PER_BAR)), int(np.ceil(turns[-1] * BEATS_PER_BAR))
+    first, last = int(np.floor(turns[0] * beats_per_bar)), int(np.ceil(turns[-1] * beats_per_bar))
     # One beat and more outside at both ends, by the tempo there.
     slopes = [max(float(slope), 1e-9) for slope in (turns[1] - turns[0], turns[-1] - turns[-2])]
     borders = np.arange(frames + 1, dtype=float)
@@ -239,20 +246,20 @@ def _number_beats(
     where = np.concatenate(
         [[(knots[0] - turns[0]) / slopes[0]], borders, [frames + (knots[-1] - turns[-1]) / slopes[1]]]
     )
-    beats = np.interp(np.arange(first, last + 2) / BEATS_PER_BAR, knots, where)
-    line = TimeLine(beats=beats, numbers=np.arange(first, last + 2) % BEATS_PER_BAR, rate_hz=rate_hz)
+    beats = np.interp(np.arange(first, last + 2) / beats_per_bar, knots, where)
+    count = np.arange(len(beats))
+    line = TimeLine(beats=beats, numbers=count % beats_per_bar, rate_hz=rate_hz, beats_per_bar=beats_per_bar)
     index = line.beats_of(frames).clip(0)
-    part = line.places(frames) % (PLACES // BEATS_PER_BAR)
-    scores = np.zeros((len(beats), BEATS_PER_BAR))
-    for number in range(BEATS_PER_BAR):
-        told = evidence[np.arange(frames), number * (PLACES // BEATS_PER_BAR) + part]
+    scores = np.zeros((len(beats), beats_per_bar))
+    for number in range(beats_per_bar):
+        line = replace(line, numbers=np.full(len(beats), number))
+        told = evidence[np.arange(frames), line.places(frames)]
         scores[:, number] = np.bincount(index, weights=told, minlength=len(beats))
     if downbeat is not None:
         known = int(np.abs(beats - downbeat).argmin())
         scores[known, 1:] -= 1e6
-    # In four equal bars a beat's number less its place is the same for all: a path that seldom changes.
-    count = np.arange(len(beats))
-    scores = scores[count[:, None], (count[:, None] + np.arange(BEATS_PER_BAR)) % BEATS_PER_BAR]
+    # In equal bars a beat's number less its place is the same for all: a path that seldom changes.
+    scores = scores[count[:, None], (count[:, None] + np.arange(beats_per_bar)) % beats_per_bar]
     offsets = find_path(scores, np.full(len(beats), _NUMBER_COST))
     score = scores[count, offsets].sum() - _NUMBER_COST * np.count_nonzero(np.diff(offsets))
-    return TimeLine(beats=beats, numbers=(count + offsets) % BEATS_PER_BAR, rate_hz=rate_hz), float(score)
+    return replace(line, numbers=(count + offsets) % beats_per_bar), float(score)

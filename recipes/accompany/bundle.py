@@ -107,6 +107,17 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def read_styles(folder: Path) -> list[str]:
+    """Return the styles that a bundle's band can be asked for, read without loading it; none of an older one.
+
+    Raises CheckpointError where its language model has no readable description.
+    """
+    from duotok.tokenizer.common.files import read_json_mapping
+
+    config = read_json_mapping(folder / "lm" / "config.json", "bundle").get("config") or {}
+    return sorted({style for style, *_ in (config.get("band") or {}).get("heard", ())})
+
+
 def assemble_bundle(
     out: str | Path,
     *,

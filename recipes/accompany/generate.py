@@ -11,11 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description
+from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description, read_styles
 from duotok.recipes.accompany.output import OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
+    METER_NAMES,
     OWN_SEPARATOR,
+    STEMS,
     GenerationSettings,
     Request,
     resolve_settings,
@@ -25,6 +27,7 @@ from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 # Share of the computing time of each stage, for one bar over all of them.
 _TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
+_MOST_SAMPLES_OF_A_BAR = 7 * 48_000  # of six beats, as slow as may be
 _EACH = {"paint": ("playing", 30), "sound": ("sounding", 15), "mix": ("mixing", 5)}
 
 
@@ -33,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="generate",
         description="Makes an accompaniment that fits a singer: accompaniment.wav, mix.wav and report.json, "
-        "48 kHz stereo, as long as the vocal.",
+        "48 kHz stereo, as long as the vocal (longer with --intro).",
     )
     own = _shipped_settings()
     parser.add_argument("--version", action="version", version=f"duotok {version('duotok')}")
@@ -43,8 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vocal", metavar="FILE", help="the singer alone (WAV, FLAC, OGG, MP3; any rate)")
     add("--mix", metavar="FILE", help="a whole song instead; its vocal is separated from it first")
     add = sung.add_argument
-    text = "four beats a bar (default: as it is sung)"
+    text = "beats per minute (default: as it is sung)"
     add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
+    text = f"meter of the song: {', '.join(METER_NAMES.values())} (default: 4/4)"
+    add("--meter", metavar="METER", help=text)
     text = "where a bar begins (default: where it seems to)"
     add("--downbeat", dest="downbeat_seconds", type=float, metavar="SECONDS", help=text)
     text = "key of the song, such as C, Am or Eb:min (default: as it is sung)"
@@ -57,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "what is played (defaults are those of the model in the package)"
     add = parser.add_argument_group(text).add_argument
+    styles = f": {', '.join(own_styles)}" if (own_styles := _shipped_styles()) else ", if the model knows any"
+    text = f"style of the band{styles} (default: each candidate in one that is usual at the tempo)"
+    add("--style", metavar="NAME", help=text)
+    text = f"what does not play: any of {', '.join(STEMS)}, with commas between"
+    add("--without", type=_split_names, default=(), metavar="NAMES", help=text)
+    text = "the band begins BARS bars before the singer's first (default: with the recording)"
+    add("--intro", type=int, metavar="BARS", help=text)
     add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
     text = f"how strictly the band follows the singer; 1 = no guidance (default: {own.guidance:g})"
     add("--cfg", dest="guidance", type=float, metavar="X", help=text)
@@ -103,6 +115,7 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
     inputs = request.files
     request = request.read()
     samples, wanted = request.song.wave.shape[-1], {"renderings": request.renderings, "stems": request.stems}
+    samples += (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
     expected = expected_files(samples, **wanted, separated=request.mix is not None)
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
@@ -124,11 +137,24 @@ def _shipped_settings() -> GenerationSettings:
         return GenerationSettings()
 
 
+def _shipped_styles() -> list[str]:
+    """The styles that the shipped model knows, read without loading it."""
+    try:
+        return read_styles(default_bundle())
+    except CheckpointError:  # told when the model is used
+        return []
+
+
+def _split_names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 def _summarize(out: Path, report: dict[str, Any]) -> str:
     tempo = f"{report['tempo_bpm']:.0f} BPM" if report["tempo_bpm"] else "free tempo"
     computing = sum(report["computing_seconds"].values())
-    key = report["accompaniment_key"]
-    return f"{out}: {report['seconds']:.1f} s, {key}, {tempo}, made in {computing:.1f} s"
+    key, style = report["accompaniment_key"], report["band"]["style"]
+    told = f"{key}, {tempo}" if style is None else f"{key}, {tempo}, {style}"
+    return f"{out}: {report['seconds']:.1f} s, {told}, made in {computing:.1f} s"
 
 
 class _Bar:

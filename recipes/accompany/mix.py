@@ -138,11 +138,13 @@ def join_prefix(prefix: Tensor, band: Tensor) -> Tensor:
     return band
 
 
-def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float | None) -> Mixdown:
+def mix_down(
+    vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float | None, fade_seconds: float = 0.0
+) -> Mixdown:
     """Set the accompaniment accompaniment_db above the vocal's loudness (None: as it is) and add both.
 
     vocal, accompaniment: [2, samples] at 48 kHz; accompaniment may be silent and is then left as it is.
-    The accompaniment fades in its last quarter of a second, for the recording's end cuts its notes off.
+    The accompaniment fades at its end, in a quarter of a second or longer, for that cuts its notes off.
     Peaks are held by gain alone, never by clipping: the mix by one gain for both tracks.
     """
     vocal_lufs = measure_loudness(vocal)
@@ -152,7 +154,7 @@ def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float | 
         level += gain_db
     gain = 10 ** (gain_db / 20)
     accompaniment = map_blocks(lambda band: band * gain, accompaniment)
-    _fade_end(accompaniment)
+    _fade_end(accompaniment, max(fade_seconds, _FADE_SECONDS))
     mix = map_blocks(torch.add, vocal, accompaniment)
     mix_gain = _peak_gain(mix)
     own_gain = _peak_gain(accompaniment)
@@ -165,9 +167,9 @@ def mix_down(vocal: Tensor, accompaniment: Tensor, *, accompaniment_db: float | 
     )
 
 
-def _fade_end(wave: Tensor) -> None:
-    """Let the last 0.25 s of wave [channels, samples] fall to nothing along half a cosine, in place."""
-    samples = min(wave.shape[-1], round(_FADE_SECONDS * SAMPLE_RATE_HZ))
+def _fade_end(wave: Tensor, seconds: float) -> None:
+    """Let the last seconds of wave [channels, samples] fall to nothing along half a cosine, in place."""
+    samples = min(wave.shape[-1], round(seconds * SAMPLE_RATE_HZ))
     angles = torch.linspace(0, math.pi, samples + 1, dtype=torch.float64)[1:]
     wave[:, wave.shape[-1] - samples :] *= (0.5 + 0.5 * angles.cos()).to(wave)
 

@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
+from duotok.recipes.accompany.arrangement import (
+    Arrangement,
+    begin_at,
+    check_band,
+    describe_band,
+    find_beginning,
+)
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
@@ -74,6 +82,8 @@ class Composition:
     codes: Tensor  # [frames] accompaniment codes at 25 Hz
     told: ReadOut  # what they say, a batch of one on the CPU
     fit: Fit  # to the vocal
+    style: str | None = None  # None of a model that knows none
+    sheet: Tensor | None = None  # [frames, COLUMNS] that it was played from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +100,8 @@ class Sketches:
     told: ReadOut  # what the vocal's codes say
     pitches: np.ndarray  # sung MIDI pitch at PITCH_RATE_HZ, NaN where nothing is sung
     plan: SongPlan | None  # that the band plays from
+    intro_seconds: float  # by how much all of it is longer than what was given
+    ending_seconds: float  # how long the last bar rings; 0 where the song just stops
     prefix_frames: int  # how many codes were given
     separator: Separator | None  # where the mix or stems ask for one
     clock: "StageClock"
@@ -237,7 +249,12 @@ class Accompanist:
             report = {**report, "variations": [{**a, **b} for a, b in zip(files, reports, strict=True)]}
         if len(sketches.ranked) > 1:
             not_rendered = [
-                {"rank": number, "seed": composition.seed, "ranking": composition.fit.describe()}
+                {
+                    "rank": number,
+                    "seed": composition.seed,
+                    "style": composition.style,
+                    "ranking": composition.fit.describe(),
+                }
                 for number, composition in enumerate(sketches.ranked[count:], start=count + 1)
             ]
             report = {**report, "not_rendered": not_rendered}
@@ -250,14 +267,18 @@ class Accompanist:
         """Compose the candidates of a request and rank them by their codes; nothing is rendered yet."""
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
         request = request.read()
+        check_band(request, self.bundle.lm.band)
         settings = request.settings(self.bundle.defaults)
         separator = self._open_separator(request)
         clock = StageClock(progress)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
+            begins = 0.0 if request.intro is None else self._find_beginning(vocal, request)
+            intro = round(max(0.0, -begins) * SAMPLE_RATE_HZ)
+            vocal = replace(vocal, wave=functional.pad(vocal.wave, (intro, 0))) if intro else vocal
             pitches, seconds = sung_pitch(vocal.wave), vocal.wave.shape[-1] / SAMPLE_RATE_HZ
             pitch_clock, tuning = find_pitch_clock(pitches, seconds, request.tuning)
-            pitched, prefix, wishes = vocal, request.prefix, request.wishes()
+            pitched, prefix, wishes = vocal, request.prefix, begin_at(request.wishes(), begins)
             if pitch_clock is not None:
                 pitched = replace(vocal, wave=pitch_clock.bring_to_pitch(vocal.wave))
                 prefix = pitch_clock.bring_to_pitch(prefix) if isinstance(prefix, Tensor) else None
@@ -274,10 +295,12 @@ class Accompanist:
                 if tempo_bpm is not None:
                     known = replace(wishes, tempo_bpm=tempo_bpm)
                     plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, known)
+            arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
             confused = () if plan is None else plan.warnings
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
         names = ("guidance", "temperature", "top_k", "top_p")
+        styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})
         compositions: list[Composition] = []
         with clock.stage("compose"):
@@ -287,17 +310,25 @@ class Accompanist:
                 def tell(done: int, start: int = start, count: int = len(together)) -> None:
                     clock.tell("compose", (start + count * done / len(vocal_codes)) / len(seeds))
 
+                manner = styles[start : start + len(together)]
+                sheet = None
+                if arrangement is not None:
+                    told_each = map(arrangement.tell, manner, together)
+                    sheet = torch.stack(list(told_each))
                 candidates = self.bundle.lm.compose(
                     vocal_codes,
                     seeds=together,
                     sampling=sampling,
                     prefix=given,
-                    sheet=plan and plan.sheet,
-                    again=plan and plan.again,
+                    sheet=sheet,
+                    again=arrangement and arrangement.again,
                     progress=tell,
                 )
-                compositions += self._judge(sung, together, candidates)
-            order = rank([composition.fit for composition in compositions])
+                found = self._judge(sung, together, candidates)
+                for number, (composition, style) in enumerate(zip(found, manner, strict=True)):
+                    told_so = None if sheet is None else sheet[number]
+                    compositions.append(replace(composition, style=style, sheet=told_so))
+            order = rank([each.fit for each in compositions], styles, request.variations)
         return Sketches(
             ranked=[compositions[number] for number in order],
             request=request,
@@ -309,10 +340,21 @@ class Accompanist:
             told=told,
             pitches=pitches,
             plan=plan,
+            intro_seconds=intro / SAMPLE_RATE_HZ,
+            ending_seconds=arrangement.ending_seconds if arrangement is not None else 0.0,
             prefix_frames=0 if given is None else len(given),
             separator=separator,
             clock=clock,
         )
+
+    def _find_beginning(self, vocal: Vocal, request: Request) -> float:
+        """When the band begins, in seconds; negative: before the recording."""
+        codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
+        pitches, rate_hz = sung_pitch(vocal.wave), self.bundle.tokenizer.frame_rate_hz
+        plan = make_plan(self.bundle.lm, codes, pitches, rate_hz, request.wishes())
+        if plan is None or request.intro is None:
+            raise ConfigError("this model plays from no lead sheet and counts no bars; leave out --intro")
+        return find_beginning(plan, pitches, request.intro)
 
     def _open_separator(self, request: Request) -> Separator | None:
         """The separator that a request needs; one that is missing is told before anything is made."""
@@ -352,7 +394,7 @@ class Accompanist:
         tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
         vocal, settings, clock = sketches.vocal, sketches.settings, sketches.clock
         codes, pitched, pitch_clock = composition.codes, sketches.pitched, sketches.pitch_clock
-        samples = pitched.wave.shape[-1]
+        samples, rate_hz = pitched.wave.shape[-1], tokenizer.frame_rate_hz
         with clock.stage("paint"):
             features = tokenizer.features(codes[None].to(self.device), "accompaniment")[0]
             latents = renderer.render_latents(
@@ -367,7 +409,7 @@ class Accompanist:
         if wave.shape != pitched.wave.shape or not math.isfinite(peak(wave)):
             raise ConfigError("the model made no usable sound; choose milder settings or another --device")
         with clock.stage("mix"):
-            wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, tokenizer.frame_rate_hz)
+            wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
             level_db: float | None = settings.accompaniment_db
             prefix = sketches.request.prefix
@@ -375,7 +417,8 @@ class Accompanist:
                 band = join_prefix(prefix, band)
                 if sketches.request.accompaniment_db is None and peak(prefix) > 0:
                     level_db = None  # the prefix says how loud the band is
-            mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db)
+            fade_seconds = 0.5 * sketches.ending_seconds
+            mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db, fade_seconds=fade_seconds)
             music = describe_music(
                 vocal=pitched.wave,
                 mixdown=mixdown if pitch_clock is None else replace(mixdown, accompaniment=wave),
@@ -383,8 +426,12 @@ class Accompanist:
                 pitches=sketches.pitches,
                 plan=sketches.plan,
             )
+            music["band"] = describe_band(
+                sketches.request, sketches.plan, composition.style, composition.sheet
+            )
             if pitch_clock is not None:
                 music = bring_back(music, pitch_clock) | _describe_length(vocal.wave)
+            music["band"]["intro_seconds"] = round(sketches.intro_seconds, 3)
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
                 stems = _split(mixdown.accompaniment, sketches.separator)
@@ -395,7 +442,7 @@ class Accompanist:
             "ranking": composition.fit.describe(),
             "seed": composition.seed,
             "settings": asdict(settings),
-            "prefix_seconds": round(sketches.prefix_frames / tokenizer.frame_rate_hz, 3),
+            "prefix_seconds": round(sketches.prefix_frames / rate_hz, 3),
             "model": {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint},
             "device": str(self.device),
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},

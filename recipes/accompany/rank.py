@@ -89,9 +89,17 @@ class Fit:
         return {"score": round(self.score, 4), **parts}
 
 
-def rank(fits: Sequence[Fit]) -> list[int]:
-    """The candidates' numbers, best first; equal ones in their order."""
-    return sorted(range(len(fits)), key=lambda number: -fits[number].score)
+def rank(fits: Sequence[Fit], styles: Sequence[str | None] = (), kept: int = 1) -> list[int]:
+    """The candidates' numbers, best first; equal ones in their order.
+
+    Before the others come `kept` that are of different styles, as far as these go.
+    """
+    order = sorted(range(len(fits)), key=lambda number: -fits[number].score)
+    if not styles:
+        return order
+    first = {styles[number]: number for number in reversed(order)}  # the best of each style
+    chosen = set(sorted(order, key=lambda number: first[styles[number]] != number)[:kept])
+    return sorted(order, key=lambda number: number not in chosen)
 
 
 @torch.no_grad()

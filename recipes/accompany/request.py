@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN_SEPARATOR = "mask-head"  # part of the model, so that nothing else must be installed
+METER_NAMES = {2: "2/4", 3: "3/4", 4: "4/4", 6: "6/8"}  # beats of a bar -> how it is written
+STEMS = ("drums", "bass", "chords")  # that a band may do without
 # Lowest and highest value of every number; whole numbers where the limits are.
 _LIMITS: dict[str, tuple[float, float]] = {
     "guidance": (0.0, 100.0),
@@ -32,6 +34,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "tuning": (-100.0, 100.0),
     "seed": (0, 2**63 - 1),
     "variations": (1, 99),
+    "intro": (0, 16),
 }
 # Options of `generate` that are not called as the field they set.
 _OPTIONS = {"guidance": "--cfg", "accompaniment_db": "--level", "tuning": "--tuning"}
@@ -68,11 +71,15 @@ class Request:
     separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
-    tempo_bpm: float | None = None  # of four beats in a bar; None: as it is sung
+    tempo_bpm: float | None = None  # None: as it is sung
     downbeat_seconds: float | None = None  # where a bar begins; None: where it seems to
     key: str | None = None  # of the whole song, such as "Eb:maj" or "Am"; None: as it is sung
     chords: "str | Path | Chart | None" = None  # a chart to play; None, and where it is silent: what fits
     tuning: str | float = "auto"  # cents of the singer over A = 440 Hz; "off": as if there were none
+    style: str | None = None  # one that the model knows; None: one of those usual at the tempo is drawn
+    without: tuple[str, ...] = ()  # which of STEMS do not play
+    meter: str | None = None  # 2/4, 3/4, 4/4 or 6/8; None: 4/4
+    intro: int | None = None  # bars before the singer's first that the band begins; None: with the recording
     seed: int = 0  # of the first candidate; the others have the numbers after it
     variations: int = 1  # how many accompaniments are wanted, best first
     keep: int | None = None  # how many of the variations are rendered; None: all
@@ -90,8 +97,18 @@ class Request:
             raise ConfigError("give either a vocal or a mix, and not both")
         if self.tuning not in ("auto", "off"):
             object.__setattr__(self, "tuning", _read_cents(self.tuning))
-        for name in ("seed", "variations"):
+        for name in ("seed", "variations", *(("intro",) if self.intro is not None else ())):
             _check_number(name, getattr(self, name))
+        if self.meter not in (None, *METER_NAMES.values()):
+            *names, last = METER_NAMES.values()
+            raise ConfigError(f"meter must be {', '.join(names)} or {last}, got {self.meter!r}")
+        for stem in self.without:
+            if stem not in STEMS:
+                raise ConfigError(f"without must name any of {', '.join(STEMS)}, got {stem!r}")
+        if set(self.without) == set(STEMS):
+            raise ConfigError(f"without {', '.join(STEMS)} nobody plays; leave one of them")
+        if self.prefix is not None and self.intro is not None:
+            raise ConfigError("give either a prefix or an intro: both are how the accompaniment begins")
         if self.keep is not None and (type(self.keep) is not int or not 1 <= self.keep <= self.variations):
             raise ConfigError(f"keep must be from 1 to variations ({self.variations}), got {self.keep!r}")
         self.settings({})
@@ -119,6 +136,11 @@ class Request:
         return song
 
     @property
+    def beats_per_bar(self) -> int | None:
+        """The beats of the meter that is asked for."""
+        return next((beats for beats, name in METER_NAMES.items() if name == self.meter), None)
+
+    @property
     def renderings(self) -> int:
         """How many accompaniments are rendered."""
         return self.variations if self.keep is None else self.keep
@@ -134,7 +156,11 @@ class Request:
 
         chart = None if isinstance(self.chords, (str, Path)) else self.chords
         return SheetWishes(
-            tempo_bpm=self.tempo_bpm, downbeat_seconds=self.downbeat_seconds, key=self.key, chart=chart
+            tempo_bpm=self.tempo_bpm,
+            downbeat_seconds=self.downbeat_seconds,
+            key=self.key,
+            chart=chart,
+            beats_per_bar=self.beats_per_bar,
         )
 
     def read(self) -> "Request":

@@ -10,7 +10,8 @@ from duotok.recipes.accompany.wishes import TEMPO_RANGE_BPM, SheetWishes
 from duotok.tokenizer.music.tuning import LEAST_CONFIDENCE, PitchClock, estimate_tuning
 
 _LEAST_CENTS = 3.0  # hardly anybody hears less, and what is not resampled stays as it is
-_TIMED = ("chords", "keys", "sections")  # of the report: rows that begin with times; so is all in "…_seconds"
+# Of the report: rows that begin with times; so is all in "…_seconds".
+_TIMED = ("chords", "keys", "sections", "levels")
 
 
 def find_pitch_clock(

@@ -13,6 +13,7 @@ from torch import Tensor
 from duotok.lm.contract import LanguageModel
 from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.lm.sheet.plan import Heard, SongPlan, plan_song
+from duotok.lm.sheet.timeline import BEATS_PER_BAR
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_small_text, shown_name
@@ -40,10 +41,11 @@ _FADE_OUT_SECONDS, _FADE_IN_SECONDS = 0.1, 0.02  # the band rings out; what foll
 class SheetWishes:
     """What somebody knows of the song beforehand; the rest is read out of the vocal."""
 
-    tempo_bpm: float | None = None  # of four beats in a bar
+    tempo_bpm: float | None = None
     downbeat_seconds: float | None = None  # where a bar begins
     key: str | None = None  # of the whole song
     chart: Chart | None = None  # is put into order
+    beats_per_bar: int | None = None  # None: four
 
     def __post_init__(self) -> None:
         low, high = TEMPO_RANGE_BPM
@@ -158,6 +160,7 @@ def make_plan(
         tempo_bpm=wishes.tempo_bpm,
         downbeat_seconds=wishes.downbeat_seconds,
         key=None if wishes.key is None else parse_key(wishes.key),
+        beats_per_bar=wishes.beats_per_bar or BEATS_PER_BAR,
     )
     sheet = plan.sheet
     for start, end, label in wishes.chart or ():

@@ -101,10 +101,11 @@ def test_variations_are_ranked(base, vocal_file, tmp_path):
     assert report["ranking"]["score"] == scores[0]
     assert "score" in report["coherence"] and report["not_rendered"] == []
     assert sorted(entry["seed"] for entry in report["variations"]) == [2, 3, 4]
-    # Each can be made again by its seed alone, and then the folder holds that one only.
+    # Each can be made again by its seed and style, and then the folder holds that one only.
     last = report["variations"][-1]
     expected = (out / last["accompaniment"]).read_bytes()
-    assert main(["--vocal", str(vocal_file), "--out", str(out), "--seed", str(last["seed"]), *base]) == 0
+    same = ["--seed", str(last["seed"]), "--style", last["band"]["style"]]
+    assert main(["--vocal", str(vocal_file), "--out", str(out), *same, *base]) == 0
     assert sorted(path.name for path in out.iterdir()) == OURS
     assert (out / "accompaniment.wav").read_bytes() == expected
 

@@ -177,6 +177,7 @@ def test_compositions_are_ranked_before_they_sound(tiny_bundle, make_singing) ->
     assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
     assert sorted(composition.seed for composition in sketches.ranked) == list(range(9))
     assert all(composition.fit.information_bits is not None for composition in sketches.ranked)
-    # A candidate is the same alone.
-    (alone,) = accompanist.compose(vocal, seed=sketches.ranked[0].seed, guidance=2.0).ranked
+    # A candidate is the same alone, in its style.
+    best = sketches.ranked[0]
+    (alone,) = accompanist.compose(vocal, seed=best.seed, style=best.style, guidance=2.0).ranked
     assert torch.equal(alone.codes, sketches.ranked[0].codes)
