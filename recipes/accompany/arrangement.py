@@ -19,7 +19,7 @@ from duotok.lm.sheet.band import FULL, HELD, LEVELS, LIGHT, METERS, OUT, STEM_CO
 from duotok.lm.sheet.columns import CHORD, METER, STYLE, TEMPO, UNKNOWN
 from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.request import METER_NAMES, Request
-from duotok.recipes.accompany.wishes import SheetWishes
+from duotok.recipes.accompany.wishes import TEMPO_RANGE_BPM, SheetWishes
 from duotok.tokenizer.common.errors import ConfigError
 
 _LEAST_SECONDS = 60.0  # a shorter recording without an ending is an excerpt, and stops anywhere
@@ -121,9 +121,9 @@ def _find_parts(plan: SongPlan) -> list[str]:
         if section.name == "intro" and len(lines):
             half = int(lines[np.abs(lines - (section.start + section.end) / 2).argmin()])
             parts[section.start : half] = [_BEGINNING] * (half - section.start)
-    is_whole = frames >= _LEAST_SECONDS * line.rate_hz or plan.sections[-1].name == "ending"
-    if is_whole and len(lines) > 1:
-        last, end = lines[-2:]
+    last, end = lines[-2:] if len(lines) > 1 else (frames, frames)
+    final = plan.sections[-1]
+    if frames >= _LEAST_SECONDS * line.rate_hz or (final.name == "ending" and final.start <= last):
         parts[last:] = [_LAST_BAR] * (end - last) + [_BEHIND] * (frames - end)
     return parts[:frames]
 
@@ -159,29 +159,32 @@ def _describe_levels(sheet: Tensor, rate_hz: float) -> list[list[Any]]:
     return rows
 
 
-def find_beginning(plan: SongPlan, pitches: np.ndarray, bars: int) -> float:
-    """Return when a band plays that begins so many bars before the singer's first bar, in seconds.
+def begin_band(
+    plan: SongPlan, pitches: np.ndarray, bars: int, wishes: SheetWishes
+) -> tuple[float, SheetWishes]:
+    """Return when a band begins, so many bars before the singer's first bar, and what is then wished.
 
-    pitches: sung MIDI pitch over the whole song, NaN where nothing is sung. Negative: before the recording.
+    pitches: sung MIDI pitch over the whole song, NaN where nothing is sung. A time in seconds; negative: the
+    song becomes longer by this at its beginning, and all in it comes later, in the tempo that was found;
+    positive: the band rests until then.
     """
     line, sung = plan.time_line, np.flatnonzero(np.isfinite(pitches))
     begins = sung[0] / len(pitches) * len(plan.sheet) if len(sung) else 0.0
     lines = line.bar_lines
-    first = min(max(int(np.searchsorted(lines, begins, side="right")) - 1, 0), len(lines) - 2)
-    bar = lines[first + 1] - lines[first]
-    first_line = lines[first] + (begins > lines[first + 1] - _EARLY_SHARE * bar) * bar
-    return float(first_line - bars * bar) / line.rate_hz
-
-
-def begin_at(wishes: SheetWishes, begins: float) -> SheetWishes:
-    """Return what is wished of a song in which the band begins at a time in seconds.
-
-    It rests before that; negative: the song becomes longer by this, and all else comes later.
-    """
-    later, downbeat = max(0.0, -begins), wishes.downbeat_seconds
-    chart = [(0.0, begins, "N")] if begins > 0 else []
+    number = min(max(int(np.searchsorted(lines, begins, side="right")) - 1, 0), len(lines) - 2)
+    bar = lines[number + 1] - lines[number]
+    first = lines[number] + (begins > lines[number + 1] - _EARLY_SHARE * bar) * bar
+    seconds = float(first - bars * bar) / line.rate_hz
+    later = max(0.0, -seconds)
+    chart = [(0.0, seconds, "N")] if seconds > 0 else []
     for start, end, label in wishes.chart or ():
-        if end + later > begins:
-            chart.append((max(start + later, begins), end + later, label))
-    downbeat = None if downbeat is None else downbeat + later
-    return replace(wishes, downbeat_seconds=downbeat, chart=chart or None)
+        if end + later > seconds:
+            chart.append((max(start + later, seconds), end + later, label))
+    tempo_bpm, downbeat = wishes.tempo_bpm, wishes.downbeat_seconds
+    if downbeat is not None:
+        downbeat += later
+    elif later and TEMPO_RANGE_BPM[0] <= line.tempo_bpm <= TEMPO_RANGE_BPM[1]:
+        downbeat = float(first) / line.rate_hz + later
+        is_steady = float(np.ptp(np.diff(line.beats))) < 1e-6
+        tempo_bpm = line.tempo_bpm if tempo_bpm is None and is_steady else tempo_bpm
+    return seconds, replace(wishes, tempo_bpm=tempo_bpm, downbeat_seconds=downbeat, chart=chart or None)

@@ -21,13 +21,7 @@ from torch.nn import functional
 
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
-from duotok.recipes.accompany.arrangement import (
-    Arrangement,
-    begin_at,
-    check_band,
-    describe_band,
-    find_beginning,
-)
+from duotok.recipes.accompany.arrangement import Arrangement, begin_band, check_band, describe_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
@@ -42,6 +36,7 @@ from duotok.recipes.accompany.request import (
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
     TEMPO_RANGE_BPM,
+    SheetWishes,
     describe_plan,
     find_beats,
     find_rests,
@@ -101,7 +96,7 @@ class Sketches:
     pitches: np.ndarray  # sung MIDI pitch at PITCH_RATE_HZ, NaN where nothing is sung
     plan: SongPlan | None  # that the band plays from
     intro_seconds: float  # by how much all of it is longer than what was given
-    ending_seconds: float  # how long the last bar rings; 0 where the song just stops
+    arrangement: Arrangement | None  # of the plan
     prefix_frames: int  # how many codes were given
     separator: Separator | None  # where the mix or stems ask for one
     clock: "StageClock"
@@ -273,12 +268,10 @@ class Accompanist:
         clock = StageClock(progress)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
-            begins = 0.0 if request.intro is None else self._find_beginning(vocal, request)
-            intro = round(max(0.0, -begins) * SAMPLE_RATE_HZ)
-            vocal = replace(vocal, wave=functional.pad(vocal.wave, (intro, 0))) if intro else vocal
+            vocal, wishes, intro = self._lead_in(vocal, request)
             pitches, seconds = sung_pitch(vocal.wave), vocal.wave.shape[-1] / SAMPLE_RATE_HZ
             pitch_clock, tuning = find_pitch_clock(pitches, seconds, request.tuning)
-            pitched, prefix, wishes = vocal, request.prefix, begin_at(request.wishes(), begins)
+            pitched, prefix = vocal, request.prefix
             if pitch_clock is not None:
                 pitched = replace(vocal, wave=pitch_clock.bring_to_pitch(vocal.wave))
                 prefix = pitch_clock.bring_to_pitch(prefix) if isinstance(prefix, Tensor) else None
@@ -313,8 +306,7 @@ class Accompanist:
                 manner = styles[start : start + len(together)]
                 sheet = None
                 if arrangement is not None:
-                    told_each = map(arrangement.tell, manner, together)
-                    sheet = torch.stack(list(told_each))
+                    sheet = torch.stack(list(map(arrangement.tell, manner, together)))
                 candidates = self.bundle.lm.compose(
                     vocal_codes,
                     seeds=together,
@@ -326,8 +318,8 @@ class Accompanist:
                 )
                 found = self._judge(sung, together, candidates)
                 for number, (composition, style) in enumerate(zip(found, manner, strict=True)):
-                    told_so = None if sheet is None else sheet[number]
-                    compositions.append(replace(composition, style=style, sheet=told_so))
+                    shown = None if sheet is None else sheet[number]
+                    compositions.append(replace(composition, style=style, sheet=shown))
             order = rank([each.fit for each in compositions], styles, request.variations)
         return Sketches(
             ranked=[compositions[number] for number in order],
@@ -341,20 +333,25 @@ class Accompanist:
             pitches=pitches,
             plan=plan,
             intro_seconds=intro / SAMPLE_RATE_HZ,
-            ending_seconds=arrangement.ending_seconds if arrangement is not None else 0.0,
+            arrangement=arrangement,
             prefix_frames=0 if given is None else len(given),
             separator=separator,
             clock=clock,
         )
 
-    def _find_beginning(self, vocal: Vocal, request: Request) -> float:
-        """When the band begins, in seconds; negative: before the recording."""
+    def _lead_in(self, vocal: Vocal, request: Request) -> tuple[Vocal, SheetWishes, int]:
+        """The vocal with silence for an intro before it, what is wished of it, the samples of the intro."""
+        wishes = request.wishes()
+        if request.intro is None:
+            return vocal, wishes, 0
         codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
         pitches, rate_hz = sung_pitch(vocal.wave), self.bundle.tokenizer.frame_rate_hz
-        plan = make_plan(self.bundle.lm, codes, pitches, rate_hz, request.wishes())
-        if plan is None or request.intro is None:
+        plan = make_plan(self.bundle.lm, codes, pitches, rate_hz, wishes)
+        if plan is None:
             raise ConfigError("this model plays from no lead sheet and counts no bars; leave out --intro")
-        return find_beginning(plan, pitches, request.intro)
+        begins, wishes = begin_band(plan, pitches, request.intro, wishes)
+        samples = max(0, round(-begins * SAMPLE_RATE_HZ))
+        return replace(vocal, wave=functional.pad(vocal.wave, (samples, 0))), wishes, samples
 
     def _open_separator(self, request: Request) -> Separator | None:
         """The separator that a request needs; one that is missing is told before anything is made."""
@@ -417,7 +414,7 @@ class Accompanist:
                 band = join_prefix(prefix, band)
                 if sketches.request.accompaniment_db is None and peak(prefix) > 0:
                     level_db = None  # the prefix says how loud the band is
-            fade_seconds = 0.5 * sketches.ending_seconds
+            fade_seconds = 0.5 * sketches.arrangement.ending_seconds if sketches.arrangement else 0.0
             mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db, fade_seconds=fade_seconds)
             music = describe_music(
                 vocal=pitched.wave,

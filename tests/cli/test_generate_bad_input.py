@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from duotok.recipes.accompany.bundle import default_bundle, read_styles
 from duotok.recipes.accompany.generate import main
 
 
@@ -87,11 +88,27 @@ def test_bundles_that_cannot_be_used(tiny_bundle, vocal_file, tmp_path, capsys):
         ("--keep=2", "keep must be from 1 to variations (1), got 2"),
         ("--tempo=20", "tempo"),
         ("--separator=foo", "separator"),
+        ("--without=drums,flute", "without must name any of drums, bass, chords, got 'flute'"),
+        ("--without=bass, drums,chords", "nobody plays"),
+        ("--meter=5/4", "meter must be 2/4, 3/4, 4/4 or 6/8, got '5/4'"),
+        ("--intro=17", "intro must be from 0 to 16, got 17"),
     ],
 )
 def test_options_are_checked_before_anything_is_opened(option, message, tmp_path, capsys):
     options = ["--vocal", tmp_path / "none.wav", "--out", tmp_path / "out", "--model", tmp_path / "none"]
     assert message in fail(capsys, *options, option)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_model_cannot_play_is_one_line(tiny_bundle, vocal_file, tmp_path, capsys):
+    options = ["--vocal", vocal_file, "--out", tmp_path / "out"]
+    own = [*options, "--model", tiny_bundle]
+    assert "style must be one of ballad, rock, waltz, got 'polka'" in fail(capsys, *own, "--style=polka")
+    assert "no band in 6/8; it plays in 3/4, 4/4" in fail(capsys, *own, "--meter=6/8")
+    if not read_styles(default_bundle()):
+        line = fail(capsys, *options, "--style=rock", "--without=drums")
+        assert line == "error: this model knows no styles; leave out --style, --without\n"
+    assert "either a prefix or an intro" in fail(capsys, *own, "--prefix", vocal_file, "--intro=0")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,6 +36,9 @@ def test_chosen_over_bundle_over_general():
         "keep": (0, 2, 1.0),
         "tempo": (0.0, 54.0, 300.0, float("nan")),
         "separator": ("magic",),
+        "intro": (-1, 17, 1.5),
+        "without": (("flute",), ("drums", "bass", "chords")),
+        "meter": ("5/4", 3),
         "tuning": (101, -100.5, "flat", float("nan")),
     }.items(),
 )

@@ -147,6 +147,9 @@ def test_best_first_and_ties_in_order() -> None:
     sung = make_singer([0, 4, 7])
     fits = [measure_fit(sung, make_band([chord])) for chord in (6, 0, 6, 7)]
     assert rank(fits) == [1, 3, 0, 2]
+    styles = ["waltz", "rock", "folk", "rock"]
+    assert [rank(fits, styles, kept) for kept in (1, 2, 3)] == [[1, 3, 0, 2], [1, 0, 3, 2], [1, 0, 2, 3]]
+    assert rank(fits, ["rock"] * 4, 3) == rank(fits)
 
 
 def test_reading_a_read_out() -> None:
