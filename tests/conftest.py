@@ -83,7 +83,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     """Real components of tiny size with random weights that belong together: {name: folder}."""
     # Imported here: most tests need no models, and these take seconds to import.
     from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-    from duotok.lm.sheet.band import BandConfig
+    from duotok.lm.sheet.playing import BandConfig
     from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
     from duotok.recipes.tokenizer.train_text_model import train_text_model
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig

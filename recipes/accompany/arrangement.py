@@ -15,9 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.band import FULL, HELD, LEVELS, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
 from duotok.lm.sheet.columns import CHORD, METER, STYLE, TEMPO, UNKNOWN
 from duotok.lm.sheet.plan import SongPlan
+from duotok.lm.sheet.playing import (
+    FULL,
+    HELD,
+    LEVELS,
+    LIGHT,
+    METERS,
+    OUT,
+    STEM_COLUMNS,
+    BandConfig,
+    tempo_class,
+)
 from duotok.recipes.accompany.request import METER_NAMES, Request
 from duotok.recipes.accompany.wishes import TEMPO_RANGE_BPM, SheetWishes
 from duotok.tokenizer.common.errors import ConfigError
