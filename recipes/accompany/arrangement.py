@@ -50,19 +50,26 @@ _MANNERS = {
 }
 
 
-def check_band(request: Request, band: BandConfig | None) -> None:
-    """Raise ConfigError where a model that knows this band (None: no styles at all) cannot play as asked."""
+def settle_band(request: Request, band: BandConfig | None) -> Request:
+    """Return a request that a model's band can play, or ConfigError; a style that is asked for has its meter.
+
+    band: None of a model that knows no styles.
+    """
     if band is None:
         asked = {"--style": request.style, "--without": request.without, "--meter": request.meter}
         options = ", ".join(option for option, value in asked.items() if value)
         if options:
             raise ConfigError(f"this model knows no styles; leave out {options}")
-        return
+        return request
     if request.style is not None and request.style not in band.styles:
         raise ConfigError(f"style must be one of {', '.join(band.styles)}, got {request.style!r}")
     if request.meter is not None and request.beats_per_bar not in band.meters():
         known = ", ".join(METER_NAMES[beats] for beats in band.meters())
         raise ConfigError(f"this model has heard no band in {request.meter}; it plays in {known}")
+    if request.style is None or request.meter is not None:
+        return request
+    _, beats = max((count, beats) for style, beats, _, count in band.heard if style == request.style)
+    return replace(request, meter=METER_NAMES[beats])
 
 
 @dataclass(frozen=True, kw_only=True)

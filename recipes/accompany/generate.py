@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = sung.add_argument
     text = "beats per minute (default: as it is sung)"
     add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
-    text = f"meter of the song: {', '.join(METER_NAMES.values())} (default: 4/4)"
+    text = f"meter of the song: {', '.join(METER_NAMES.values())} (default: that of the style, or 4/4)"
     add("--meter", metavar="METER", help=text)
     text = "where a bar begins (default: where it seems to)"
     add("--downbeat", dest="downbeat_seconds", type=float, metavar="SECONDS", help=text)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
-from duotok.recipes.accompany.arrangement import Arrangement, begin_band, check_band, describe_band
+from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
@@ -261,8 +261,7 @@ class Accompanist:
     ) -> Sketches:
         """Compose the candidates of a request and rank them by their codes; nothing is rendered yet."""
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
-        request = request.read()
-        check_band(request, self.bundle.lm.band)
+        request = settle_band(request.read(), self.bundle.lm.band)
         settings = request.settings(self.bundle.defaults)
         separator = self._open_separator(request)
         clock = StageClock(progress)

@@ -78,7 +78,7 @@ class Request:
     tuning: str | float = "auto"  # cents of the singer over A = 440 Hz; "off": as if there were none
     style: str | None = None  # one that the model knows; None: one of those usual at the tempo is drawn
     without: tuple[str, ...] = ()  # which of STEMS do not play
-    meter: str | None = None  # 2/4, 3/4, 4/4 or 6/8; None: 4/4
+    meter: str | None = None  # 2/4, 3/4, 4/4 or 6/8; None: the usual one of the style, or 4/4
     intro: int | None = None  # bars before the singer's first that the band begins; None: with the recording
     seed: int = 0  # of the first candidate; the others have the numbers after it
     variations: int = 1  # how many accompaniments are wanted, best first

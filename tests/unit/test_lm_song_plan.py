@@ -54,6 +54,22 @@ def test_a_given_tempo_and_downbeat_are_kept_for_ten_minutes(tempo_bpm: float) -
     assert (line.beats[0] <= 0) and line.beats[-1] >= 15_000
 
 
+@pytest.mark.parametrize("beats_per_bar", [2, 3, 6])
+def test_bars_of_other_meters_are_counted(beats_per_bar: int) -> None:
+    turns = (np.arange(2_000) + 30.5) / 48.3  # bars
+    places, chords = (turns % 1 * PLACES).astype(int), turns.astype(int) % 2 * 7  # C G C G
+    heard = Heard(
+        place=say(places, PLACES, 2.0),
+        chord=say(chords, CHORDS, 2.0),
+        pitches=np.full(2_000, np.nan),
+        rate_hz=RATE_HZ,
+    )
+    plan = plan_song(heard, beats_per_bar=beats_per_bar)
+    assert plan.time_line.tempo_bpm == pytest.approx(60 * RATE_HZ * beats_per_bar / 48.3, rel=1e-3)
+    assert np.diff(plan.time_line.bar_lines) == pytest.approx(48.3, rel=1e-3)
+    assert (plan.sheet[:, [PLACE, CHORD]].numpy() == np.stack([places, chords], axis=1)).mean() > 0.95
+
+
 def test_beats_bend_with_the_singer() -> None:
     times = np.arange(4_500) / RATE_HZ
     beats_passed = (90 * times + (100 - 90) / 2 * times**2 / times[-1]) / 60  # from 90 to 100 BPM

@@ -143,6 +143,7 @@ def test_an_intro_makes_the_song_longer(tiny_bundle, make_singing) -> None:
     assert lines[:3] == pytest.approx([0, 4 / 3, 8 / 3], abs=0.002)
     ballad, rock = (accompanist.compose(vocal, style=style).ranked[0].codes for style in ("ballad", "rock"))
     assert not torch.equal(ballad, rock)
-    waltz = accompanist.compose(vocal, meter="3/4", **fields)
-    assert waltz.ranked[0].style == "waltz" and waltz.plan.time_line.beats_per_bar == 3
-    assert np.diff(waltz.plan.time_line.bar_lines) == pytest.approx(25.0)
+    for asked in ({"meter": "3/4"}, {"style": "waltz"}):
+        waltz = accompanist.compose(vocal, **asked, **fields)
+        assert waltz.ranked[0].style == "waltz" and waltz.plan.time_line.beats_per_bar == 3
+        assert np.diff(waltz.plan.time_line.bar_lines) == pytest.approx(25.0)
