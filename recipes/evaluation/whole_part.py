@@ -301,9 +301,11 @@ class Beginner(nn.Module):
             seeds = len(options["seeds"])
             codes = torch.zeros(seeds, *source_codes.shape, dtype=torch.int64)
             return Candidates(codes=codes, likelihood_nats=None, likelihood_alone_nats=None)
-        for name in ("sheet", "prefix", "again"):
+        for name in ("prefix", "again"):
             if options.get(name) is not None:
                 options[name] = options[name][: self.frames]
+        if options.get("sheet") is not None:
+            options["sheet"] = options["sheet"][..., : self.frames, :]
         made = self.lm.compose(source_codes[..., : self.frames], **options)
         return replace(made, codes=nn.functional.pad(made.codes, (0, total - made.codes.shape[-1])))
 
