@@ -9,6 +9,7 @@ sings, the nearest passage is played once more.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -17,15 +18,26 @@ from torch import Tensor
 
 from ...tokenizer.music.harmony import find_path
 from ...tokenizer.music.labels import NO_CHORD
+from ...tokenizer.music.melody import PARTS, default_melody_reader
 from ...tokenizer.music.progressions import load_progressions
 from .columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, unknown_sheet
 from .reader import measure_trust
-from .timeline import BEATS_PER_BAR, TimeLine, find_other_tempo, find_time_line, find_two_tempi
+from .timeline import (
+    BAR_SECONDS,
+    BEATS_PER_BAR,
+    EVIDENCE,
+    TimeLine,
+    find_other_tempo,
+    find_time_line,
+    find_two_tempi,
+)
 
 _KEY_BLOCK_SECONDS = 2.0
 _KEY_COST = 300.0  # nats for a change of key: some thirty bars of singing must be for it
 _KEY_CHORDS = 0.5  # weight of what the chords say of the key beside what is sung
-_CHORD_EVIDENCE = 0.3  # of a frame's log-probabilities
+_CHORD_EVIDENCE = 0.1  # of a frame's log-probabilities
+_PACE_EVIDENCE = 4.0  # of what the melody says of the tempo in a second
+_MELODY_EVIDENCE = 2.0  # of what a beat's melody asks for, which the reader of the voice has not learned
 # Nats for a change of chord at each beat of the bar, by the number of beats.
 _CHANGE_COSTS = {
     2: np.array([0.0, 0.5]),
@@ -53,8 +65,9 @@ class Heard:
     chord: np.ndarray  # [frames, CHORDS] log-probabilities of the chord
     pitches: np.ndarray  # [k * frames] sung MIDI pitch, NaN where nothing is sung
     rate_hz: float  # frames per second
+    given_frames: int = 0  # at the start, in which a band was heard
 
-    @property
+    @cached_property
     def pitch_classes(self) -> np.ndarray:
         """Share of each frame in which each pitch class is sung [frames, 12]."""
         frames = len(self.place)
@@ -64,6 +77,21 @@ class Heard:
         shares = np.zeros((frames, 12))
         np.add.at(shares, (sung // per_frame, np.round(pitches[sung]).astype(int) % 12), 1 / per_frame)
         return shares
+
+    def sung_between(self, beats: np.ndarray) -> np.ndarray:
+        """Share of each part of the time between beats [n + 1], in frames, that each pitch class is sung.
+
+        [n, PARTS, 12]; the time before the first frame and behind the last is silent.
+        """
+        count = len(beats) - 1
+        times = (np.arange(len(self.pitches)) + 0.5) * len(self.place) / max(len(self.pitches), 1)
+        part = np.floor(np.interp(times, beats, np.arange(count + 1)) * PARTS).astype(int)
+        part = part.clip(0, count * PARTS - 1)
+        sung = np.flatnonzero(np.isfinite(self.pitches))
+        shares = np.zeros((count * PARTS, 12))
+        np.add.at(shares, (part[sung], np.round(self.pitches[sung]).astype(int) % 12), 1.0)
+        lengths = np.bincount(part, minlength=count * PARTS)
+        return (shares / np.maximum(lengths, 1)[:, None]).reshape(count, PARTS, 12)
 
     @property
     def has_singer(self) -> bool:
@@ -134,8 +162,10 @@ def plan_song(
         beats_per_bar=beats_per_bar,
     )
     keys = np.full(frames, key) if key is not None else _find_keys(heard)
+    if tempo_bpm is None and beats_per_bar == BEATS_PER_BAR:  # others the melody reader has not learned
+        line = _choose_pace(heard, line, keys, downbeat_seconds)
     bars = _Bars(heard, line)
-    chords = _find_chords(bars.share_evidence(), line, keys)
+    chords = _find_chords(heard, bars.share_evidence(), line, keys)
     again = bars.find_again(line)
     for frame in np.flatnonzero(again >= 0):  # in order: what is played again may be played a third time
         chords[frame] = chords[again[frame]]
@@ -167,30 +197,45 @@ def _find_keys(heard: Heard) -> np.ndarray:
     chords = np.exp(heard.chord[:, :NO_CHORD])
     usual = np.log(np.exp(tables.chords).mean(axis=0))
     evidence = sung @ tables.pitches.T
-    evidence += _KEY_CHORDS * (sung.sum(axis=1) > 0)[:, None] * (chords @ (tables.chords - usual).T)
+    heard_in = (sung.sum(axis=1) > 0) | (np.arange(len(sung)) < heard.given_frames)
+    evidence += _KEY_CHORDS * heard_in[:, None] * (chords @ (tables.chords - usual).T)
     block = max(1, round(_KEY_BLOCK_SECONDS * heard.rate_hz))
     blocks = np.add.reduceat(evidence, np.arange(0, len(evidence), block), axis=0)
     return np.repeat(find_path(blocks, np.full(len(blocks), _KEY_COST)), block)[: len(evidence)]
 
 
-def _find_chords(evidence: np.ndarray, line: TimeLine, keys: np.ndarray) -> np.ndarray:
-    """Chord of each frame [frames] by evidence [frames, NO_CHORD] in nats; they change at beats."""
-    tables, beats = load_progressions(), line.beats_of(len(evidence))
+def _choose_pace(heard: Heard, line: TimeLine, keys: np.ndarray, downbeat_seconds: float | None) -> TimeLine:
+    """The time line itself, or one of half or double the tempo, by evidence and melody."""
+    frames, bar_seconds = len(keys), BEATS_PER_BAR * 60 / line.tempo_bpm
+    lines = [line] + [
+        find_time_line(
+            heard.place, heard.rate_hz, tempo_bpm=factor * line.tempo_bpm, downbeat_seconds=downbeat_seconds
+        )
+        for factor in (0.5, 2.0)
+        if BAR_SECONDS[0] <= bar_seconds / factor <= BAR_SECONDS[1]
+    ]
+    scores = []
+    for each in lines:
+        told = EVIDENCE * heard.place[np.arange(frames), each.places(frames)].sum()
+        middles = ((each.beats[:-1] + each.beats[1:]) / 2).astype(int).clip(0, frames - 1)
+        *_, paces = default_melody_reader().judge(heard.sung_between(each.beats), keys[middles])
+        scores.append(told + _PACE_EVIDENCE * frames / heard.rate_hz * paces[:, 0].mean())
+    return lines[int(np.argmax(scores))]
+
+
+def _find_chords(heard: Heard, evidence: np.ndarray, line: TimeLine, keys: np.ndarray) -> np.ndarray:
+    """Chord of each frame [frames] by evidence [frames, NO_CHORD] in nats and by melody; new at beats."""
+    beats = line.beats_of(len(evidence)).clip(0)
     starts = np.flatnonzero(np.diff(beats, prepend=beats[0] - 1))
-    scores, costs = np.add.reduceat(evidence, starts, axis=0), _CHANGE_COSTS[line.beats_per_bar]
-    key, numbers = keys[starts], line.numbers[beats[starts].clip(0)]
-    total = scores[0] + tables.chords[key[0]]
-    origin = np.zeros(scores.shape, dtype=int)
-    for step in range(1, len(scores)):
-        changed = total[:, None] - costs[numbers[step]] + _CHANGE_WEIGHT * tables.changes[key[step]]
-        best = changed.argmax(axis=0)
-        arrived = changed[best, np.arange(NO_CHORD)]
-        origin[step] = np.where(total >= arrived, np.arange(NO_CHORD), best)
-        total = np.maximum(total, arrived) + scores[step]
-    path = np.empty(len(scores), dtype=int)
-    path[-1] = total.argmax()
-    for step in range(len(scores) - 1, 0, -1):
-        path[step - 1] = origin[step, path[step]]
+    numbers, keys = line.numbers[beats[starts]], keys[starts]
+    melody = heard.sung_between(np.append(line.beats[beats[starts]], line.beats[beats[-1] + 1]))
+    in_four = line.beats_per_bar == BEATS_PER_BAR  # the only bars that the melody reader knows
+    asked, *_ = default_melody_reader().judge(melody, keys, numbers if in_four else None)
+    scores = np.add.reduceat(evidence, starts, axis=0) + _MELODY_EVIDENCE * asked
+    costs = (
+        _CHANGE_COSTS[line.beats_per_bar][:, None, None, None] - _CHANGE_WEIGHT * load_progressions().changes
+    )
+    path = find_path(scores, [costs[at] for at in zip(numbers, keys, strict=True)])
     return np.repeat(path, np.diff(np.append(starts, len(evidence))))
 
 
@@ -222,15 +267,14 @@ class _Bars:
     def share_evidence(self) -> np.ndarray:
         """Evidence of chords [frames, NO_CHORD] in nats, of each bar and of those that are sung like it."""
         heard = self._heard
-        told = heard.chord[:, :NO_CHORD] + heard.pitch_classes @ load_progressions().over_chord.T
+        told = heard.chord[:, :NO_CHORD]
         length = self._sum_slots(np.ones((len(told), 1)))
         bars = (self._sum_slots(told) / np.maximum(length, 1)).reshape(self.count, -1)
         sung = self.sung > _SUNG
         weights = _ALIKE_SHARPNESS * (self.alike - _ALIKE)
         weights = 1 / (1 + np.exp(-weights)) * sung[None, :] * sung[:, None]
         np.fill_diagonal(weights, 1.0)
-        total = weights.sum(axis=1, keepdims=True)
-        shared = weights @ bars / np.sqrt(total)  # witnesses of one passage are not independent
+        shared = weights @ bars / weights.sum(axis=1, keepdims=True)
         for bar in np.flatnonzero(self.sung < _HARDLY_SUNG):
             for phrase in (_PHRASE_BARS, _PART_BARS, 1):
                 models = np.flatnonzero(sung & ((np.arange(self.count) - bar) % phrase == 0))

@@ -1,8 +1,8 @@
 """Reads the lead sheet out of a vocal's codes: bars and chords that the singer has in mind.
 
 A network of gated convolutions hears some forty seconds to each side and says of every frame how likely each
-place in the bar and each chord is; `track_bars` and `track_chords` make a plausible whole of it. Beside each
-stands the sheet trust: how far it can be relied on. Two frames share one step: a sixteenth part of a bar
+place in the bar and each chord is; `find_time_line` and `track_chords` make a plausible whole of it. Beside
+each stands the sheet trust: how far it can be relied on. Two frames share one step: a sixteenth part of a bar
 lasts longer than a frame.
 """
 
@@ -17,15 +17,19 @@ from ...tokenizer.common.checkpoint import Component
 from ...tokenizer.common.chunks import join_chunks
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
+from ...tokenizer.music.harmony import find_path
 from ...tokenizer.music.labels import CHORDS
 from .columns import METER, PLACES, UNKNOWN, WRITTEN, unknown_sheet
-from .tracking import places_between, track_bars, track_chords
+from .timeline import find_time_line
 
 _FRAMES_PER_STEP = 2
 CHUNK_FRAMES = 6_000  # 4 minutes; whole steps
 _TAPS = 5  # steps that one convolution sees
 # Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
 _PLACE_REACH_SECONDS, _CHORD_REACH_SECONDS = 8.0, 2.0
+_CHORD_EVIDENCE = 0.2  # of a frame's log-probabilities: neighbouring frames say much the same
+# Nats for a change of chord where a quarter of a bar begins, and anywhere else.
+_QUARTER_COSTS, _OTHER_COST = np.array([3.0, 6.0, 4.0, 6.0]), 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,7 @@ class SheetReader(Component[SheetReaderConfig]):
         chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
         sheets = unknown_sheet(*codes.shape)
         for row in torch.nonzero((codes != self.pad).any(dim=1))[:, 0].tolist():
-            lines = track_bars(told["place"][row], self.config.frame_rate_hz)
-            places = places_between(lines, codes.shape[1])
+            places = find_time_line(told["place"][row], self.config.frame_rate_hz).places(codes.shape[1])
             chords = track_chords(told["chord"][row], places)
             trusts = (
                 measure_trust(told["place"][row], places, place_reach),
@@ -145,6 +148,17 @@ class _Block(nn.Module):
         value, gate = self.gated(torch.cat(taps, dim=-1)).chunk(2, dim=-1)
         mixed = functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)
         return features + self.out(mixed)
+
+
+def track_chords(log_probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the chord of each frame [frames]; they change where bands change them, at beats.
+
+    log_probabilities: [frames, CHORDS]. places: [frames], the frame's place in the bar.
+    """
+    quarters = places * 4 // PLACES
+    begins = np.diff(quarters, prepend=quarters[:1]) != 0
+    costs = np.where(begins, _QUARTER_COSTS[quarters], _OTHER_COST)
+    return find_path(_CHORD_EVIDENCE * log_probabilities, costs)
 
 
 def measure_trust(log_probabilities: np.ndarray, chosen: np.ndarray, reach_frames: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from ...tokenizer.music.harmony import find_path
-from .columns import PLACES
+from .columns import PLACES, UNKNOWN
 
 BEATS_PER_BAR = 4
 BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
-_EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
+EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
 _NUMBER_COST = 100.0  # nats for a bar of other than four beats
 _HARMONICS = PLACES // 2
 _PHASES = 128  # of a bar
@@ -62,6 +62,17 @@ class TimeLine:
         return np.searchsorted(self.beats, np.arange(frames) + 0.5, side="right") - 1
 
 
+def places_between(lines: np.ndarray, frames: int) -> np.ndarray:
+    """Return each frame's place in the bar [frames] between bar lines in frames; UNKNOWN outside of them."""
+    places = np.full(frames, UNKNOWN)
+    if len(lines) > 1:
+        middles = np.arange(frames) + 0.5
+        inside = (middles >= lines[0]) & (middles < lines[-1])
+        turns = np.interp(middles, lines, np.arange(len(lines)))[inside] % 1
+        places[inside] = (turns * PLACES).astype(int).clip(0, PLACES - 1)
+    return places
+
+
 def find_time_line(
     place: np.ndarray,
     rate_hz: float,
@@ -74,7 +85,7 @@ def find_time_line(
 
     tempo_bpm: kept to the sample for ever. downbeat_seconds: where a bar begins.
     """
-    evidence = _EVIDENCE * (place + np.log(PLACES))
+    evidence = EVIDENCE * (place + np.log(PLACES))
     downbeat = None if downbeat_seconds is None else downbeat_seconds * rate_hz
     turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat, beats_per_bar)
     line, score = _number_beats(evidence, turns, rate_hz, downbeat, beats_per_bar)
@@ -88,7 +99,7 @@ def find_time_line(
 
 def find_other_tempo(place: np.ndarray, line: TimeLine) -> tuple[float, float]:
     """Half or double the tempo, whichever is likelier, and its share of the evidence of both, 0 to 1."""
-    evidence = _EVIDENCE * (place + np.log(PLACES))
+    evidence = EVIDENCE * (place + np.log(PLACES))
 
     def judge(tempo_bpm: float) -> float:
         turns = _keep_one_tempo(evidence, line.rate_hz, tempo_bpm, None, line.beats_per_bar)
@@ -105,7 +116,7 @@ def find_two_tempi(place: np.ndarray, line: TimeLine) -> tuple[float, float] | N
     for first, last in ((0, half), (half, len(place))):
         if last - first < _WINDOW_SECONDS * line.rate_hz:
             return None
-        evidence = _EVIDENCE * (place[first:last] + np.log(PLACES))
+        evidence = EVIDENCE * (place[first:last] + np.log(PLACES))
         turns = _keep_one_tempo(evidence, line.rate_hz, None, None, line.beats_per_bar)
         own, score = _number_beats(evidence, turns, line.rate_hz, None, line.beats_per_bar)
         kept = evidence[np.arange(last - first), line.places(len(place))[first:last]].sum()

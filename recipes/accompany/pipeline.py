@@ -35,7 +35,6 @@ from duotok.recipes.accompany.request import (
 )
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
-    TEMPO_RANGE_BPM,
     SheetWishes,
     describe_plan,
     find_beats,
@@ -66,7 +65,6 @@ STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for ev
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 _CANDIDATES_AT_ONCE = 8
 _LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
-_SAME_TEMPO = 0.08  # two seconds of music do not tell it finer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,12 +279,8 @@ class Accompanist:
             told = self._read_out(vocal_codes, "vocal")
             sung = read_track(told, "vocal")
             rate_hz = self.bundle.tokenizer.frame_rate_hz
-            plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes)
-            if isinstance(prefix, Tensor) and plan is not None and wishes.tempo_bpm is None:
-                tempo_bpm = _felt_tempo(prefix, plan.time_line.tempo_bpm)
-                if tempo_bpm is not None:
-                    known = replace(wishes, tempo_bpm=tempo_bpm)
-                    plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, known)
+            played = prefix if isinstance(prefix, Tensor) else None
+            plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes, played)
             arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
             confused = () if plan is None else plan.warnings
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
@@ -475,16 +469,6 @@ def _find_vocal(request: Request, separator: Separator | None) -> Vocal:
     told = f"the vocal was separated from {song.name or 'the song'} by {separator.name}"
     warnings = (*song.warnings, f"{told}; a clean vocal fits better", *vocal.warnings)
     return replace(vocal, warnings=warnings)
-
-
-def _felt_tempo(prefix: Tensor, sung_bpm: float) -> float | None:
-    """Half or double the tempo read in the singing, if a given start [2, samples] has that; else None."""
-    tempo_bpm = estimate_tempo(onset_envelope(prefix))
-    for felt_bpm in (0.5 * sung_bpm, 2 * sung_bpm):
-        near = tempo_bpm is not None and abs(tempo_bpm / felt_bpm - 1) < _SAME_TEMPO
-        if near and TEMPO_RANGE_BPM[0] <= felt_bpm <= TEMPO_RANGE_BPM[1]:
-            return felt_bpm
-    return None
 
 
 def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_OTHERS = "separation lm renderer quality generate decoding long tuning continuation whole".split()
+_OTHERS = "separation lm renderer quality generate decoding long tuning continuation tempo whole".split()
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in _OTHERS},
 }
-PARTS = tuple(part for part in MODULES if part != "whole")  # of "all": whole songs are a corpus of their own
+# Of "all": whole songs are a corpus of their own, and voice banks are not in every corpus.
+PARTS = tuple(part for part in MODULES if part not in ("whole", "tempo"))
 
 
 def measure(part: str, settings: "Settings") -> dict[str, float]:

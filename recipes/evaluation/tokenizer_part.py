@@ -22,7 +22,7 @@ from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.metrics import code_counts, normalized_entropy, utilization
 from duotok.lm.sheet.columns import CHORD, UNKNOWN, write_sheet
 from duotok.lm.sheet.reader import SheetReader
-from duotok.lm.sheet.tracking import places_between
+from duotok.lm.sheet.timeline import places_between
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items, read_items
 from duotok.recipes.evaluation.speed import CORES, on_cores

@@ -24,7 +24,7 @@ from duotok.lm.sheet.columns import (
 )
 from duotok.lm.sheet.playing import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
 from duotok.lm.sheet.reader import SheetReader
-from duotok.lm.sheet.tracking import places_between
+from duotok.lm.sheet.timeline import places_between
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.tokens import TokenShards, TokenSong
 from duotok.tokenizer.common.errors import ConfigError, DataError

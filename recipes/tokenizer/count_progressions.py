@@ -25,7 +25,7 @@ _USUAL = 60  # changes of chord that are added by how often the chord sounds
 def count(songs: Sequence[Song]) -> dict[str, np.ndarray]:
     """The tables, float32: logarithms of shares, relative to the tonic or the root."""
     chords, changes = np.zeros((2, NO_CHORD)), np.zeros((2, NO_CHORD, NO_CHORD))
-    pitches, over_chord = np.zeros((2, 12)), np.zeros((2, 12))
+    pitches = np.zeros((2, 12))
     for song in songs:
         spans = [
             (span.start, span.end, nearest_triad(span.label.partition("/")[0])[0]) for span in song.chords
@@ -47,17 +47,12 @@ def count(songs: Sequence[Song]) -> dict[str, np.ndarray]:
         for note in song.melody:
             key = key_of(next((k for k in song.keys if k.start <= note.start < k.end), longest).label)
             pitches[key // 12, (note.pitch - key) % 12] += note.end - note.start
-            for start, end, chord in spans:
-                overlap = min(end, note.end) - max(start, note.start)
-                if overlap > 0 and 0 <= chord < NO_CHORD:
-                    over_chord[chord // 12, (note.pitch - chord) % 12] += overlap
     shares = chords / chords.sum(axis=1, keepdims=True)
     changes += _USUAL * shares[:, None, :] * (1 - np.eye(NO_CHORD))
     return {
         "chords": _log_shares(chords),
         "changes": np.log(np.maximum(changes / changes.sum(axis=2, keepdims=True), np.exp(-12))).astype("f4"),
         "pitches": _log_shares(pitches) + np.float32(np.log(12)),
-        "over_chord": _log_shares(over_chord) + np.float32(np.log(12)),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.evaluation import score, table, whole_part
+from duotok.recipes.evaluation.tempo_part import TEMPI_BPM, make_melody
 from duotok.recipes.evaluation.whole_part import Hearing, Song, Window
 
 NOTES = {"C": (0, 4, 7), "F": (5, 9, 0), "G": (7, 11, 2), "F#": (6, 10, 1), "C#": (1, 5, 8)}
@@ -98,6 +99,15 @@ def test_beats_at_the_end():
 )
 def test_a_tempo_is_right_within_4_percent(found, expected):
     assert whole_part.is_near(found, 100.0) == expected
+
+
+def test_made_up_melodies_keep_their_beat():
+    melodies = [make_melody(tempo, 57) for tempo in TEMPI_BPM]
+    for tempo, melody in zip(TEMPI_BPM, melodies, strict=True):
+        eighths = (np.array([note.start for note in melody]) - 1) * tempo / 30
+        assert np.abs(eighths - eighths.round()).max() < 1e-6 and eighths[0] == 0
+        assert melody[-1].start < 1 + 64 * 60 / tempo and min(note.pitch for note in melody) >= 57
+    assert len(melodies[TEMPI_BPM.index(70)]) == 12 * 8 + 4 * 2
 
 
 def test_only_the_beginning_is_composed(tiny_bundle):

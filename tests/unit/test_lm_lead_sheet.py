@@ -26,47 +26,12 @@ from duotok.lm.sheet.columns import (
     write_sheet,
 )
 from duotok.lm.sheet.playing import BandConfig
-from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust
-from duotok.lm.sheet.tracking import places_between, track_bars, track_chords
+from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust, track_chords
+from duotok.lm.sheet.timeline import places_between
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.music.labels import CHORDS
 
-RATE_HZ = 25.0
 MODE = "vocal_to_accompaniment"
-
-
-def say_places(places: np.ndarray, sureness: float = 1.0) -> np.ndarray:
-    """Log-probabilities that favour these places; nothing is said where they are unknown."""
-    logits = np.zeros((len(places), PLACES))
-    known = np.flatnonzero(places != UNKNOWN)
-    logits[known, places[known]] = sureness
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-@pytest.mark.parametrize("bar", [35.0, 48.6, 77.25])
-def test_bars_of_a_steady_tempo_are_found(bar: float) -> None:
-    lines = np.arange(-0.4 * bar, 700, bar)
-    places = places_between(lines, 640)
-    found = places_between(track_bars(say_places(places), RATE_HZ), 640)
-    apart = (found - places + 1) % PLACES
-    assert (apart <= 2).mean() > 0.97
-
-
-def test_bars_coast_where_nothing_is_said_and_follow_a_drift() -> None:
-    lengths = 50 * 1.004 ** np.arange(20)  # a singer who slows down by 8 %
-    lines = np.concatenate([[-20.0], -20 + np.cumsum(lengths)])
-    places = places_between(lines, 900)
-    heard = places.copy()
-    heard[300:450] = UNKNOWN
-    found = places_between(track_bars(say_places(heard, 2.0), RATE_HZ), 900)
-    assert ((found - places + 1) % PLACES <= 2).mean() > 0.95
-
-
-@pytest.mark.parametrize("frames", [1, 7, 30])
-def test_bars_of_short_songs(frames: int) -> None:
-    lines = track_bars(np.full((frames, PLACES), -np.log(PLACES)), RATE_HZ)
-    assert lines[0] <= 0 and lines[-1] >= frames
-    assert (places_between(lines, frames) != UNKNOWN).all()
 
 
 def test_places_outside_of_the_bars_are_unknown() -> None:

@@ -188,4 +188,3 @@ def test_tables_say_the_same_in_every_key() -> None:
     assert tables.chords[2, 9] == tables.chords[0, 7]  # the dominant of D and of C
     assert tables.changes[2, 9, 2] == tables.changes[0, 7, 0] > tables.changes[0, 7, 6]
     assert tables.pitches[14, 2] == tables.pitches[12, 0] > tables.pitches[12, 1]
-    assert (tables.over_chord[7, [7, 11, 2]] > 0).all() and tables.over_chord[7, 8] < 0

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.recipes.corpus.scores.pop909 import Note, Song, Span
 from duotok.recipes.lm import tokenize
 from duotok.recipes.tokenizer import train_harmony_reader as learn
+from duotok.recipes.tokenizer import train_melody_reader
 from duotok.recipes.tokenizer.train_harmony_reader import (
     BlockSampler,
     ChromaSong,
     LabelledChromaConfig,
     make_up_chords,
 )
+from duotok.recipes.tokenizer.train_melody_reader import Beats
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.music.harmony import HarmonyReader, HarmonyReaderConfig
-from duotok.tokenizer.music.labels import NO_CHORD, chords_of_blocks, key_of, triad_of
+from duotok.tokenizer.music.labels import NO_CHORD, chords_of_blocks, key_of, name_note, triad_of
+from duotok.tokenizer.music.melody import MelodyReaderConfig, default_melody_reader
 
 TINY = Path(learn.__file__).parent / "train_harmony_reader" / "tiny.yaml"
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
@@ -114,3 +118,56 @@ def test_the_recipe_learns_and_its_result_loads(tiny_corpus, tiny_components, tm
     capsys.readouterr()
     assert learn.main(command(tiny_corpus, tokenizer, tmp_path / "nowhere", tmp_path / "other")) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def make_score(tonic: int) -> Song:
+    """Thirty bars of two broken chords, I and V, after two upbeats, at 120 BPM."""
+    chords = [(0, 4, 7, 4), (7, 11, 14, 11)]
+    notes = tuple(
+        Note(
+            start=beat / 2,
+            end=beat / 2 + 0.5,
+            velocity=90,
+            pitch=60 + tonic + chords[bar % 2][(beat - 2) % 4],
+        )
+        for beat, bar in ((beat, (beat - 2) // 4) for beat in range(122))
+    )
+    names = [f"{name_note((tonic + step) % 12)}:maj" for step in (0, 7)]
+    bars = tuple(Span(start=1.0 + 2 * bar, end=3.0 + 2 * bar, label=names[bar % 2]) for bar in range(-1, 30))
+    beats = tuple(beat / 2 for beat in range(123))
+    keys = (Span(start=0.0, end=61.0, label=names[0]),)
+    return Song(
+        name="",
+        melody=notes,
+        piano=(),
+        beats=beats,
+        downbeats=tuple(range(2, 123, 4)),
+        chords=bars,
+        keys=keys,
+    )
+
+
+def test_scores_are_read_beat_by_beat():
+    beats = Beats.of_song(make_score(9))
+    assert beats.numbers[:6].tolist() == [2, 3, 0, 1, 2, 3] and set(beats.keys) == {9}
+    assert beats.chords[:10].tolist() == [4] * 2 + [9] * 4 + [4] * 4
+    assert (beats.sung[2, :, 9] == 1).all() and beats.sung.sum() == pytest.approx(122 * 8)
+    twice, half = beats.counted(2.0), beats.counted(0.5, 1)
+    assert (len(twice.sung), len(half.sung)) == (244, 60)
+    assert twice.numbers[4:8].tolist() == [0, 1, 2, 3]
+    assert (half.sung[0, :2, 8] == 1).all() and (half.sung[0, 2:, 9] == 1).all()  # an upbeat and a downbeat
+
+
+def test_a_melody_reader_learns_and_hears_all_keys_alike():
+    songs = [Beats.of_song(make_score(tonic)) for tonic in (0, 5)]
+    config = MelodyReaderConfig(dim=8, dilations=(1, 2))
+    reader = train_melody_reader.train(songs, config, steps=60, seed=0)
+    assert train_melody_reader.measure(reader, songs)["chord"] > 0.7
+    shipped = default_melody_reader()
+    low, high = (song.counted(1.0) for song in songs)
+    for keys in (low.keys, low.keys + 12):
+        told = shipped.judge(low.sung, keys, low.numbers)[0]
+        moved = shipped.judge(high.sung, keys + 5, high.numbers)[0]
+        index = [(chord + 5) % 12 + chord // 12 * 12 for chord in range(NO_CHORD)]
+        assert np.allclose(told, moved[:, index], atol=1e-5)
+    assert (shipped.judge(low.sung, low.keys, low.numbers)[0].argmax(axis=1) == low.chords).mean() > 0.5

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from duotok.recipes.accompany.pipeline import STAGES, Accompanist, _felt_tempo, choose_device
+from duotok.recipes.accompany.pipeline import STAGES, Accompanist, choose_device
 from duotok.tokenizer.common.audio import read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.music.tuning import PitchClock
@@ -121,16 +121,6 @@ def test_a_prefix_is_kept_and_continued(accompanist, vocal, result):
         levels = other.report["levels"]
         asked = levels["accompaniment_lufs"] - levels["vocal_lufs"] == pytest.approx(-20, abs=0.05)
         assert asked == ("accompaniment_db" in fields) and torch.allclose(start, prefix, atol=1e-6) != asked
-
-
-@pytest.mark.parametrize(
-    ("sung", "played", "felt"), [(110, 110, None), (60, 120, 120), (180, 90, 90), (80, 110, None)]
-)
-def test_a_prefix_tells_the_felt_tempo_from_its_half_or_double(sung, played, felt):
-    times = torch.arange(6 * 48_000) / 48_000
-    clicks = 0.3 * torch.sin(2 * torch.pi * 200 * times) * torch.exp(-30 * (times % (60 / played)))
-    assert _felt_tempo(clicks[None], sung) == felt
-    assert _felt_tempo(torch.zeros(2, 96_000), sung) is None
 
 
 def test_a_given_tempo_is_kept_whatever_the_prefix_plays(accompanist, vocal, result):

@@ -142,6 +142,23 @@ def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     assert SheetWishes(chart=chart[:2]).warnings == ()
 
 
+def test_the_plan_goes_on_from_a_given_start(lm: DualTrackLM) -> None:
+    codes, pitches = torch.arange(250) % 11, np.full(500, np.nan)
+    times = torch.arange(4 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    triad = sum(torch.sin(2 * torch.pi * hz * times) for hz in (261.63, 329.63, 392.0))
+    for late in (0.1, 0.35):  # beats at 90 BPM
+        start = 0.1 * triad * torch.exp(-12 * ((times - late) % (60 / 90)))
+        plan = make_plan(
+            add_reader(lm), codes, pitches, RATE_HZ, SheetWishes(tempo_bpm=90), start.expand(2, -1)
+        )
+        assert plan is not None
+        beats = (plan.time_line.beats / RATE_HZ - late) * 90 / 60
+        assert np.abs(beats - beats.round()).max() < 0.1
+        assert (plan.sheet[:80, CHORD] == 0).float().mean() > 0.9 and [key % 12 for *_, key in plan.keys] == [
+            0
+        ]
+
+
 def test_the_band_rests_where_no_chord_is_written() -> None:
     sheet = unknown_sheet(100)
     sheet[:, CHORD] = NO_CHORD

@@ -6,6 +6,7 @@ that this root comes first, so what is learned in one key holds in every key. Le
 music with. They see chroma only, not codes, and so outlive a tokenizer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -154,17 +155,20 @@ def estimate_chords(
     return list(zip(seconds[:-1].tolist(), seconds[1:].tolist(), names, strict=True))
 
 
-def find_path(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Return the best states [steps] by scores [steps, states] when a change into step i costs costs[i]."""
+def find_path(scores: np.ndarray, costs: Sequence[float | np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return the best states [steps] by scores [steps, states] when a change into step i costs costs[i].
+
+    That may be one number, or as many as there are changes: [states before, states after].
+    """
     steps, states = scores.shape
     if steps == 0:
         return np.zeros(0, dtype=np.int64)
     origin = np.zeros((steps, states), dtype=np.int64)
     total = scores[0]
     for step in range(1, steps):
-        leader = int(total.argmax())
-        changed = total[leader] - costs[step]
-        origin[step] = np.where(total >= changed, np.arange(states), leader)
+        chains = total[:, None] - costs[step]
+        changed = chains.max(axis=0)
+        origin[step] = np.where(total >= changed, np.arange(states), chains.argmax(axis=0))
         total = np.maximum(total, changed) + scores[step]
     path = np.empty(steps, dtype=np.int64)
     path[-1] = total.argmax()

@@ -1,4 +1,4 @@
-"""How pop songs move: chords and sung notes of a key, changes of chord, notes over a chord.
+"""How pop songs move: chords and sung notes of a key, changes of chord.
 
 Counted in the training scores of POP909 by `python -m duotok.recipes.tokenizer.count_progressions`; the
 tables beside this file hold logarithms of shares. All twelve keys share what is relative to the tonic.
@@ -24,7 +24,6 @@ class Progressions:
     chords: np.ndarray  # [keys, chords] how often a chord sounds
     changes: np.ndarray  # [keys, chords, chords] what follows when a chord changes; never itself
     pitches: np.ndarray  # [keys, 12] how often a pitch class is sung, over chance
-    over_chord: np.ndarray  # [chords, 12] the same over a chord, over chance
 
 
 @cache
@@ -35,11 +34,10 @@ def load_progressions() -> Progressions:
         chords=_in_all_keys(tables["chords"], 1),
         changes=_in_all_keys(tables["changes"], 2),
         pitches=np.stack([np.roll(row, tonic) for row in tables["pitches"] for tonic in range(12)]),
-        over_chord=np.stack([np.roll(row, root) for row in tables["over_chord"] for root in range(12)]),
     )
 
 
-def relative_to(chord: np.ndarray | int, tonic: int) -> np.ndarray:
+def relative_to(chord: np.ndarray | int, tonic: np.ndarray | int) -> np.ndarray:
     """Chords 0..23 as if the tonic were C."""
     return (np.asarray(chord) - tonic) % 12 + np.asarray(chord) // 12 * 12
 
