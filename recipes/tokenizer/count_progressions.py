@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from duotok.recipes.corpus.scores.pop909 import Song, Songs
+from duotok.recipes.corpus.scores.song import Song
+from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.files import write_bytes
 from duotok.tokenizer.music.labels import NO_CHORD, key_of, nearest_triad
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        songs = Songs(arguments.songs)
+        songs = open_songs(arguments.songs)
         write_bytes(arguments.out, save(count([songs.read(name) for name in songs.of_split("train")])))
 
     return guard(run)
