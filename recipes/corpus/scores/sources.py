@@ -5,6 +5,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+from duotok.recipes.corpus.scores.musicxml import MusicXml
 from duotok.recipes.corpus.scores.pop909 import Pop909
 from duotok.recipes.corpus.scores.song import Songs
 from duotok.tokenizer.common.errors import DataError
@@ -14,8 +15,11 @@ LONGEST_FILE_BYTES = 4_000_000
 MOST_BYTES = 500_000_000  # of all files together
 
 
-def open_songs(path: str | Path) -> Songs:
-    """The songs of a folder or tar archive: POP909. Raises DataError for anything else."""
+def open_songs(path: str | Path, cache: Path | None = None) -> Songs:
+    """The songs of a folder or tar archive: POP909, or MusicXML (OpenEWLD, OpenScore Lieder).
+
+    cache: a folder that keeps what was read of MusicXML, which takes a second a song; None keeps nothing.
+    """
     path = Path(path)
     if path.is_dir():
         files = _read_folder(path)
@@ -23,12 +27,16 @@ def open_songs(path: str | Path) -> Songs:
         files = _read_archive(path)
     else:
         raise DataError(
-            f"{path} does not exist; give the POP909 folder or tar.gz (github.com/music-x-lab/POP909-Dataset)"
+            f"{path} does not exist; give the folder or tar.gz of POP909 "
+            "(github.com/music-x-lab/POP909-Dataset), OpenEWLD or OpenScore Lieder"
         )
-    songs = Pop909(path, files)
-    if not songs.names:
-        raise DataError(f"{path} holds no POP909 song (a folder such as 001 with 001.mid in it)")
-    return songs
+    for songs in (Pop909(path, files), MusicXml(path, files, cache)):
+        if songs.names:
+            return songs
+    raise DataError(
+        f"{path} holds no POP909 song (a folder such as 001 with 001.mid in it) "
+        "and no MusicXML (.mxl, .musicxml)"
+    )
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
