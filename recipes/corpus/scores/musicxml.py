@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError, fromstring
@@ -303,7 +303,7 @@ def _read_sheet(xml: bytes) -> Sheet:
     for bar in bars:
         bar.chords.sort()
         bar.tempos.sort()
-    return Sheet(bars=bars, order=_play_out(parts, count), text_bpm=text_bpm)
+    return Sheet(bars=bars, order=play_out(_read_marks(parts, count)), text_bpm=text_bpm)
 
 
 def _notes_of(stream: Any, loudness: list[tuple[float, float]]) -> list[Written]:
@@ -360,42 +360,65 @@ def _accidental(interval: Any) -> str:
     return "#" * semitones if semitones > 0 else "b" * -semitones
 
 
-def _play_out(parts: list[tuple[Any, list[Any]]], count: int) -> list[int]:
-    """The indices of the bars in the order they are played in: repeats, endings, D.C. and D.S."""
-    from music21 import bar, repeat, spanner, stream
+@dataclass
+class Marks:
+    """What is written at a bar about the order of the bars."""
 
-    skeleton: Any = stream.Part()
-    empty: list[Any] = []
-    for index in range(count):
-        empty.append(stream.Measure(number=index + 1))
-        seen = set()
-        for measure in (measures[index] for _, measures in parts if index < len(measures)):
-            for side in ("leftBarline", "rightBarline"):
-                line = getattr(measure, side)
-                if isinstance(line, bar.Repeat) and side not in seen:
-                    times = min(line.times or 2, 9) if line.direction == "end" else None
-                    setattr(empty[-1], side, bar.Repeat(direction=line.direction, times=times))
-                    seen.add(side)
-            for mark in measure.getElementsByClass(repeat.RepeatExpression):
-                if type(mark) not in seen:
-                    empty[-1].insert(0, type(mark)())
-                    seen.add(type(mark))
-        skeleton.append(empty[-1])
+    opens: bool = False  # a repeat
+    closes: int = 0  # a repeat, played so many times
+    endings: set[int] = field(default_factory=set)  # the bar belongs to
+    words: set[str] = field(default_factory=set)  # music21's classes: Segno, Coda, Fine, DaCapoAlFine, ...
+
+
+def _read_marks(parts: list[tuple[Any, list[Any]]], count: int) -> list[Marks]:
+    found = [Marks() for _ in range(count)]
     for part, measures in parts:
-        brackets = list(part.getElementsByClass(spanner.RepeatBracket))
         place = {id(measure): index for index, measure in enumerate(measures)}
-        for bracket in brackets:
-            covered = [empty[place[id(m)]] for m in bracket.getSpannedElements() if id(m) in place]
-            if covered:
-                skeleton.insert(0, spanner.RepeatBracket(covered, number=bracket.number))
-        if brackets:
+        for measure, marks in zip(measures, found, strict=False):
+            for line in (measure.leftBarline, measure.rightBarline):
+                if "Repeat" in getattr(line, "classes", ()):
+                    marks.opens |= line.direction == "start"
+                    marks.closes = max(marks.closes, (line.times or 2) * (line.direction == "end"))
+            marks.words |= {type(mark).__name__ for mark in measure.getElementsByClass("RepeatExpression")}
+        for bracket in part.getElementsByClass("RepeatBracket"):
+            for measure in bracket.getSpannedElements():
+                found[place[id(measure)]].endings |= set(bracket.numberRange)
+    return found
+
+
+def play_out(marks: Sequence[Marks]) -> list[int]:
+    """Indices of the bars as they are played: repeats, endings, D.C. and D.S., Fine and Coda."""
+    order: list[int] = []
+    at, start, turn, jumped = 0, 0, 1, False
+    codas = [index for index, bar in enumerate(marks) if "Coda" in bar.words]
+    segno = next((index for index, bar in enumerate(marks) if "Segno" in bar.words), 0)
+    while at < len(marks):
+        bar = marks[at]
+        if bar.opens and at != start:
+            start, turn = at, 1
+        last = max(
+            (max(other.endings) for other in takewhile(lambda other: other.endings, marks[at:])), default=0
+        )
+        if bar.endings and (turn if not jumped else last) not in bar.endings:
+            at += 1
+            continue
+        order.append(at)
+        if len(order) > MOST_BARS:
+            raise DataError(f"more than {MOST_BARS} bars")
+        following = marks[at + 1].endings if at + 1 < len(marks) else set()
+        if jumped and "Fine" in bar.words:
             break
-    try:
-        order = repeat.Expander(skeleton).measureMap()
-    except repeat.ExpanderException:
-        order = list(range(count))  # the marks contradict each other
-    if len(order) > MOST_BARS:
-        raise DataError(f"more than {MOST_BARS} bars")
+        jump = next((word for word in bar.words if word.startswith(("DaCapo", "DalSegno", "AlSegno"))), None)
+        if jumped and len(codas) > 1 and at == codas[0]:
+            at, start, turn = codas[-1], codas[-1], 1
+        elif bar.closes and not jumped and turn < (max(last, 2) if bar.endings else bar.closes):
+            at, turn = start, turn + 1
+        elif jump and not jumped:
+            at, start, turn, jumped = (0 if jump.startswith("DaCapo") else segno), 0, 1, True
+        else:
+            if bar.closes or bar.endings and not following:
+                start, turn = at + 1, 1
+            at += 1
     return order
 
 
