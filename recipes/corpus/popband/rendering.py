@@ -343,7 +343,7 @@ class ItemMaker:
 
     def __init__(self, order: Order) -> None:
         self.order, self.split, self.seed = order, order.split, order.seed
-        self.songs, self.out = open_songs(order.songs), order.out
+        self.songs, self.out = open_songs(order.songs, order.out / "scores"), order.out
         self.names = self.songs.of_split(order.split)
         self.sound_font = SoundFont(order.sound_font)
         self.banks: dict[str, VoiceBank] = {}

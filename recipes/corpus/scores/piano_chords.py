@@ -19,7 +19,7 @@ BASS_WEIGHT = 0.3
 FIT_WEIGHT = 14.0
 KEY_WEIGHT = 0.2
 CHANGE_COSTS = (1.0, 3.0, 2.0)  # into a downbeat, into another beat, into the middle of a bar
-SEVENTH_SHARE = 0.12
+SEVENTH_SHARE = 0.12  # of what the piano plays while the chord lasts
 TRIADS = np.array(
     [[(note - root) % 12 in (0, third, 7) for note in range(12)] for third in (4, 3) for root in range(12)]
 )
@@ -34,7 +34,8 @@ def estimate_piano_chords(
 ) -> list[Span]:
     """Chords that begin on beats and cover all of them; beats: seconds, with the end of the last one."""
     edges = np.asarray(beats)
-    chroma = sum_notes(piano, edges) + MELODY_WEIGHT * sum_notes(melody, edges)
+    played = sum_notes(piano, edges)
+    chroma = played + MELODY_WEIGHT * sum_notes(melody, edges)
     bass = sum_notes(lowest_notes(piano), edges)
     heard = chroma.sum(axis=1)
     chroma /= np.maximum(heard, 1e-9)[:, None]
@@ -65,14 +66,14 @@ def estimate_piano_chords(
         chord = int(path[first])
         label = name_chord(chord, count_fifths(int(key[first]) % 12, ("maj", "min")[key[first] // 12]))
         if chord < NO_CHORD:
-            label = _with_seventh(label, chord, chroma[first:end].mean(axis=0))
+            label = _with_seventh(label, chord, played[first:end].sum(axis=0))
         spans.append(Span(start=float(edges[first]), end=float(edges[end]), label=label))
     return spans
 
 
-def _with_seventh(label: str, chord: int, chroma: np.ndarray) -> str:
-    minor, major = chroma[(chord % 12 + 10) % 12], chroma[(chord % 12 + 11) % 12]
-    if max(minor, major) < SEVENTH_SHARE:
+def _with_seventh(label: str, chord: int, played: np.ndarray) -> str:
+    minor, major = played[(chord % 12 + 10) % 12], played[(chord % 12 + 11) % 12]
+    if max(minor, major) < SEVENTH_SHARE * played.sum():
         return label
     if chord >= 12:
         return f"{label}7" if minor >= major else label
