@@ -64,7 +64,7 @@ SOMEWHAT = re.compile(
     r"\b(etwas|ziemlich|un poco|poco|assez|rather|non|nicht|not|ma non|sans|quasi|un peu|mezzo)\b"
 )
 COMMON_WORDS = {
-    "en": "the and of my to a i is that with you for all her his love when thou it but me we was be she he on",
+    "en": "the and of my to a i is that with you for all her his love when thou it but me we be she he on",
     "de": "und die der ich das nicht du ist ein den mir in so mein es dir wie zu auf",
     "fr": "le la les et des je un une est dans mon qui pour vous que du sur ne pas tout",
     "it": "il che di non mio per un mi con del ma più io ti sei è cor amor",
