@@ -31,13 +31,15 @@ from duotok.tokenizer.music.progressions import KEYS, load_progressions
 
 READER = 1  # a cache of songs that were read in another way is not read
 MEMBER = re.compile(r"(?:^|/)([^/]+)\.(?:mxl|musicxml|xml)$")
-LIEDER_FILE = re.compile(r"lc\d+$")
-HELD_OUT_SONGS = 40  # of each source for test, and as many for validation
+LIED_FILE = re.compile(r"lc\d+$")
+LIED_NUMBER = re.compile(r"^\d+[a-z]?_")  # of a cycle, before the title
+# For test, and as many for validation: 40 songs of each source, as many more of Lieder as are left out.
+HELD_OUT_TITLES = {"openewld": 40, "lieder": 44}
 LARGEST_XML_BYTES = 20_000_000
 MOST_BARS = 3_000
 FEWEST_NOTES = 16
 LEAST_METER_SHARE = 0.75  # of a song that are bars of its own meter
-FEWEST_CHORDS_PER_BAR = 0.25  # of a lead sheet
+FEWEST_CHORDS_PER_BAR = 0.1  # of a lead sheet
 DRAWN_TEMPO_BPM = (80, 126)  # quarters; where the score says nothing
 TEMPO_RANGE_BPM = (60, 160)  # beats are chosen so that they come as fast, if they can
 MOST_TEMPO_CHANGE = 1.6  # against the tempo of most of the song
@@ -102,26 +104,28 @@ class MusicXml(Songs):
     def __init__(self, path: Path, files: dict[str, bytes], cache: Path | None = None) -> None:
         """cache: a folder where songs that were read are kept, by the hash of their content."""
         self.files: dict[str, bytes] = {}
+        self.titles: dict[str, str] = {}
         for file, content in sorted(files.items()):
             if (match := MEMBER.search(file)) and "META-INF" not in file:
-                name = match[1]
+                folder, name = file.split("/")[-2:][0], match[1]
+                title = LIED_NUMBER.sub("", folder) if LIED_FILE.match(name) else name
                 while name in self.files:
-                    name += "+"  # another song of this title
+                    name += "+"  # another song of this name
                 self.files[name] = content
+                self.titles[name] = "".join(letter for letter in title.casefold() if letter.isalnum())
         self.cache = cache
         super().__init__(path, sorted(self.files))
-        lieder = sum(bool(LIEDER_FILE.match(name)) for name in self.names)
+        lieder = sum(bool(LIED_FILE.match(name)) for name in self.names)
         self.source = "lieder" if 2 * lieder > len(self.names) else "openewld"
         # Songs of one title stay together.
-        titles = sorted({_title(name) for name in self.names}, key=lambda title: _hash(self.source, title))
-        self.held_out = {
-            title: ("test", "validation")[place // HELD_OUT_SONGS]
-            for place, title in enumerate(titles[: 2 * HELD_OUT_SONGS])
-        }
+        titles = sorted(set(self.titles.values()), key=lambda title: _hash(self.source, title))
+        count = HELD_OUT_TITLES[self.source]
+        self.held_out = dict.fromkeys(titles[:count], "test")
+        self.held_out |= dict.fromkeys(titles[count : 2 * count], "validation")
 
     def split_of(self, name: str) -> str:
         """By a hash of the song's title."""
-        return self.held_out.get(_title(name), "train")
+        return self.held_out.get(self.titles[name], "train")
 
     def read(self, name: str) -> Song:
         """Parse one song, or take it from the cache; raises DataError saying why it is left out."""
@@ -144,10 +148,6 @@ class MusicXml(Songs):
         values |= {part: [Span(**span) for span in values[part]] for part in ("chords", "keys")}
         song: dict[str, Any] = {key: tuple(it) if isinstance(it, list) else it for key, it in values.items()}
         return Song(**song)
-
-
-def _title(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _hash(*words: str) -> int:
