@@ -141,6 +141,7 @@ def test_a_tempo_that_nobody_says_is_drawn_by_name():
         (write([FOUR] * 5, "5/4"), "5/4"),
         (write([FOUR]), "only 4 notes"),
         (write([note() * 4] * 5), "neither chord symbols nor a piano"),
+        (write([FOUR] * 5).replace(b"<time>", b"<staves>2</staves><time>"), "a keyboard"),
         (write(["<note><rest/><duration>8</duration></note>"] * 5), "no melody"),
     ],
 )

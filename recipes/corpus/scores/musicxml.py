@@ -256,7 +256,7 @@ def _read_sheet(xml: bytes) -> Sheet:
     root = fromstring(xml)
     if root.tag != "score-partwise":
         raise DataError(f"no score-partwise MusicXML but {root.tag[:40]}")
-    keyboards = {part.get("id") for part in root.iter("part") if part.find(".//staves") is not None}
+    keyboards = [part.find(".//staves") is not None for part in root.iter("part")]
     _strip(root)
     importer: Any = MusicXMLImporter()
     importer.xmlRootToScore(root, importer.stream)
@@ -266,10 +266,10 @@ def _read_sheet(xml: bytes) -> Sheet:
         raise DataError("no bars")
     bars = [Bar() for _ in range(count)]
     sung = [sum(1 for m in measures for n in m.recurse().notes if n.lyrics) for _, measures in parts]
-    single = [place for place, (part, _) in enumerate(parts) if part.id not in keyboards]
+    single = [place for place in range(len(parts)) if not keyboards[place]]
     if not single:
-        raise DataError("no melody: all parts are of a keyboard")
-    voice = int(np.argmax(sung)) if any(sung) else single[0]
+        raise DataError("no melody: all parts are a keyboard's")
+    voice = max(single, key=lambda place: sung[place])
     text_bpm = None
     for place, (_, measures) in enumerate(parts):
         signature, fifths, velocity = None, None, float(VELOCITY)
@@ -298,7 +298,7 @@ def _read_sheet(xml: bytes) -> Sheet:
             voices = [_notes_of(stream, loudness) for stream in (measure, *measure.voices)]
             if place == voice:
                 bar.melody = max(voices, key=lambda notes: np.mean([n.pitch for n in notes]) if notes else 0)
-            elif not sung[place]:
+            elif keyboards[place] or not sung[place]:
                 bar.piano += [note for notes in voices for note in notes]
     for bar in bars:
         bar.chords.sort()
