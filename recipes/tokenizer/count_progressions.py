@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from duotok.recipes.corpus.scores.pop909 import Song, Songs
+from duotok.recipes.corpus.scores.song import Song
+from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import write_bytes
 from duotok.tokenizer.music.labels import NO_CHORD, key_of, nearest_triad
 from duotok.tokenizer.music.progressions import relative_to
@@ -64,13 +66,18 @@ def _log_shares(counts: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Count how pop songs move.")
-    parser.add_argument("--songs", type=Path, required=True, help="POP909 folder or tar.gz")
+    parser.add_argument("--songs", type=Path, required=True, help="folder or tar.gz of scores")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        songs = Songs(arguments.songs)
-        write_bytes(arguments.out, save(count([songs.read(name) for name in songs.of_split("train")])))
+        songs, read = open_songs(arguments.songs), []
+        for name in songs.of_split("train"):
+            try:
+                read.append(songs.read(name))
+            except DataError as error:
+                print(f"left out: {error}", file=sys.stderr)
+        write_bytes(arguments.out, save(count(read)))
 
     return guard(run)
 

@@ -22,7 +22,7 @@ from duotok.recipes.corpus.popband.voicebank import (
     save_bank,
 )
 from duotok.recipes.corpus.popband.voices import VOICES
-from duotok.recipes.corpus.scores import pop909
+from duotok.recipes.corpus.scores import song as scores
 from duotok.tokenizer.common.errors import DataError
 
 PHRASES = 1
@@ -121,7 +121,7 @@ def test_an_item_depends_on_nothing_but_seed_split_and_index(
 def test_a_whole_song_is_one_item(
     songs: Path, voices: Path, sound_font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pop909, "SHORTEST_SONG_SECONDS", 70.0)
+    monkeypatch.setattr(scores, "SHORTEST_SONG_SECONDS", 70.0)
     maker = make_maker(songs, voices, sound_font, tmp_path, whole=True)
     assert maker.order.count_items() == 1
     item = maker.make(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style
-from duotok.recipes.corpus.scores.pop909 import (
+from duotok.recipes.corpus.scores.song import (
     RING_SECONDS,
     Excerpt,
     Note,

@@ -7,7 +7,8 @@ from pathlib import Path
 import mido
 import pytest
 
-from duotok.recipes.corpus.scores.pop909 import Note, Songs, make_monophonic
+from duotok.recipes.corpus.scores.song import Note, make_monophonic
+from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.errors import DataError
 
 
@@ -58,7 +59,7 @@ def make_archive(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_a_song_is_parsed_from_an_archive(tmp_path: Path):
-    songs = Songs(make_archive(tmp_path / "songs.tar.gz", make_song()))
+    songs = open_songs(make_archive(tmp_path / "songs.tar.gz", make_song()))
     song = songs.read("001")
     assert [(note.pitch, note.start, note.end) for note in song.melody] == [(60, 0.5, 1.0), (62, 2.0, 3.0)]
     assert [(note.pitch, note.end) for note in song.piano] == [(48, 0.25)]
@@ -72,13 +73,13 @@ def test_a_folder_reads_like_the_archive(tmp_path: Path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    archive = Songs(make_archive(tmp_path / "songs.tar.gz", make_song()))
-    assert Songs(tmp_path / "pop909").read("001") == archive.read("001")
+    archive = open_songs(make_archive(tmp_path / "songs.tar.gz", make_song()))
+    assert open_songs(tmp_path / "pop909").read("001") == archive.read("001")
 
 
 def test_the_pedal_holds_notes(tmp_path: Path):
     files = make_song(**{"001.mid": make_midi(pedal=True)})
-    song = Songs(make_archive(tmp_path / "songs.tar.gz", files)).read("001")
+    song = open_songs(make_archive(tmp_path / "songs.tar.gz", files)).read("001")
     assert song.piano[0].end == pytest.approx(1.0)
 
 
@@ -92,9 +93,9 @@ def test_paths_outside_the_archive_and_links_reach_nothing(tmp_path: Path):
         link = tarfile.TarInfo("pop909/001/001.mid")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    Songs(path).read("001")
+    open_songs(path).read("001")
     with pytest.raises(DataError, match="no POP909 song"):
-        Songs(path.with_name("links.tar.gz"))
+        open_songs(path.with_name("links.tar.gz"))
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["inside", "links.tar.gz", "songs.tar.gz"]
 
 
@@ -110,14 +111,14 @@ def test_paths_outside_the_archive_and_links_reach_nothing(tmp_path: Path):
     ],
 )
 def test_a_broken_song_is_named(tmp_path: Path, changes: dict[str, bytes]):
-    songs = Songs(make_archive(tmp_path / "songs.tar.gz", make_song(**changes)))
+    songs = open_songs(make_archive(tmp_path / "songs.tar.gz", make_song(**changes)))
     with pytest.raises(DataError):
         songs.read("001")
 
 
 def test_splits_go_by_song_number(tmp_path: Path):
     files = {key: value for name in ("818", "819", "864") for key, value in make_song(name).items()}
-    songs = Songs(make_archive(tmp_path / "songs.tar.gz", files))
+    songs = open_songs(make_archive(tmp_path / "songs.tar.gz", files))
     assert [songs.of_split(split) for split in ("train", "validation", "test")] == [["818"], ["819"], ["864"]]
 
 
@@ -126,7 +127,7 @@ def test_a_broken_archive_is_named(tmp_path: Path, content: bytes):
     path = tmp_path / "songs.tar.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match="songs.tar.gz"):
-        Songs(path)
+        open_songs(path)
 
 
 def test_a_melody_becomes_one_voice():

@@ -28,7 +28,7 @@ from duotok.recipes.corpus.popband.voicebank import (
     trim_vowels,
 )
 from duotok.recipes.corpus.popband.voices import VOICES, Sound, voices_of_split
-from duotok.recipes.corpus.scores.pop909 import Note
+from duotok.recipes.corpus.scores.song import Note
 from duotok.tokenizer.common.errors import DataError
 
 STEADY = Manner(vibrato_semitones=0.0, drift_semitones=0.0, scoop=0.0, melisma=0.0, breaths=0.0)

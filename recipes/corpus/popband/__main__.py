@@ -1,4 +1,4 @@
-"""Make the PopBand corpus: sung POP909 melodies with a full band, as stems, mix and labels.
+"""Make the PopBand corpus: sung melodies of scores with a full band, as stems, mix and labels.
 
 Run: python -m duotok.recipes.corpus.popband --songs pop909.tar.gz --out DIR --hours H --split train --seed S
 Writes DIR/audio/SPLIT/ID/{vocal,drums,bass,other,mix}.wav and DIR/SPLIT.jsonl; run it again to go on.
@@ -84,10 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m duotok.recipes.corpus.popband",
-        description="Make the PopBand corpus: sung POP909 melodies with a full band.",
+        description="Make the PopBand corpus: sung melodies of scores with a full band.",
     )
     option = parser.add_argument
-    option("--songs", type=Path, required=True, help="POP909 folder or tar.gz")
+    option(
+        "--songs", type=Path, required=True, help="folder or tar.gz of POP909, OpenEWLD or OpenScore Lieder"
+    )
     option("--out", type=Path, required=True, help="folder of the corpus")
     option("--hours", type=float, required=True, help="length of the split")
     option("--split", choices=SPLITS, default="train")
@@ -103,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def make() -> None:
         from duotok.recipes.corpus.popband.rendering import Order, find_sound_font, prepare_voices
+        from duotok.recipes.corpus.scores.sources import open_songs
 
         order = Order(
             songs=arguments.songs,
@@ -114,8 +117,7 @@ def main(argv: list[str] | None = None) -> int:
             phrases=arguments.phrases,
             whole=arguments.whole,
         )
-        if not order.songs.exists():
-            raise DuoTokError(f"{order.songs} does not exist; give the POP909 folder or tar.gz")
+        open_songs(order.songs)  # says what is wrong with them before the voices are made
         prepare_voices(order.voice_cache, order.phrases, arguments.workers)
         new = render_split(order, arguments.hours * 3600, arguments.workers)
         print(f"{new} new items in {arguments.out / (arguments.split + '.jsonl')}")

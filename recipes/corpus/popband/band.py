@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from duotok.recipes.corpus.scores.pop909 import Excerpt
+from duotok.recipes.corpus.scores.song import Excerpt
 from duotok.tokenizer.music.labels import parse_chord
 
 BAR_STEPS = 16

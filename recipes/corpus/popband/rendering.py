@@ -11,15 +11,15 @@ from duotok.recipes.corpus.popband.band import STYLES, Band, Part
 from duotok.recipes.corpus.popband.singing import draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
-from duotok.recipes.corpus.scores.pop909 import (
+from duotok.recipes.corpus.scores.song import (
     RING_SECONDS,
     Excerpt,
     Note,
-    Songs,
     cut_excerpt,
     label_chords,
     whole_song,
 )
+from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.recipes.corpus.worker_pool import run_all
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
@@ -325,7 +325,7 @@ class Order:
 
     def count_items(self) -> int | None:
         """How many items there are at most: each song once if they are whole; None = any number."""
-        return len(Songs(self.songs).of_split(self.split)) if self.whole else None
+        return len(open_songs(self.songs).of_split(self.split)) if self.whole else None
 
 
 @functools.cache
@@ -343,7 +343,7 @@ class ItemMaker:
 
     def __init__(self, order: Order) -> None:
         self.order, self.split, self.seed = order, order.split, order.seed
-        self.songs, self.out = Songs(order.songs), order.out
+        self.songs, self.out = open_songs(order.songs, order.out / "scores"), order.out
         self.names = self.songs.of_split(order.split)
         self.sound_font = SoundFont(order.sound_font)
         self.banks: dict[str, VoiceBank] = {}
@@ -397,7 +397,7 @@ class ItemMaker:
         return Item(
             id=name,
             split=self.split,
-            source="pop909",
+            source=song.source,
             song=song.name,
             seconds=len(mix.mix) / SAMPLE_RATE_HZ,
             sample_rate_hz=SAMPLE_RATE_HZ,

@@ -19,7 +19,7 @@ from duotok.recipes.corpus.popband.voicebank import (
     expand_envelope,
     expand_noise,
 )
-from duotok.recipes.corpus.scores.pop909 import Note
+from duotok.recipes.corpus.scores.song import Note
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 HOP_SAMPLES = round(FRAME_SECONDS * SAMPLE_RATE_HZ)
