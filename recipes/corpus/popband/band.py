@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from duotok.lm.sheet.playing import METERS
 from duotok.recipes.corpus.scores.pop909 import Excerpt
 from duotok.tokenizer.music.labels import parse_chord
 
@@ -127,6 +128,17 @@ class Part:
     is_drums: bool = False
     pan: float = 0.5  # 0 = left, 1 = right
     notes: list[tuple[float, float, int, int]] = field(default_factory=list)  # start, end, pitch, velocity
+
+    def listed(self) -> list:
+        """The part as a manifest has it, times in milliseconds: `Item.band`."""
+        notes = [[round(start, 3), round(end, 3), int(pitch), int(v)] for start, end, pitch, v in self.notes]
+        return [self.program, self.is_drums, notes]
+
+
+def beats_per_bar(excerpt: Excerpt) -> int:
+    """The beats of most bars, or the one of METERS that is nearest to them."""
+    counts = np.bincount(np.diff(excerpt.downbeats) if len(excerpt.downbeats) > 1 else [len(excerpt.beats)])
+    return min(METERS, key=lambda meter: abs(meter - int(counts.argmax())))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from duotok.recipes.corpus.manifest import SPLITS, Item
-from duotok.recipes.corpus.popband.band import STYLES, Band, Part
+from duotok.recipes.corpus.popband.band import STYLES, Band, Part, beats_per_bar
 from duotok.recipes.corpus.popband.singing import draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
@@ -417,6 +417,8 @@ class ItemMaker:
             ],
             voice=voice.name,
             style=style.name,
+            band={stem: [part.listed() for part in own] for stem, own in parts.items()},
+            beats_per_bar=beats_per_bar(excerpt),
             root=self.out,
         )
 
