@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_folder
 from duotok.tokenizer.heads import STEMS
+
+if TYPE_CHECKING:
+    from duotok.tokenizer.model import DuoTokenizer
 
 SOUND_FONT_FOLDERS = ("/usr/share/sounds/sf3", "/usr/share/sounds/sf2", "/usr/local/share/sounds")
 PREFERRED = ("MuseScore_General", "FluidR3", "default-GM", "TimGM6mb")
@@ -318,6 +322,7 @@ class Order:
     voice_cache: Path
     phrases: int
     whole: bool = False  # each item is a whole song, in place of a random stretch of one
+    tokenizer: Path | None = None  # its codes of an item are kept, in place of the audio
 
     def item_id(self, index: int) -> str:
         """Name of an item."""
@@ -333,9 +338,23 @@ def _open_maker(order: Order) -> "ItemMaker":
     return ItemMaker(order)
 
 
-def make_item(order: Order, index: int) -> Item:
-    """Render an item; one process reads the songs and the sound font once."""
-    return _open_maker(order).make(index)
+def make_item(order: Order, index: int) -> tuple[Item, dict[str, np.ndarray]]:
+    """An item and, where the order names a tokenizer, its codes; else its audio is written.
+
+    One process reads the songs, the sound font and the tokenizer once.
+    """
+    maker = _open_maker(order)
+    return (maker.make(index), {}) if order.tokenizer is None else maker.encode(*maker.render(index))
+
+
+@functools.cache
+def _open_tokenizer(folder: Path) -> "DuoTokenizer":
+    import torch
+
+    from duotok.tokenizer.model import DuoTokenizer
+
+    torch.set_num_threads(1)
+    return DuoTokenizer.from_pretrained(folder)
 
 
 class ItemMaker:
@@ -363,7 +382,37 @@ class ItemMaker:
         return self.banks[voice.name]
 
     def make(self, index: int) -> Item:
-        """Render item `index` into its folder, unless it is there already in full."""
+        """Render item `index` into its folder."""
+        item, mix = self.render(index)
+        self._write(item.id, mix)
+        return item
+
+    def encode(self, item: Item, mix: Mix) -> tuple[Item, dict[str, np.ndarray]]:
+        """An item that is kept without audio, and its codes [frames] by track."""
+        import torch
+
+        from duotok.recipes.lm.tokenize import encode_items
+
+        assert self.order.tokenizer is not None
+        # The waves as `Item.read` gives them, so that these are the codes of the files that are not written.
+        stems = {
+            name: torch.from_numpy(
+                np.broadcast_to(wave, (len(wave), 2)).T.astype(np.float32) / (FULL_SCALE + 1)
+            )
+            for name, wave in mix.stems.items()
+        }
+        band = torch.stack([stems[name] for name in STEMS[1:]]).sum(dim=0)
+        waves = {"vocal": stems["vocal"], "accompaniment": band}
+        (codes,) = encode_items(
+            [{track: wave.mean(dim=0, keepdim=True) for track, wave in waves.items()}],
+            _open_tokenizer(self.order.tokenizer),
+        )
+        if isinstance(codes, str):
+            raise DataError(codes)
+        return replace(item, mix=""), codes
+
+    def render(self, index: int) -> tuple[Item, Mix]:
+        """Item `index` and its sound."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), 0, index])
         song = self.songs.read(self.song_name(index))
         voices = voices_of_split(self.split)
@@ -393,8 +442,7 @@ class ItemMaker:
             fade_out(wave, fade_seconds)
         mix = mix_stems(vocal, band, rng)
         name = self.order.item_id(index)
-        self._write(name, mix)
-        return Item(
+        item = Item(
             id=name,
             split=self.split,
             source="pop909",
@@ -421,6 +469,7 @@ class ItemMaker:
             beats_per_bar=beats_per_bar(excerpt),
             root=self.out,
         )
+        return item, mix
 
     def _write(self, name: str, mix: Mix) -> None:
         import soundfile
