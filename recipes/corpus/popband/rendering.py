@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from duotok.recipes.corpus.manifest import SPLITS, Item
-from duotok.recipes.corpus.popband.band import STYLES, Band, Part, beats_per_bar
+from duotok.recipes.corpus.popband.band import IN_FOUR, Band, Part, beats_per_bar, styles_for
 from duotok.recipes.corpus.popband.singing import draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
@@ -417,7 +417,7 @@ class ItemMaker:
         song = self.songs.read(self.song_name(index))
         voices = voices_of_split(self.split)
         voice = voices[rng.integers(len(voices))]
-        style = STYLES[rng.integers(len(STYLES))]
+        style_draw = rng.integers(len(IN_FOUR))
         stretch = float(np.exp(rng.uniform(-MOST_STRETCH, MOST_STRETCH)))
         # Of three random keys take the first in the voice's range, else the one that leaves it least.
         keys = rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1, size=3)
@@ -433,6 +433,8 @@ class ItemMaker:
             melody, cost = place_melody(excerpt, voice)
             choices.append((cost, excerpt, melody))
         _, excerpt, melody = min(choices, key=lambda choice: choice[0])
+        styles = styles_for(beats_per_bar(excerpt))
+        style = styles[style_draw % len(styles)]
         manner = draw_manner(rng, voice.formant)
         vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
         parts = Band(excerpt, style, rng, breaks=self.split == "train").arrange()
