@@ -1,11 +1,16 @@
 """Excerpts and the band: everything stays inside the excerpt and on its chords."""
 
+import io
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 
 from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style, beats_per_bar, styles_for
+from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.scores.pop909 import (
     RING_SECONDS,
     Excerpt,
@@ -211,3 +216,53 @@ def test_breaks_are_heard_in_some_bands():
         for seed in range(12)
     ]
     assert 2 <= sum(with_breaks < full for full, with_breaks in counts) <= 11
+
+
+def write_grooves(path: Path) -> Path:
+    """Groove MIDI of one rock performance of 8 bars at 100, 20 ticks late, and one without notes."""
+    lines = ["style,bpm,beat_type,time_signature,midi_filename,split"]
+    with tarfile.open(path, "w:gz") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(f"groove/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        for name, beats in (("drummer1/1.mid", 32), ("drummer1/2.mid", 0)):
+            track = mido.MidiTrack()
+            for beat in range(beats):  # the tom is struck by its rim
+                note = 58 if beat in (15, 31) else (36, 38)[beat % 2]
+                track.append(
+                    mido.Message("note_on", note=note, velocity=60 + beat, time=20 if beat == 0 else 470)
+                )
+                track.append(mido.Message("note_off", note=note, time=10))
+            buffer = io.BytesIO()
+            mido.MidiFile(ticks_per_beat=480, tracks=[track]).save(file=buffer)
+            add(name, buffer.getvalue())
+            lines.append(f"rock/fast,100,beat,4-4,{name},train")
+        add("info.csv", "\n".join([*lines, "rock,fast,beat,4-4,drummer1/1.mid,train", "rock"]).encode())
+    return path
+
+
+def test_a_drummer_plays_along_with_the_beats(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("duotok.recipes.corpus.popband.band.GROOVE_SHARE", 1.0)
+    grooves = Grooves(write_grooves(tmp_path / "groove.tar.gz"))
+    style = next(style for style in STYLES if style.name == "rock")
+    excerpt = make_excerpt()  # at 109
+    beats = np.array(excerpt.beats)
+    for seed in range(4):
+        band = Band(excerpt, style, np.random.default_rng(seed), grooves=grooves)
+        part = band._drums()
+        played = [note for note in part.notes if note[2] != DRUM_KEYS["crash"]]
+        assert len(played) > 0.5 * len(beats)
+        nearest = np.array([np.abs(beats - start).argmin() for start, *_ in played])
+        late = [start for start, *_ in played] - beats[nearest]
+        assert late == pytest.approx(0.55 * 20 / 480, abs=1e-6)  # as late as the drummer is
+        is_tom = np.array([pitch == 43 for _, _, pitch, _ in played])
+        assert np.array_equal(is_tom, nearest % 16 == 15)
+        assert [loud for *_, loud in played] == list(60 + nearest % 32)
+    assert capsys.readouterr().err.count("drummer1/2.mid has no notes; left out") == 1
+    assert grooves.draw("reggae", 4, 100, np.random.default_rng(0)) is None
+    assert grooves.draw("rock", 4, 150, np.random.default_rng(0)) is None
+    with pytest.raises(DataError, match="not Groove MIDI"):
+        Grooves(tmp_path)

@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
     option("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
     option("--whole", action="store_true", help="whole songs of 2 to 5 minutes, each once, not excerpts")
+    option("--grooves", type=Path, help="Groove MIDI folder or tar.gz: real drummers play in some items")
     option("--tokens", type=Path, metavar="FOLDER", help="keep token shards there, and no audio")
     option("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of --tokens")
     option("--phrases", type=int, default=60, help="spoken phrases analysed per voice")
@@ -177,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             voice_cache=arguments.voice_cache or arguments.out / "voices",
             phrases=arguments.phrases,
             whole=arguments.whole,
+            grooves=arguments.grooves,
             tokenizer=arguments.tokenizer,
         )
         if not order.songs.exists():

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from duotok.lm.sheet.playing import METERS
+from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.scores.pop909 import Excerpt
 from duotok.tokenizer.music.labels import parse_chord
 
 STROKES = {"X": 112, "x": 84, "o": 42}
+GROOVE_SHARE = 0.5  # of the arrangements for which there is a performance
 FILL_BARS = (4, 8)  # a fill and a crash every so many bars
 _RESTING_STEM_SHARE = 0.06  # of the stems, in a band with breaks
 _BREAKING_SHARE, _BREAK_SHARE = 0.5, 0.25  # of such bands, and of a stem's blocks in them
@@ -215,12 +217,22 @@ class Band:
     """Draws one arrangement of an excerpt; every draw comes from rng."""
 
     def __init__(
-        self, excerpt: Excerpt, style: Style, rng: np.random.Generator, *, breaks: bool = False
+        self,
+        excerpt: Excerpt,
+        style: Style,
+        rng: np.random.Generator,
+        *,
+        breaks: bool = False,
+        grooves: Grooves | None = None,
     ) -> None:
-        """breaks: stems may rest, for blocks of bars or throughout, so that this can be learned."""
+        """breaks: stems may rest, for blocks of bars or throughout, so that this can be learned.
+
+        grooves: in a share of the arrangements the drums are a drummer's performance in the style.
+        """
         self.excerpt, self.style, self.rng = excerpt, style, rng
         self.breaks = rng.spawn(1)[0] if breaks else None  # the other draws stay as they are
         self.steps = self._make_steps()
+        self.groove = None if grooves is None else self._choose_groove(grooves, rng.spawn(1)[0])
         self.bars = self.steps[-1].bar + 1
         self.block_bars = int(rng.choice(FILL_BARS))
         # Density of each block of bars: 0 = thin (no drums or bass pattern), 1 = light, 2 = full.
@@ -282,6 +294,7 @@ class Band:
         feel = 0.5 if tempo > high else 2.0 if tempo * 2 <= high and self.rng.random() < 0.7 else 1.0
         if style.beats_per_bar != 4:
             feel = 1.0
+        self.feel = feel
         per_beat = 2 if style.beats_per_bar == 6 else int(4 * feel)
         pattern_steps, bar_steps = len(style.bass[0]), style.beats_per_bar * per_beat
         pattern_bars = max(1, pattern_steps // bar_steps)
@@ -346,6 +359,8 @@ class Band:
         busy = rng.uniform(0.0, 0.08)  # chance of an extra ghost stroke
         fills = rng.random() < 0.8
         toms = ("snare", "high_tom", "mid_tom", "low_tom")
+        if self.groove is not None:
+            self._perform(part, self.groove)
         for step in self.steps:
             if self._rings(step):
                 for name in ("kick", "crash"):  # the song's last stroke
@@ -355,6 +370,8 @@ class Band:
             end_of_block = step.bar % self.block_bars == self.block_bars - 1
             if step.position == 0 and step.bar % self.block_bars == 0 and step.bar > 0 and level > 0:
                 self._add(part, step.start, step.end + 1.0, DRUM_KEYS["crash"], 92)
+            if self.groove is not None:
+                continue
             if level == 0 and not (end_of_block and step.last_of_bar):
                 continue
             if fills and end_of_block and step.last_of_bar:
@@ -371,6 +388,28 @@ class Band:
                 elif name in ("kick", "snare") and rng.random() < busy * 0.3:
                     self._add(part, step.start, step.end, DRUM_KEYS[name], 45)
         return part
+
+    def _choose_groove(self, grooves: Grooves, rng: np.random.Generator) -> list[np.ndarray] | None:
+        if rng.random() > GROOVE_SHARE:
+            return None
+        steps_per_beat = 2 if self.style.beats_per_bar == 6 else 4
+        beats = len(self.style.bass[0]) // steps_per_beat  # of the pattern
+        return grooves.draw(self.style.name, beats, self.feel * 60 / self.excerpt.beat_seconds, rng)
+
+    def _perform(self, part: Part, bars: list[np.ndarray]) -> None:
+        """Play a drummer's bars over and over, warped to the beats; lighter where the arrangement is."""
+        grid = np.array([self.steps[0].start, *(step.end for step in self.steps)])  # without swing
+        starts = [index for index, step in enumerate(self.steps) if index == 0 or step.position == 0]
+        steps_per_beat = 2 if self.style.beats_per_bar == 6 else 4
+        for number, (first, last) in enumerate(zip(starts, [*starts[1:], len(self.steps)], strict=True)):
+            for beat, key, velocity in bars[number % len(bars)]:
+                place = first + beat * steps_per_beat
+                step = self.steps[min(max(int(place), 0), len(self.steps) - 1)]
+                level = self._level(step)
+                if place > last - 0.5 or self._rings(step) or level == 0 or (level == 1 and velocity < 45):
+                    continue
+                start = float(np.interp(place, np.arange(len(grid)), grid))
+                part.notes.append((start, start + 0.1, int(key), int(velocity)))
 
     def _bass(self) -> Part:
         style, rng = self.style, self.rng

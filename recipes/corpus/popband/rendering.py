@@ -9,6 +9,7 @@ import numpy as np
 
 from duotok.recipes.corpus.manifest import SPLITS, Item
 from duotok.recipes.corpus.popband.band import IN_FOUR, Band, Part, beats_per_bar, styles_for
+from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.popband.singing import draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
@@ -322,6 +323,7 @@ class Order:
     voice_cache: Path
     phrases: int
     whole: bool = False  # each item is a whole song, in place of a random stretch of one
+    grooves: Path | None = None  # drummers' performances, for a share of the items
     tokenizer: Path | None = None  # its codes of an item are kept, in place of the audio
 
     def item_id(self, index: int) -> str:
@@ -365,6 +367,7 @@ class ItemMaker:
         self.songs, self.out = Songs(order.songs), order.out
         self.names = self.songs.of_split(order.split)
         self.sound_font = SoundFont(order.sound_font)
+        self.grooves = None if order.grooves is None else Grooves(order.grooves)
         self.banks: dict[str, VoiceBank] = {}
 
     def song_name(self, index: int) -> str:
@@ -437,7 +440,7 @@ class ItemMaker:
         style = styles[style_draw % len(styles)]
         manner = draw_manner(rng, voice.formant)
         vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
-        parts = Band(excerpt, style, rng, breaks=self.split == "train").arrange()
+        parts = Band(excerpt, style, rng, breaks=self.split == "train", grooves=self.grooves).arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
         fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
         for wave in (vocal, *band.values()):
