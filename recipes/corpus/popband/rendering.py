@@ -10,7 +10,14 @@ import numpy as np
 from duotok.recipes.corpus.manifest import SPLITS, Item
 from duotok.recipes.corpus.popband.band import IN_FOUR, Band, Part, beats_per_bar, styles_for
 from duotok.recipes.corpus.popband.grooves import Grooves
-from duotok.recipes.corpus.popband.singing import draw_manner, sing
+from duotok.recipes.corpus.popband.singers import (
+    add_third,
+    call_by_phone,
+    draw_singer,
+    speak_phrases,
+    vary_manner,
+)
+from duotok.recipes.corpus.popband.singing import Manner, draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
 from duotok.recipes.corpus.scores.pop909 import (
@@ -38,6 +45,7 @@ BLOCK_SAMPLES = 64  # events are placed on this grid (1.3 ms), the synthesizer's
 MOST_VOICES = 96
 MOST_STRETCH = np.log(1.15)  # tempo within 15 %
 MOST_SEMITONES = 6
+LOWEST_SUNG, HIGHEST_SUNG = 36, 88  # MIDI pitch, of singers in another octave
 FULL_SCALE = 32_767
 HEADROOM = 0.97  # highest peak of the mix
 LEVEL_FRAME = 2_400  # samples; 50 ms
@@ -439,7 +447,11 @@ class ItemMaker:
         styles = styles_for(beats_per_bar(excerpt))
         style = styles[style_draw % len(styles)]
         manner = draw_manner(rng, voice.formant)
-        vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
+        if self.split == "train":
+            extra = np.random.default_rng([self.seed, SPLITS.index(self.split), 2, index])
+            melody, vocal, texts = self._sing_really(excerpt, melody, voice, manner, rng, extra)
+        else:
+            vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
         parts = Band(excerpt, style, rng, breaks=self.split == "train", grooves=self.grooves).arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
         fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
@@ -475,6 +487,35 @@ class ItemMaker:
             root=self.out,
         )
         return item, mix
+
+    def _sing_really(
+        self,
+        excerpt: Excerpt,
+        melody: tuple[Note, ...],
+        voice: Voice,
+        manner: Manner,
+        rng: np.random.Generator,
+        extra: np.random.Generator,
+    ) -> tuple[tuple[Note, ...], np.ndarray, list[str]]:
+        """The melody as it is sung, its sound [samples] and its syllables; extra: for the untidy."""
+        singer, manner = draw_singer(extra), vary_manner(manner, extra)
+        moved = tuple(replace(note, pitch=note.pitch + singer.octave) for note in melody)
+        inside = all(LOWEST_SUNG <= note.pitch <= HIGHEST_SUNG for note in moved)
+        notes, spoken = speak_phrases(moved if inside else melody, singer.spoken, voice.lowest, extra)
+        vocal, texts = sing(notes, self.bank(voice), manner, excerpt.seconds, rng, spoken)
+        if singer.in_thirds and not spoken:
+            voices = voices_of_split(self.split)
+            other = voices[extra.integers(len(voices))]
+            third = add_third(notes, excerpt.key, extra)
+            manner = replace(manner, formant=manner.formant * other.formant / voice.formant)
+            second, _ = sing(third, self.bank(other), manner, excerpt.seconds, extra)
+            level = 10 ** (extra.uniform(-10, -3) / 20)
+            vocal = vocal + normalize(second[None], active_level(vocal[None]) * level)[0]
+        if singer.room is not None:
+            vocal = color(vocal[None], *singer.room, extra, low_cut_hz=60)[0]
+        if singer.over_phone:
+            vocal = call_by_phone(vocal, extra)
+        return notes, vocal, texts
 
     def _write(self, name: str, mix: Mix) -> None:
         import soundfile
