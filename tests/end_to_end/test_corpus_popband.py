@@ -159,7 +159,8 @@ def test_the_command_resumes_and_writes_whole_items(
 def test_tokens_are_those_of_the_audio_that_is_not_kept(
     songs: Path, voices: Path, sound_font: Path, tmp_path: Path, small_tokenizer_folder: Path, capsys
 ):
-    maker = make_maker(songs, voices, sound_font, tmp_path, tokenizer=small_tokenizer_folder)
+    maker = make_maker(songs, voices, sound_font, tmp_path, tokenizer=small_tokenizer_folder, name="a")
+    assert maker.order.item_id(0) == "train-a-00000"
     audio, mix = maker.render(0)
     maker._write(audio.id, mix)
     waves = {track: wave[0] for track, wave in read_waves([audio]).items()}
@@ -181,10 +182,10 @@ def test_tokens_are_those_of_the_audio_that_is_not_kept(
     kept.rename(manifest)
     command = ["--songs", str(songs), "--out", str(tmp_path), "--hours", "0.005", "--phrases", str(PHRASES)]
     command += ["--voice-cache", str(voices), "--sound-font", str(sound_font)]
-    encode = ["--tokens", str(tokens), "--tokenizer", str(small_tokenizer_folder)]
+    encode = ["--name", "a", "--tokens", str(tokens), "--tokenizer", str(small_tokenizer_folder)]
     assert popband.main([*command, *encode]) == 0 and "0 new items" in capsys.readouterr().out
     assert popband.main(command) == 1 and "items without audio" in capsys.readouterr().err
-    encode[1] += "2"
+    encode[3] += "2"
     assert popband.main([*command, *encode]) == 1 and "not all tokens" in capsys.readouterr().err
 
 
@@ -195,6 +196,7 @@ def test_tokens_are_those_of_the_audio_that_is_not_kept(
         (["--sound-font", "missing.sf2"], 1, "missing.sf2"),
         (["--hours", "0"], 2, "positive"),
         (["--tokens", "tokens"], 2, "belong together"),
+        (["--name", "../a"], 2, "--name must be letters"),
         (["--split", "dev"], 2, "invalid choice"),
     ],
 )

@@ -1,11 +1,13 @@
 """Singing from a made-up voice bank: pitch, times and syllables follow the score."""
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from duotok.recipes.corpus.popband.lyrics import find_nearest, transcribe_lyrics
 from duotok.recipes.corpus.popband.singers import (
     Singer,
     add_third,
@@ -247,3 +249,25 @@ def test_most_singers_are_tidy_and_each_thing_is_heard():
             share = np.mean([getattr(each, name) != getattr(tidy, name) for each in drawn])
             changes = isinstance(tidy, Singer) or name in UNTIDY
             assert 0.02 < share < 0.7 if changes else share == 0, name
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_the_words_of_a_score_are_sung_by_the_syllables_most_like_them():
+    texts = ("Ro-", "ses", "-", "", "süß!")
+    notes = tuple(replace(note, text=text) for note, text in zip(make_notes(), texts, strict=True))
+    words = transcribe_lyrics(notes, "de")
+    assert words[2:4] == [MELISMA, ""]
+    made = make_bank()
+    sounds = ("la", "zes", "ɹo", "wim", "siːs", "mu", "ki", "ka", "pon", "tɑ")
+    syllables = tuple(replace(s, text=text) for s, text in zip(made.syllables, sounds, strict=True))
+    sung, heard = assign_lyrics(
+        notes, replace(made, syllables=syllables), Manner(melisma=1.0), np.random.default_rng(0), words
+    )
+    assert [*heard[:3], heard[4]] == ["ɹo", "zes", MELISMA, "siːs"]
+    assert [event.start for event in sung][:2] == [note.start for note in notes[:2]]
+
+
+@pytest.mark.parametrize("ipa, nearest", [("biː", "pi"), ("TOk", "dot"), ("ʃɑn", "san")])
+def test_the_nearest_syllable_has_the_vowel_first(ipa: str, nearest: str):
+    texts = ("ba", "pi", "but", "dot", "san", "ʃin")
+    assert texts[find_nearest(texts, ipa)] == nearest

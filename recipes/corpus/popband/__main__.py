@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import re
 import shutil
 import signal
 import sys
@@ -156,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
     option("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
     option("--whole", action="store_true", help="whole songs of 2 to 5 minutes, each once, not excerpts")
+    option("--name", default="", help="part of the items' names, to use several corpora together")
     option("--grooves", type=Path, help="Groove MIDI folder or tar.gz: real drummers play in some items")
     option("--tokens", type=Path, metavar="FOLDER", help="keep token shards there, and no audio")
     option("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of --tokens")
@@ -163,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.hours <= 0 or arguments.workers < 1 or arguments.phrases < 1 or arguments.seed < 0:
         parser.error("--hours, --workers and --phrases must be positive, --seed not negative")
+    if not re.fullmatch(r"\w*", arguments.name):
+        parser.error("--name must be letters, digits and underscores")
     if (arguments.tokens is None) != (arguments.tokenizer is None):
         parser.error("--tokens and --tokenizer belong together")
 
@@ -178,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             voice_cache=arguments.voice_cache or arguments.out / "voices",
             phrases=arguments.phrases,
             whole=arguments.whole,
+            name=arguments.name,
             grooves=arguments.grooves,
             tokenizer=arguments.tokenizer,
         )

@@ -10,6 +10,7 @@ import numpy as np
 from duotok.recipes.corpus.manifest import SPLITS, Item
 from duotok.recipes.corpus.popband.band import IN_FOUR, Band, Part, beats_per_bar, styles_for
 from duotok.recipes.corpus.popband.grooves import Grooves
+from duotok.recipes.corpus.popband.lyrics import transcribe_lyrics
 from duotok.recipes.corpus.popband.singers import (
     add_third,
     call_by_phone,
@@ -331,12 +332,14 @@ class Order:
     voice_cache: Path
     phrases: int
     whole: bool = False  # each item is a whole song, in place of a random stretch of one
+    name: str = ""  # part of the items' names, where several corpora are used together
     grooves: Path | None = None  # drummers' performances, for a share of the items
     tokenizer: Path | None = None  # its codes of an item are kept, in place of the audio
 
     def item_id(self, index: int) -> str:
         """Name of an item."""
-        return f"{self.split}-whole-{index:05d}" if self.whole else f"{self.split}-{index:05d}"
+        parts = (self.split, self.name, "whole" if self.whole else "", f"{index:05d}")
+        return "-".join(part for part in parts if part)
 
     def count_items(self) -> int | None:
         """How many items there are at most: each song once if they are whole; None = any number."""
@@ -447,11 +450,13 @@ class ItemMaker:
         styles = styles_for(beats_per_bar(excerpt))
         style = styles[style_draw % len(styles)]
         manner = draw_manner(rng, voice.formant)
+        sung_words = any(note.text for note in melody)
+        words = transcribe_lyrics(melody, excerpt.language) if sung_words else []
         if self.split == "train":
             extra = np.random.default_rng([self.seed, SPLITS.index(self.split), 2, index])
-            melody, vocal, texts = self._sing_really(excerpt, melody, voice, manner, rng, extra)
+            melody, vocal, texts = self._sing_really(excerpt, melody, words, voice, manner, rng, extra)
         else:
-            vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
+            vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng, words=words)
         parts = Band(excerpt, style, rng, breaks=self.split == "train", grooves=self.grooves).arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
         fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
@@ -492,6 +497,7 @@ class ItemMaker:
         self,
         excerpt: Excerpt,
         melody: tuple[Note, ...],
+        words: list[str],
         voice: Voice,
         manner: Manner,
         rng: np.random.Generator,
@@ -502,13 +508,13 @@ class ItemMaker:
         moved = tuple(replace(note, pitch=note.pitch + singer.octave) for note in melody)
         inside = all(LOWEST_SUNG <= note.pitch <= HIGHEST_SUNG for note in moved)
         notes, spoken = speak_phrases(moved if inside else melody, singer.spoken, voice.lowest, extra)
-        vocal, texts = sing(notes, self.bank(voice), manner, excerpt.seconds, rng, spoken)
+        vocal, texts = sing(notes, self.bank(voice), manner, excerpt.seconds, rng, spoken, words)
         if singer.in_thirds and not spoken:
             voices = voices_of_split(self.split)
             other = voices[extra.integers(len(voices))]
             third = add_third(notes, excerpt.key, extra)
             manner = replace(manner, formant=manner.formant * other.formant / voice.formant)
-            second, _ = sing(third, self.bank(other), manner, excerpt.seconds, extra)
+            second, _ = sing(third, self.bank(other), manner, excerpt.seconds, extra, words=words)
             level = 10 ** (extra.uniform(-10, -3) / 20)
             vocal = vocal + normalize(second[None], active_level(vocal[None]) * level)[0]
         if singer.room is not None:

@@ -4,10 +4,12 @@
 instead of pulse by pulse, in single precision and at 48 kHz: several times faster, and silence costs nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from duotok.recipes.corpus.popband.lyrics import MELISMA, find_nearest
 from duotok.recipes.corpus.popband.voicebank import (
     FFT_SIZE,
     FRAME_SECONDS,
@@ -31,7 +33,6 @@ PULSE_TAPS = 16
 RATE = 1 / FRAME_SECONDS  # frames per second
 LONGEST_ONSET, LONGEST_CODA = 0.16, 0.14  # seconds of consonants
 PHRASE_GAP = 0.3  # a longer rest starts a new phrase
-MELISMA = "-"
 
 
 def make_pulses(pitch_hz: np.ndarray, voiced: np.ndarray, samples: int) -> np.ndarray:
@@ -156,10 +157,18 @@ class SungSyllable:
 
 
 def assign_lyrics(
-    notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, rng: np.random.Generator
+    notes: tuple[Note, ...],
+    bank: VoiceBank,
+    manner: Manner,
+    rng: np.random.Generator,
+    words: Sequence[str] = (),
 ) -> tuple[list[SungSyllable], list[str]]:
-    """Give every note a syllable of the bank or a melisma; also the text of each note."""
-    phrases = bank.phrases
+    """Give every note a syllable of the bank or a melisma; also the text of each note.
+
+    words: what each note should sound like, as `transcribe_lyrics` gives it; a note without is given any
+    syllable.
+    """
+    phrases, known = bank.phrases, tuple(syllable.text for syllable in bank.syllables)
     sung: list[SungSyllable] = []
     texts: list[str] = []
     supply: list[int] = []
@@ -170,7 +179,12 @@ def assign_lyrics(
         gap = note.start - previous.end if previous else np.inf
         starts_phrase = gap > PHRASE_GAP or (in_phrase >= breath_after and gap > 0.08)
         joined = not starts_phrase and gap < 0.09
-        if joined and previous and note.pitch != previous.pitch and rng.random() < manner.melisma:
+        word = words[index] if words else ""
+        if word:
+            is_held = joined and word == MELISMA
+        else:
+            is_held = joined and previous and note.pitch != previous.pitch and rng.random() < manner.melisma
+        if is_held:
             sung[-1].end = note.end
             texts.append(MELISMA)
             continue
@@ -179,9 +193,12 @@ def assign_lyrics(
                 sung[-1].last = True
             in_phrase = 0
             breath_after = int(rng.integers(9, 16))
-        if not supply or starts_phrase:
-            supply = list(phrases[rng.integers(len(phrases))])
-        syllable = bank.syllables[supply.pop(0)]
+        if word and word != MELISMA:
+            syllable = bank.syllables[find_nearest(known, word)]
+        else:
+            if not supply or starts_phrase:
+                supply = list(phrases[rng.integers(len(phrases))])
+            syllable = bank.syllables[supply.pop(0)]
         sung.append(SungSyllable(start=note.start, end=note.end, syllable=syllable, first=starts_phrase))
         texts.append(syllable.text)
         in_phrase += 1
@@ -316,14 +333,15 @@ def sing(
     seconds: float,
     rng: np.random.Generator,
     spoken: frozenset[int] = frozenset(),
+    words: Sequence[str] = (),
 ) -> tuple[np.ndarray, list[str]]:
     """The sung melody: float32 mono at 48 kHz (exactly `seconds` long) and the syllable of each note.
 
-    spoken: indices of notes that are spoken in rhythm, about their pitch.
+    spoken: indices of notes that are spoken in rhythm, about their pitch. words: see `assign_lyrics`.
     """
     notes = tuple(replace(note, end=min(note.end, seconds - 0.05)) for note in notes)
     frames = int(seconds * RATE) + 1
-    sung, texts = assign_lyrics(notes, bank, manner, rng)
+    sung, texts = assign_lyrics(notes, bank, manner, rng, words)
     bends = rng.spawn(1)[0]  # the other draws do not depend on it
     if manner.hum:
         sung, texts = hum(sung, texts, bank, manner, bends)

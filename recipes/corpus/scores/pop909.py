@@ -37,6 +37,9 @@ class Note:
     end: float
     pitch: int
     velocity: int
+    # Plain letters as the score spells them; a word's syllables but the last end in "-" ("ro-", "ses").
+    # "-" alone: the syllable before is held on (melisma). "": the score has no words here.
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +259,7 @@ class Excerpt:
     downbeats: tuple[int, ...]  # indices into beats
     chords: tuple[Span, ...]  # cover the excerpt without gaps; labels may have inversions
     keys: tuple[Span, ...]  # in order; at least one
+    language: str = ""
     last_bar_seconds: float | None = None  # of a whole song: from here on its chords only ring out
 
     @property
