@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from duotok.lm.sheet.playing import METERS
 from duotok.tokenizer.common.audio import change_speed, read_audio
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_file
@@ -29,7 +31,7 @@ class Item:
     seconds: float
     sample_rate_hz: int
     stems: dict[str, str]  # vocal, drums, bass, other -> path relative to root
-    mix: str  # path relative to root
+    mix: str  # path relative to root; "": only tokens and score were kept, there is no audio
     tempo_bpm: float | None  # None where nobody has measured it, as in recordings found elsewhere
     beats_seconds: list[float]
     downbeats_seconds: list[float]
@@ -44,9 +46,10 @@ class Item:
     # The files are played faster (above 0) or slower, to sound so many semitones higher; all that is said of
     # the music, its times among it, is said of what is then heard. See `transpose`.
     semitones: int = 0
-    beats_per_bar: int = 4  # of most bars
-    # What each stem plays: program, whether it is a drum kit, notes as (start, end, MIDI pitch, velocity).
-    band: dict[str, list[tuple[int, bool, list[tuple[float, float, int, int]]]]] = field(default_factory=dict)
+    # What the band plays: drums, bass, other -> [program, is_drums, [[start, end, pitch, velocity], ...]] of
+    # each instrument (General MIDI, seconds); empty where nobody knows.
+    band: dict[str, list[list]] = field(default_factory=dict)
+    beats_per_bar: int = 4  # of most bars; one of METERS
     root: Path  # folder of the manifest; not stored
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class Item:
             raise DataError(f"seconds and sample_rate_hz must be positive in item {self.id!r}")
         if not isinstance(self.semitones, int) or abs(self.semitones) > 12:
             raise DataError(f"semitones must be a whole number in -12..12 in item {self.id!r}")
+        if self.beats_per_bar not in METERS or isinstance(self.beats_per_bar, (bool, float)):
+            raise DataError(f"beats_per_bar must be one of {METERS} in item {self.id!r}")
 
     @property
     def speed(self) -> float:
@@ -92,6 +97,8 @@ class Item:
 
     def path(self, part: str) -> Path:
         """The file of a stem or of the mix."""
+        if not self.mix:
+            raise DataError(f"item {self.id} was kept as tokens and score, without audio")
         if part == "mix":
             return self.root / self.mix
         if part not in self.stems:
@@ -129,6 +136,24 @@ def item_to_line(item: Item) -> str:
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
+def _check_band(band: object) -> None:
+    """Raise ValueError unless it is what `Item.band` says."""
+    if not isinstance(band, dict) or not set(band) <= set(ACCOMPANIMENT_STEMS):
+        raise ValueError(f"band must give instruments of {', '.join(ACCOMPANIMENT_STEMS)}")
+    for program, is_drums, notes in (part for parts in band.values() for part in parts):
+        rows = np.array(notes or np.empty((0, 4)))  # ragged ones are a ValueError
+        if not (type(program) is int and 0 <= program < 128 and isinstance(is_drums, bool)):
+            raise ValueError(f"band: program {program!r:.40}, is_drums {is_drums!r:.40}")
+        if rows.dtype.kind not in "if" or rows.ndim != 2 or rows.shape[1] != 4:
+            raise ValueError("band: a note must be start, end, pitch, velocity")
+        start, end, pitch_velocity = rows[:, 0], rows[:, 1], rows[:, 2:]
+        # What is compared with NaN is false.
+        if not ((start >= 0) & (end >= start) & (end < np.inf)).all():
+            raise ValueError("band: a note must end after its start, not before 0 s")
+        if not ((pitch_velocity % 1 == 0) & (pitch_velocity >= 0) & (pitch_velocity < 128)).all():
+            raise ValueError("band: pitch and velocity must be whole numbers in 0..127")
+
+
 def item_from_line(line: str, root: Path) -> Item:
     """The item of one manifest line; raises DataError with the reason."""
     try:
@@ -151,6 +176,7 @@ def item_from_line(line: str, root: Path) -> Item:
             values[name] = [
                 (float(start), float(end), str(text)) for start, end, text in values.get(name, [])
             ]
+        _check_band(values.get("band", {}))
         return Item(root=root, **values)
     except (TypeError, ValueError) as error:
         raise DataError(f"bad value: {error}") from error

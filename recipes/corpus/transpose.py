@@ -41,7 +41,21 @@ def transpose_item(item: Item, semitones: int) -> Item:
         keys=[(move(a), move(b), transpose_label(label, semitones)) for a, b, label in item.keys],
         notes=[(move(a), move(b), pitch + semitones, text) for a, b, pitch, text in item.notes],
         lyrics=[(move(a), move(b), text) for a, b, text in item.lyrics],
+        band={
+            stem: [
+                [program, drums, _move_notes(notes, speed, 0 if drums else semitones)]
+                for program, drums, notes in parts
+            ]
+            for stem, parts in item.band.items()
+        },
     )
+
+
+def _move_notes(notes: list, speed: float, semitones: int) -> list:
+    return [
+        [round(start / speed, 3), round(end / speed, 3), min(max(pitch + semitones, 0), 127), velocity]
+        for start, end, pitch, velocity in notes
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from duotok.recipes.accompany.bundle import load_bundle
 from duotok.recipes.accompany.wishes import SheetWishes, make_plan
 from duotok.recipes.corpus.popband.singing import Manner, sing
 from duotok.recipes.corpus.popband.voicebank import load_bank
-from duotok.recipes.corpus.scores.pop909 import Note
+from duotok.recipes.corpus.scores.song import Note
 from duotok.recipes.evaluation.excerpts import Settings
 from duotok.recipes.evaluation.whole_part import is_near
 from duotok.tokenizer.common.errors import DataError

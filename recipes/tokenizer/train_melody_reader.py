@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from duotok.recipes.corpus.scores.pop909 import Song, Songs
+from duotok.recipes.corpus.scores.song import Song
+from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, key_of, nearest_triad
 from duotok.tokenizer.music.melody import (
@@ -172,9 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        songs = Songs(arguments.songs)
+        songs = open_songs(arguments.songs)
         sets = {
-            split: [Beats.of_song(songs.read(name)) for name in songs.of_split(split)]
+            split: [
+                Beats.of_song(song)
+                for song in map(songs.read, songs.of_split(split))
+                if song.beats_per_bar == BEATS_PER_BAR
+            ]
             for split in ("train", "validation")
         }
         reader = train(sets["train"], MelodyReaderConfig(), arguments.steps, arguments.seed)

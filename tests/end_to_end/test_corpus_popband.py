@@ -23,7 +23,10 @@ from duotok.recipes.corpus.popband.voicebank import (
 )
 from duotok.recipes.corpus.popband.voices import VOICES
 from duotok.recipes.corpus.scores import song as scores
+from duotok.recipes.lm.tokenize import encode_items, read_waves
+from duotok.recipes.lm.tokens import TokenShards
 from duotok.tokenizer.common.errors import DataError
+from duotok.tokenizer.model import DuoTokenizer
 
 PHRASES = 1
 
@@ -82,8 +85,8 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, whole: bool = False) -> ItemMaker:
-    order = Order(
+def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, **order) -> ItemMaker:
+    settings = Order(
         songs=songs,
         out=out,
         split="train",
@@ -91,9 +94,9 @@ def make_maker(songs: Path, voices: Path, sound_font: Path, out: Path, whole: bo
         sound_font=sound_font,
         voice_cache=voices,
         phrases=PHRASES,
-        whole=whole,
+        **order,
     )
-    return ItemMaker(order)
+    return ItemMaker(settings)
 
 
 def test_an_item_depends_on_nothing_but_seed_split_and_index(
@@ -153,12 +156,47 @@ def test_the_command_resumes_and_writes_whole_items(
     assert [path.name for path in (out / "audio" / "test").iterdir()] == ["test-00000"]
 
 
+def test_tokens_are_those_of_the_audio_that_is_not_kept(
+    songs: Path, voices: Path, sound_font: Path, tmp_path: Path, small_tokenizer_folder: Path, capsys
+):
+    maker = make_maker(songs, voices, sound_font, tmp_path, tokenizer=small_tokenizer_folder, name="a")
+    assert maker.order.item_id(0) == "train-a-00000"
+    audio, mix = maker.render(0)
+    maker._write(audio.id, mix)
+    waves = {track: wave[0] for track, wave in read_waves([audio]).items()}
+    (expected,) = encode_items([waves], DuoTokenizer.from_pretrained(small_tokenizer_folder))
+    item, codes = maker.encode(audio, mix)
+    manifest, tokens = tmp_path / "train.jsonl", tmp_path / "tokens"
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        store = popband.Store(maker.order, tokens)
+        store.add(item, codes)
+        assert not manifest.exists()  # it waits for others
+        store.write()
+        assert read_manifest(manifest) == [item] == [replace(audio, mix="")] and item.band["bass"][0][2]
+        shards = TokenShards(tokens)
+        (song,) = shards.index.songs
+        for track, rows in shards.codes(song).items():
+            assert np.array_equal(rows, expected[track])
+        manifest.rename(kept)  # as where a run ends between the shard and the manifest
+    kept.rename(manifest)
+    command = ["--songs", str(songs), "--out", str(tmp_path), "--hours", "0.005", "--phrases", str(PHRASES)]
+    command += ["--voice-cache", str(voices), "--sound-font", str(sound_font)]
+    encode = ["--name", "a", "--tokens", str(tokens), "--tokenizer", str(small_tokenizer_folder)]
+    assert popband.main([*command, *encode]) == 0 and "0 new items" in capsys.readouterr().out
+    assert popband.main(command) == 1 and "items without audio" in capsys.readouterr().err
+    encode[3] += "2"
+    assert popband.main([*command, *encode]) == 1 and "not all tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, status, message",
     [
         (["--songs", "missing.tar.gz"], 1, "missing.tar.gz"),
         (["--sound-font", "missing.sf2"], 1, "missing.sf2"),
         (["--hours", "0"], 2, "positive"),
+        (["--tokens", "tokens"], 2, "belong together"),
+        (["--name", "../a"], 2, "--name must be letters"),
         (["--split", "dev"], 2, "invalid choice"),
     ],
 )

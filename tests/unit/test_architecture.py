@@ -16,6 +16,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "recipes/separation": LIBRARIES,
     "recipes/accompany": (*LIBRARIES, "recipes/separation"),
     "recipes/training": LIBRARIES,
+    "recipes/corpus/popband": (*LIBRARIES, "recipes/corpus", "recipes/lm"),  # tokens in place of audio
     "recipes/corpus": (*LIBRARIES, "recipes/separation"),
     **{
         f"recipes/{part}": (*LIBRARIES, "recipes/training", "recipes/corpus", *more)

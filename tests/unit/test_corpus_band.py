@@ -1,9 +1,16 @@
 """Excerpts and the band: everything stays inside the excerpt and on its chords."""
 
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import mido
 import numpy as np
 import pytest
 
-from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style
+from duotok.recipes.corpus.popband.band import DRUM_KEYS, STYLES, Band, Style, styles_for
+from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.scores.song import (
     RING_SECONDS,
     Excerpt,
@@ -17,8 +24,12 @@ from duotok.recipes.corpus.scores.song import (
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.music.labels import parse_chord
 
+every_style = pytest.mark.parametrize(
+    "style", STYLES, ids=lambda style: f"{style.name}-{style.beats_per_bar}"
+)
 
-def make_song(beats: int = 240, beat_seconds: float = 0.5) -> Song:
+
+def make_song(beats: int = 240, beat_seconds: float = 0.5, beats_per_bar: int = 4) -> Song:
     seconds = beats * beat_seconds
     labels = ("C:maj", "A:min7", "F:maj/3", "G:7", "N")
     chords = tuple(
@@ -34,7 +45,7 @@ def make_song(beats: int = 240, beat_seconds: float = 0.5) -> Song:
         melody=notes,
         piano=notes,
         beats=tuple(np.arange(beats) * beat_seconds),
-        downbeats=tuple(range(0, beats, 4)),
+        downbeats=tuple(range(0, beats, beats_per_bar)),
         chords=chords,
         keys=(
             Span(start=0.0, end=seconds / 2, label="C:maj"),
@@ -43,8 +54,9 @@ def make_song(beats: int = 240, beat_seconds: float = 0.5) -> Song:
     )
 
 
-def make_excerpt(seed: int = 0, stretch: float = 1.1, semitones: int = 3) -> Excerpt:
-    return cut_excerpt(make_song(), np.random.default_rng(seed), stretch=stretch, semitones=semitones)
+def make_excerpt(seed: int = 0, stretch: float = 1.1, semitones: int = 3, beats_per_bar: int = 4) -> Excerpt:
+    song = make_song(beats_per_bar=beats_per_bar)
+    return cut_excerpt(song, np.random.default_rng(seed), stretch=stretch, semitones=semitones)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -68,10 +80,10 @@ def test_chords_cover_the_excerpt_without_gaps():
     assert all("/" not in label for _, _, label in label_chords(excerpt))
 
 
-@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+@every_style
 def test_every_style_plays_inside_the_excerpt(style: Style):
     for seed in range(3):
-        excerpt = make_excerpt(seed)
+        excerpt = make_excerpt(seed, beats_per_bar=style.beats_per_bar)
         stems = Band(excerpt, style, np.random.default_rng(seed)).arrange()
         assert sorted(stems) == ["bass", "drums", "other"]
         for part in [part for parts in stems.values() for part in parts]:
@@ -81,9 +93,9 @@ def test_every_style_plays_inside_the_excerpt(style: Style):
         assert stems["bass"][0].notes and stems["other"][0].notes
 
 
-@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+@every_style
 def test_the_bass_plays_chord_tones_and_rests_without_a_chord(style: Style):
-    excerpt = make_excerpt(1)
+    excerpt = make_excerpt(1, beats_per_bar=style.beats_per_bar)
     for start, _, pitch, _ in Band(excerpt, style, np.random.default_rng(1))._bass().notes:
         spans = [span for span in excerpt.chords if span.start - 0.03 <= start < span.end + 0.03]
         chords = [parse_chord(span.label) for span in spans]
@@ -91,17 +103,18 @@ def test_the_bass_plays_chord_tones_and_rests_without_a_chord(style: Style):
         assert pitch % 12 in tones
 
 
-@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+@every_style
 def test_a_whole_song_has_its_rests_and_rings_out(style: Style):
-    song = make_song(beats=275)  # 137.5 s, sung from 8 s on; the last chord is G:7
+    # 127 s, sung from 8 s on; the last bar begins with the last chord, G:7.
+    song = make_song(beats=254, beats_per_bar=style.beats_per_bar)
     whole = whole_song(song, stretch=1.1, semitones=2)
-    length = 137.4 + RING_SECONDS  # the last note's end
+    length = 126.9 + RING_SECONDS  # the last note's end
     assert whole.seconds == pytest.approx(1.1 * length, abs=0.1) and whole.melody[0].start > 8
     assert [span.label for span in whole.keys] == ["D:maj", "E:maj"] and whole.key == "D:maj"
-    assert whole.keys[1].start == pytest.approx(1.1 * 137.5 / 2)
+    assert whole.keys[1].start == pytest.approx(1.1 * 127.0 / 2)
     assert whole.chords[-1].label == "A:7" and whole.chords[-1].end == whole.seconds
     last = whole.last_bar_seconds
-    assert last == pytest.approx(1.1 * 136.0) and len(whole.beats) == 275
+    assert last == pytest.approx(1.1 * 126.0) and len(whole.beats) == 254
     stems = Band(whole, style, np.random.default_rng(0)).arrange()
     strokes = [note for part in stems["drums"] for note in part.notes if note[0] > last - 0.02]
     assert (
@@ -137,13 +150,33 @@ def test_drums_fall_on_the_beats():
     assert max(np.abs(beats - kick).min() for kick in kicks) < 0.03
 
 
-@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+@every_style
 def test_patterns_are_written_in_their_alphabets(style: Style):
+    steps = {3: 12, 6: 12}.get(style.beats_per_bar, 8 if style.name == "march" else 16)
     for variant in style.drums:
         assert set(variant) <= set(DRUM_KEYS)
-        assert all(len(strokes) == 16 and set(strokes) <= set("Xxo.") for strokes in variant.values())
-    assert all(len(pattern) == 16 and set(pattern) <= set("R538A.") for pattern in style.bass)
-    assert all(len(pattern) == 16 and set(pattern) <= set("Ddm.012345") for pattern in style.comping)
+        assert all(len(strokes) == steps and set(strokes) <= set("Xxo.") for strokes in variant.values())
+    assert all(len(pattern) == steps and set(pattern) <= set("R538A.") for pattern in style.bass)
+    assert all(len(pattern) == steps and set(pattern) <= set("Ddm.012345") for pattern in style.comping)
+
+
+@pytest.mark.parametrize("meter, name", [(2, "march"), (3, "waltz"), (6, "slow_six")])
+def test_bars_of_a_meter_begin_with_the_kick(meter: int, name: str):
+    (style,) = (style for style in styles_for(meter) if style.name == name)
+    excerpt = make_excerpt(beats_per_bar=meter)
+    bars = [excerpt.beats[index] for index in excerpt.downbeats]
+    part = Band(excerpt, style, np.random.default_rng(3))._drums()
+    kicks = [start for start, _, pitch, loud in part.notes if pitch == DRUM_KEYS["kick"] and loud > 100]
+    on_bar = [min(abs(bar - kick) for bar in bars) < 0.03 for kick in kicks]
+    assert sum(on_bar) > 0.6 * len(bars) and (name == "march" or all(on_bar))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_chords_of_a_lead_sheet_are_always_played(seed: int):
+    excerpt = replace(make_excerpt(), piano=())
+    for style in (replace(STYLES[1], comping_share=0.0, pad_share=0.0), STYLES[seed]):
+        other = Band(excerpt, style, np.random.default_rng(seed)).arrange()["other"]
+        assert other and all(part.notes for part in other)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -182,3 +215,53 @@ def test_breaks_are_heard_in_some_bands():
         for seed in range(12)
     ]
     assert 2 <= sum(with_breaks < full for full, with_breaks in counts) <= 11
+
+
+def write_grooves(path: Path) -> Path:
+    """Groove MIDI of one rock performance of 8 bars at 100, 20 ticks late, and one without notes."""
+    lines = ["style,bpm,beat_type,time_signature,midi_filename,split"]
+    with tarfile.open(path, "w:gz") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(f"groove/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        for name, beats in (("drummer1/1.mid", 32), ("drummer1/2.mid", 0)):
+            track = mido.MidiTrack()
+            for beat in range(beats):  # the tom is struck by its rim
+                note = 58 if beat in (15, 31) else (36, 38)[beat % 2]
+                track.append(
+                    mido.Message("note_on", note=note, velocity=60 + beat, time=20 if beat == 0 else 470)
+                )
+                track.append(mido.Message("note_off", note=note, time=10))
+            buffer = io.BytesIO()
+            mido.MidiFile(ticks_per_beat=480, tracks=[track]).save(file=buffer)
+            add(name, buffer.getvalue())
+            lines.append(f"rock/fast,100,beat,4-4,{name},train")
+        add("info.csv", "\n".join([*lines, "rock,fast,beat,4-4,drummer1/1.mid,train", "rock"]).encode())
+    return path
+
+
+def test_a_drummer_plays_along_with_the_beats(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("duotok.recipes.corpus.popband.band.GROOVE_SHARE", 1.0)
+    grooves = Grooves(write_grooves(tmp_path / "groove.tar.gz"))
+    style = next(style for style in STYLES if style.name == "rock")
+    excerpt = make_excerpt()  # at 109
+    beats = np.array(excerpt.beats)
+    for seed in range(4):
+        band = Band(excerpt, style, np.random.default_rng(seed), grooves=grooves)
+        part = band._drums()
+        played = [note for note in part.notes if note[2] != DRUM_KEYS["crash"]]
+        assert len(played) > 0.5 * len(beats)
+        nearest = np.array([np.abs(beats - start).argmin() for start, *_ in played])
+        late = [start for start, *_ in played] - beats[nearest]
+        assert late == pytest.approx(0.55 * 20 / 480, abs=1e-6)  # as late as the drummer is
+        is_tom = np.array([pitch == 43 for _, _, pitch, _ in played])
+        assert np.array_equal(is_tom, nearest % 16 == 15)
+        assert [loud for *_, loud in played] == list(60 + nearest % 32)
+    assert capsys.readouterr().err.count("drummer1/2.mid has no notes; left out") == 1
+    assert grooves.draw("reggae", 4, 100, np.random.default_rng(0)) is None
+    assert grooves.draw("rock", 4, 150, np.random.default_rng(0)) is None
+    with pytest.raises(DataError, match="not Groove MIDI"):
+        Grooves(tmp_path)

@@ -29,6 +29,8 @@ def item(tiny_corpus: Path) -> Item:
 def test_written_items_are_read_back(item: Item, tmp_path: Path):
     keys = [(0.0, 0.5, "C:maj")]
     items = [replace(item, id=name, root=tmp_path, keys=keys if name == "b" else []) for name in "abc"]
+    band = {"drums": [[0, True, [[0.0, 0.1, 36, 100]]]], "bass": [], "other": [[24, False, []]]}
+    items[2] = replace(items[2], band=band, beats_per_bar=3)
     write_manifest(tmp_path / "train.jsonl", items[:2])
     append_items(tmp_path / "train.jsonl", items[2:])
     assert read_manifest(tmp_path / "train.jsonl") == items
@@ -44,6 +46,12 @@ def test_written_items_are_read_back(item: Item, tmp_path: Path):
         (lambda line: line.replace('"split":"train"', '"split":"dev"'), "split must be one of"),
         (lambda line: line.replace('"drums"', '"drum"'), "stems must be"),
         (lambda line: line.replace('"la"', '"la","high"'), "bad value"),
+        (lambda line: line[:-1] + ',"beats_per_bar":5}', "beats_per_bar must be one of"),
+        (lambda line: line[:-1] + ',"band":{"vocal":[]}}', "bad value: band must"),
+        (lambda line: line[:-1] + ',"band":{"bass":[[128,false,[]]]}}', "program 128"),
+        (lambda line: line[:-1] + ',"band":{"bass":[[1,false,[[0,1,40]]]]}}', "a note must be"),
+        (lambda line: line[:-1] + ',"band":{"bass":[[1,false,[[0,NaN,40,90]]]]}}', "end after its start"),
+        (lambda line: line[:-1] + ',"band":{"bass":[[1,false,[[0,1,40.5,90]]]]}}', "whole numbers"),
     ],
 )
 def test_a_bad_line_is_named_with_its_reason(item: Item, tmp_path: Path, change, reason: str):
@@ -72,6 +80,8 @@ def test_unknown_parts_are_refused(item: Item):
         item.path("accompaniment")
     with pytest.raises(DataError, match="seconds"):
         replace(item, seconds=np.float64(0.0))
+    with pytest.raises(DataError, match="without audio"):
+        replace(item, mix="").read("vocal")
 
 
 def test_lyrics_and_unknown_key_and_tempo_are_kept(item: Item):

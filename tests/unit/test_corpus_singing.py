@@ -1,14 +1,26 @@
 """Singing from a made-up voice bank: pitch, times and syllables follow the score."""
 
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from duotok.recipes.corpus.popband.lyrics import find_nearest, transcribe_lyrics
+from duotok.recipes.corpus.popband.singers import (
+    Singer,
+    add_third,
+    call_by_phone,
+    draw_singer,
+    speak_phrases,
+    vary_manner,
+)
 from duotok.recipes.corpus.popband.singing import (
     MELISMA,
     Manner,
     assign_lyrics,
+    bend_pitch,
     draw_manner,
     make_pulses,
     map_time,
@@ -31,6 +43,7 @@ from duotok.recipes.corpus.popband.voices import VOICES, Sound, voices_of_split
 from duotok.recipes.corpus.scores.song import Note
 from duotok.tokenizer.common.errors import DataError
 
+UNTIDY = ("formant", "consonants", "trend_semitones", "slides", "falls", "hum")
 STEADY = Manner(vibrato_semitones=0.0, drift_semitones=0.0, scoop=0.0, melisma=0.0, breaths=0.0)
 RATE_HZ = 48_000
 
@@ -165,3 +178,96 @@ def test_there_are_enough_voices_and_held_out_ones_stay_out_of_training():
     test = {voice.name for voice in voices_of_split("test")}
     assert len(VOICES) == len({voice.name for voice in VOICES}) >= 8
     assert train < test and len(test - train) >= 2
+
+
+def test_the_pitch_drifts_slides_falls_and_is_spoken():
+    notes = (Note(start=0.5, end=2.5, pitch=60, velocity=80), Note(start=2.5, end=4.5, pitch=67, velocity=80))
+    flat = np.where(np.arange(1_000) < 500, 60.0, 67.0)
+
+    def bend(spoken: frozenset[int] = frozenset(), **manner: float) -> np.ndarray:
+        return bend_pitch(flat.copy(), notes, replace(STEADY, **manner), spoken, np.random.default_rng(0))
+
+    assert np.array_equal(bend(), flat)
+    trend = bend(trend_semitones=0.5) - flat
+    assert trend[:100].mean() < -0.2 and trend[-100:].mean() > 0.2
+    slid = bend(slides=1.0)
+    assert np.diff(slid).max() < 1 and slid[700] == 67 and slid[400] == 60
+    assert bend(falls=1.0)[898] < 66.5 and bend(falls=1.0)[:850] == pytest.approx(flat[:850])
+    spoken = bend(spoken=frozenset([1])) - flat
+    assert not spoken[:500].any() and np.ptp(spoken[500:900]) > 0.5
+
+
+@pytest.mark.parametrize("kind, text", [("vowel", "a"), ("nasal", "m")])
+def test_humming_has_one_sound(kind: str, text: str):
+    waves, texts = {}, []
+    for hum in ("", kind):
+        manner = replace(STEADY, hum=hum)
+        waves[hum], texts = sing(make_notes(), make_bank(), manner, 4.0, np.random.default_rng(0))
+    assert texts == [text] * 5
+    bright = {hum: np.square(np.abs(np.fft.rfft(wave)[16_000:])).sum() for hum, wave in waves.items()}
+    assert bright[kind] < (1.3 if kind == "vowel" else 0.02) * bright[""]
+
+
+def test_phrases_are_spoken_about_a_low_pitch():
+    notes = tuple(replace(note, start=note.start + (index > 2)) for index, note in enumerate(make_notes()))
+    notes = tuple(replace(note, end=note.end + (index > 2)) for index, note in enumerate(notes))
+    seen = set()
+    for seed in range(8):
+        spoken, indices = speak_phrases(notes, 0.5, 50, np.random.default_rng(seed))
+        seen.add(indices)
+        for index, (before, after) in enumerate(zip(notes, spoken, strict=True)):
+            assert abs(after.pitch - 55) < 7 if index in indices else after == before
+    assert {frozenset(), frozenset([0, 1, 2]), frozenset([3, 4])} <= seen
+
+
+@pytest.mark.parametrize(
+    "key, pitch, third", [("C:maj", 60, 64), ("C:maj", 62, 65), ("A:min", 69, 72), ("C:maj", 61, 64)]
+)
+def test_the_second_singer_is_a_third_above_in_the_key(key: str, pitch: int, third: int):
+    notes = tuple(replace(note, pitch=pitch) for note in make_notes())
+    second = add_third(notes, key, np.random.default_rng(0))
+    assert {note.pitch for note in second} == {third}
+    assert all(0 < abs(a.start - b.start) < 0.03 for a, b in zip(notes, second, strict=True))
+
+
+def test_a_phone_has_a_narrow_band_and_leaves_silence():
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
+    heard = np.square(np.abs(np.fft.rfft(call_by_phone(noise, np.random.default_rng(1)))))
+    assert (
+        heard[500:2_500].mean() > 30 * heard[8_000:].mean()
+        and heard[500:2_500].mean() > 30 * heard[:80].mean()
+    )
+    assert not call_by_phone(np.zeros(100, np.float32), np.random.default_rng(1)).any()
+
+
+def test_most_singers_are_tidy_and_each_thing_is_heard():
+    rng = np.random.default_rng(0)
+    singers = [draw_singer(rng) for _ in range(400)]
+    manners = [vary_manner(STEADY, rng) for _ in range(400)]
+    for drawn, tidy in ((singers, Singer()), (manners, STEADY)):
+        for name in (each.name for each in fields(tidy)):
+            share = np.mean([getattr(each, name) != getattr(tidy, name) for each in drawn])
+            changes = isinstance(tidy, Singer) or name in UNTIDY
+            assert 0.02 < share < 0.7 if changes else share == 0, name
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_the_words_of_a_score_are_sung_by_the_syllables_most_like_them():
+    texts = ("Ro-", "ses", "-", "", "süß!")
+    notes = tuple(replace(note, text=text) for note, text in zip(make_notes(), texts, strict=True))
+    words = transcribe_lyrics(notes, "de")
+    assert words[2:4] == [MELISMA, ""]
+    made = make_bank()
+    sounds = ("la", "zes", "ɹo", "wim", "siːs", "mu", "ki", "ka", "pon", "tɑ")
+    syllables = tuple(replace(s, text=text) for s, text in zip(made.syllables, sounds, strict=True))
+    sung, heard = assign_lyrics(
+        notes, replace(made, syllables=syllables), Manner(melisma=1.0), np.random.default_rng(0), words
+    )
+    assert [*heard[:3], heard[4]] == ["ɹo", "zes", MELISMA, "siːs"]
+    assert [event.start for event in sung][:2] == [note.start for note in notes[:2]]
+
+
+@pytest.mark.parametrize("ipa, nearest", [("biː", "pi"), ("TOk", "dot"), ("ʃɑn", "san")])
+def test_the_nearest_syllable_has_the_vowel_first(ipa: str, nearest: str):
+    texts = ("ba", "pi", "but", "dot", "san", "ʃin")
+    assert texts[find_nearest(texts, ipa)] == nearest

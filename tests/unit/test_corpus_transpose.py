@@ -38,6 +38,7 @@ def item(tmp_path: Path, tiny_corpus: Path) -> Item:
         key="B:min",
         notes=[(1.0, 2.0, 62, "la")],
         lyrics=[(1.0, 2.0, "la")],
+        band={"drums": [[0, True, [[1.0, 1.1, 36, 90]]]], "bass": [[33, False, [[1.0, 2.0, 40, 90]]]]},
         root=tmp_path,
     )
 
@@ -55,6 +56,8 @@ def test_what_is_said_is_what_is_heard(item: Item) -> None:
     assert faster.tempo_bpm == pytest.approx(120 * speed, abs=1e-3)
     assert faster.beats_seconds == pytest.approx([n / 2 / speed for n in range(8)], abs=1e-4)
     assert faster.notes == [(round(1 / speed, 4), round(2 / speed, 4), 65, "la")]
+    start = round(1 / speed, 3)
+    assert [parts[0][2][0][0::2] for parts in faster.band.values()] == [[start, 36], [start, 43]]
     assert [label for *_, label in faster.chords] == ["D:min7", "N", "A:maj/3"] and faster.key == "D:min"
     chords, turned = (label_frames(each, 25.0)[:, CHORD] for each in (item, faster))
     assert turned[5] == triad_of("D:min") and chords[5] == triad_of("B:min")

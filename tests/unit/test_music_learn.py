@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.scores.pop909 import Note, Song, Span
+from duotok.recipes.corpus.scores.song import Note, Song, Span
 from duotok.recipes.lm import tokenize
 from duotok.recipes.tokenizer import train_harmony_reader as learn
 from duotok.recipes.tokenizer import train_melody_reader

@@ -2,8 +2,8 @@
 
 All twelve roots share the reader's network: each root is judged by the same weights on the chroma turned so
 that this root comes first, so what is learned in one key holds in every key. Learned by
-`python -m duotok.recipes.tokenizer.train_harmony_reader`; the weights beside this file are what `generate` reads
-music with. They see chroma only, not codes, and so outlive a tokenizer.
+`python -m duotok.recipes.tokenizer.train_harmony_reader`; the weights beside this file are what `generate`
+reads music with. They see chroma only, not codes, and so outlive a tokenizer.
 """
 
 from collections.abc import Sequence

@@ -1,20 +1,22 @@
 """The band: bass, drums, chords and pads in a style, locked to the beats and chords of an excerpt.
 
-A style has patterns in sixteenths of a bar of four beats, and General MIDI programs.
+A style has General MIDI programs, and patterns for bars of 2, 3, 4 or 6 beats, in sixteenths (of 6 beats,
+which are eighths: in halves of a beat). A pattern of four beats lasts two bars of two.
 Drum patterns: "X" accent, "x" stroke, "o" ghost stroke, "." rest. Bass: "R" root, "5" fifth, "8" octave,
 "3" third, "A" approach to the next chord. Comping: "D" long chord, "d" short chord, "m" muted chord,
 "0".."5" one chord tone (arpeggio). Each style offers several variants of a pattern; an item draws one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.scores.song import Excerpt
 from duotok.tokenizer.music.labels import parse_chord
 
-BAR_STEPS = 16
 STROKES = {"X": 112, "x": 84, "o": 42}
+GROOVE_SHARE = 0.5  # of the arrangements for which there is a performance
 FILL_BARS = (4, 8)  # a fill and a crash every so many bars
 _RESTING_STEM_SHARE = 0.06  # of the stems, in a band with breaks
 _BREAKING_SHARE, _BREAK_SHARE = 0.5, 0.25  # of such bands, and of a stem's blocks in them
@@ -37,7 +39,9 @@ class Style:
     pad_share: float = 0.5  # part of the items with pads
     comping_share: float = 0.85
     drum_share: float = 0.95
-    beats_per_minute: tuple[float, float] = field(default=(60.0, 125.0))  # felt tempo the patterns suit
+    # Felt tempo that patterns of four beats suit: they may be felt at half or twice the counted tempo.
+    beats_per_minute: tuple[float, float] = (60.0, 125.0)
+    beats_per_bar: int = 4  # one of METERS
 
 
 DRUM_KEYS = {
@@ -47,7 +51,7 @@ DRUM_KEYS = {
 }  # fmt: skip
 
 # fmt: off
-STYLES = (
+IN_FOUR = (
     Style(name="ballad", kits=(0, 8, 40),
         drums=({"kick": "X.........x.....", "rim": "....x.......x...", "closed": "x.o.x.o.x.o.x.o."},
                {"kick": "X.......x.x.....", "snare": "....X.......X...", "closed": "x.x.x.x.x.x.x.x."},
@@ -116,7 +120,64 @@ STYLES = (
         comping=("...d.......d....", "d......d........", "....d..d....d..d"), comping_programs=(26, 16, 27),
         pads=(61, 66, 16), pianos=(0, 3, 0), swing=(0.33, 0.66), pad_share=0.3, beats_per_minute=(60, 115)),
 )
+_BALLAD, _, _, _, _, _, _FOLK, _SOUL, _DISCO, _SHUFFLE = IN_FOUR
+_SLOW_SIX = replace(
+    _BALLAD, name="slow_six", beats_per_bar=6,
+    drums=({"kick": "X...........", "snare": "......X.....", "closed": "x.x.x.x.x.x."},
+           {"kick": "X.......x.x.", "snare": "......X.....", "closed": "x.xox.x.xox."},
+           {"kick": "X.........x.", "rim": "......x.....", "ride": "x.x.x.x.x.x."}),
+    bass=("R.....5.....", "R...R.R...A.", "R.....R.5..."),
+    comping=("0.1.2.3.2.1.", "D.....D.....", "..d.d...d.d.", "0.2.3.4.3.2."))
+# The styles of other bars; one that is played in several has one name.
+STYLES = (
+    *IN_FOUR,
+    Style(name="waltz", beats_per_bar=3, kits=(40, 0, 32),
+        drums=({"kick": "X...........", "rim": "....x...x..."},
+               {"kick": "X...........", "snare": "....x...x...", "ride": "x...x.o.x..."},
+               {"kick": "X.........x.", "snare": "....x...x...", "closed": "x.o.x.o.x.o."}),
+        bass=("R...........", "R.......5...", "R...5...A..."), bass_programs=(32, 33, 35),
+        comping=("....d...d...", "D...d...d...", "0.1.2.3.2.1."), comping_programs=(24, 25, 21, 46),
+        pads=(48, 49, 40, 73, 21), pad_share=0.6, drum_share=0.8),
+    replace(_BALLAD, beats_per_bar=3,
+        drums=({"kick": "X.......x...", "rim": "....x...x...", "closed": "x.o.x.o.x.o."},
+               {"kick": "X.....x.....", "snare": "........X...", "closed": "x.x.x.x.x.x."},
+               {"kick": "X...........", "snare": "....x...x...", "ride": "x...x.o.x.o."}),
+        bass=("R...........", "R.......5...", "R.....R.A..."),
+        comping=("0.1.2.3.2.1.", "D...........", "0.2.1.2.3.2.")),
+    replace(_FOLK, beats_per_bar=3,
+        drums=({"kick": "X...........", "tambourine": "....x...x...", "shaker": "x.o.x.o.x.o."},
+               {"kick": "X.......x...", "rim": "....x...x.x.", "pedal": "....x...x..."}),
+        bass=("R...........", "R...5...5..."), comping=("D...d.d.d.d.", "0.2.1.2.3.2.", "D...d...d.d.")),
+    replace(_SOUL, beats_per_bar=3,
+        drums=({"kick": "X......x....", "snare": "....X...X...", "closed": "x.xox.x.x.xo"},
+               {"kick": "X.......x...", "snare": "....X..o....", "ride": "x.x.x.x.x.x."}),
+        bass=("R.....5.8...", "R..R..5.R..A"), comping=("D.....d.d...", "....d..d....", "d..d....d...")),
+    replace(_SHUFFLE, beats_per_bar=3,
+        drums=({"kick": "X...........", "snare": "......o....x", "ride": "x...x..xx..x"},
+               {"kick": "X......x....", "snare": "....x...x..o", "closed": "x..xx..xx..x"}),
+        bass=("R...3...5...", "R...5...A...", "R......R5..A"),
+        comping=("...d....d...", "d......d....", "....d..d....")),
+    Style(name="march", beats_per_bar=2, kits=(0, 48, 16),
+        drums=({"kick": "X...X...", "snare": "..x.x.xx"}, {"kick": "X...x...", "snare": "x.ooX.xx"},
+               {"kick": "X...X...", "snare": "..X...X.", "closed": "..x...x."}),
+        bass=("R...5...", "R...A...", "R...R..."), bass_programs=(58, 32, 33),
+        comping=("..d...d.", "..d..d.d", "D...D..."), comping_programs=(21, 24, 25, 61),
+        pads=(60, 61, 48, 71, 73)),
+    *(replace(style, beats_per_bar=2) for style in (_BALLAD, _FOLK, _DISCO, _SHUFFLE)),
+    _SLOW_SIX,
+    replace(_FOLK, beats_per_bar=6,
+        drums=({"kick": "X.....x.....", "tambourine": "......x.....", "shaker": "x.o.o.x.o.o."},
+               {"kick": "X...........", "rim": "......x...x.", "pedal": "......x....."}),
+        bass=("R.....5.....", "R.....R...A."), comping=("D...d.D...d.", "0.2.1.2.3.2.", "D.....d.d.d.")),
+    replace(_SOUL, beats_per_bar=6, swing=(0.0, 0.0), drums=_SLOW_SIX.drums, bass=_SLOW_SIX.bass,
+        comping=("..d.d...d.d.", "D.....d...d.", "......d.....")),
+)
 # fmt: on
+
+
+def styles_for(beats_per_bar: int) -> list[Style]:
+    """The styles that bars of so many beats can be played in."""
+    return [style for style in STYLES if style.beats_per_bar == beats_per_bar]
 
 
 @dataclass(kw_only=True)
@@ -128,6 +189,11 @@ class Part:
     pan: float = 0.5  # 0 = left, 1 = right
     notes: list[tuple[float, float, int, int]] = field(default_factory=list)  # start, end, pitch, velocity
 
+    def listed(self) -> list:
+        """The part as a manifest has it, times in milliseconds: `Item.band`."""
+        notes = [[round(start, 3), round(end, 3), int(pitch), int(v)] for start, end, pitch, v in self.notes]
+        return [self.program, self.is_drums, notes]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -135,21 +201,31 @@ class Step:
 
     start: float
     end: float
-    position: int  # in the pattern of a bar, 0..15
+    position: int  # in the pattern
     bar: int
-    last_of_bar: bool
+    last_of_bar: bool  # in its last beat, of six in its second half
 
 
 class Band:
     """Draws one arrangement of an excerpt; every draw comes from rng."""
 
     def __init__(
-        self, excerpt: Excerpt, style: Style, rng: np.random.Generator, *, breaks: bool = False
+        self,
+        excerpt: Excerpt,
+        style: Style,
+        rng: np.random.Generator,
+        *,
+        breaks: bool = False,
+        grooves: Grooves | None = None,
     ) -> None:
-        """breaks: stems may rest, for blocks of bars or throughout, so that this can be learned."""
+        """breaks: stems may rest, for blocks of bars or throughout, so that this can be learned.
+
+        grooves: in a share of the arrangements the drums are a drummer's performance in the style.
+        """
         self.excerpt, self.style, self.rng = excerpt, style, rng
         self.breaks = rng.spawn(1)[0] if breaks else None  # the other draws stay as they are
         self.steps = self._make_steps()
+        self.groove = None if grooves is None else self._choose_groove(grooves, rng.spawn(1)[0])
         self.bars = self.steps[-1].bar + 1
         self.block_bars = int(rng.choice(FILL_BARS))
         # Density of each block of bars: 0 = thin (no drums or bass pattern), 1 = light, 2 = full.
@@ -161,11 +237,13 @@ class Band:
     def arrange(self) -> dict[str, list[Part]]:
         """The parts of each accompaniment stem: drums, bass, other."""
         style, rng = self.style, self.rng
-        other = [self._piano()]
+        other = [self._piano()] if self.excerpt.piano else []
         if rng.random() < style.comping_share:
             other.append(self._comping())
         if rng.random() < style.pad_share:
             other.append(self._pad())
+        if not other:  # somebody plays the chords of a lead sheet
+            other.append(self._comping())
         drums = [self._drums()] if rng.random() < style.drum_share else []
         parts = {"drums": drums, "bass": [self._bass()], "other": other}
         if self.breaks is not None:
@@ -207,28 +285,32 @@ class Band:
         low, high = style.beats_per_minute
         # The felt tempo may be half or twice the counted one: the pattern then lasts two bars or half a bar.
         feel = 0.5 if tempo > high else 2.0 if tempo * 2 <= high and self.rng.random() < 0.7 else 1.0
-        per_beat = int(4 * feel)
+        if style.beats_per_bar != 4:
+            feel = 1.0
+        self.feel = feel
+        per_beat = 2 if style.beats_per_bar == 6 else int(4 * feel)
+        pattern_steps, bar_steps = len(style.bass[0]), style.beats_per_bar * per_beat
+        pattern_bars = max(1, pattern_steps // bar_steps)
         swing = self.rng.uniform(*style.swing)
         downbeats = set(excerpt.downbeats)
+        fill_beats = 3 if style.beats_per_bar == 6 else 1
         steps: list[Step] = []
         bar, in_bar = -1, 0
         for beat in range(len(beats) - 1):
             if beat in downbeats or bar < 0:
                 bar += 1
-                in_bar = 0
-                if feel == 0.5 and bar % 2 == 1:
-                    in_bar = BAR_STEPS // 2
+                in_bar = bar % pattern_bars * bar_steps
             width = (beats[beat + 1] - beats[beat]) / per_beat
             for step in range(per_beat):
                 late = swing if step % 2 == 1 else 0.0
-                position = in_bar % BAR_STEPS
+                position = in_bar % pattern_steps
                 steps.append(
                     Step(
                         start=float(beats[beat] + (step + late) * width),
                         end=float(beats[beat] + (step + 1) * width),
                         position=position,
                         bar=bar,
-                        last_of_bar=beat + 1 in downbeats,
+                        last_of_bar=not downbeats.isdisjoint(range(beat + 1, beat + 1 + fill_beats)),
                     )
                 )
                 in_bar += 1
@@ -270,6 +352,8 @@ class Band:
         busy = rng.uniform(0.0, 0.08)  # chance of an extra ghost stroke
         fills = rng.random() < 0.8
         toms = ("snare", "high_tom", "mid_tom", "low_tom")
+        if self.groove is not None:
+            self._perform(part, self.groove)
         for step in self.steps:
             if self._rings(step):
                 for name in ("kick", "crash"):  # the song's last stroke
@@ -279,6 +363,8 @@ class Band:
             end_of_block = step.bar % self.block_bars == self.block_bars - 1
             if step.position == 0 and step.bar % self.block_bars == 0 and step.bar > 0 and level > 0:
                 self._add(part, step.start, step.end + 1.0, DRUM_KEYS["crash"], 92)
+            if self.groove is not None:
+                continue
             if level == 0 and not (end_of_block and step.last_of_bar):
                 continue
             if fills and end_of_block and step.last_of_bar:
@@ -295,6 +381,28 @@ class Band:
                 elif name in ("kick", "snare") and rng.random() < busy * 0.3:
                     self._add(part, step.start, step.end, DRUM_KEYS[name], 45)
         return part
+
+    def _choose_groove(self, grooves: Grooves, rng: np.random.Generator) -> list[np.ndarray] | None:
+        if rng.random() > GROOVE_SHARE:
+            return None
+        steps_per_beat = 2 if self.style.beats_per_bar == 6 else 4
+        beats = len(self.style.bass[0]) // steps_per_beat  # of the pattern
+        return grooves.draw(self.style.name, beats, self.feel * 60 / self.excerpt.beat_seconds, rng)
+
+    def _perform(self, part: Part, bars: list[np.ndarray]) -> None:
+        """Play a drummer's bars over and over, warped to the beats; lighter where the arrangement is."""
+        grid = np.array([self.steps[0].start, *(step.end for step in self.steps)])  # without swing
+        starts = [index for index, step in enumerate(self.steps) if index == 0 or step.position == 0]
+        steps_per_beat = 2 if self.style.beats_per_bar == 6 else 4
+        for number, (first, last) in enumerate(zip(starts, [*starts[1:], len(self.steps)], strict=True)):
+            for beat, key, velocity in bars[number % len(bars)]:
+                place = first + beat * steps_per_beat
+                step = self.steps[min(max(int(place), 0), len(self.steps) - 1)]
+                level = self._level(step)
+                if place > last - 0.5 or self._rings(step) or level == 0 or (level == 1 and velocity < 45):
+                    continue
+                start = float(np.interp(place, np.arange(len(grid)), grid))
+                part.notes.append((start, start + 0.1, int(key), int(velocity)))
 
     def _bass(self) -> Part:
         style, rng = self.style, self.rng
@@ -343,11 +451,12 @@ class Band:
         low = int(rng.integers(50, 60))
         guitar = 24 <= part.program <= 31
         loudness = rng.uniform(58, 80)
+        rests = style.name not in ("ballad", "folk", "bossa", "waltz", "slow_six") and self.excerpt.piano
         for index, step in enumerate(self.steps):
             mark = pattern[step.position]
             if self._rings(step):
                 mark = "D" if self._bass_tone(".", index) else "."
-            if mark == "." or (self._level(step) == 0 and style.name not in ("ballad", "folk", "bossa")):
+            if mark == "." or (self._level(step) == 0 and rests):
                 continue
             chord = self._chord(step.start)
             if chord is None:

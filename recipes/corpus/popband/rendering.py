@@ -3,12 +3,22 @@
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from duotok.recipes.corpus.manifest import SPLITS, Item
-from duotok.recipes.corpus.popband.band import STYLES, Band, Part
-from duotok.recipes.corpus.popband.singing import draw_manner, sing
+from duotok.recipes.corpus.popband.band import IN_FOUR, Band, Part, styles_for
+from duotok.recipes.corpus.popband.grooves import Grooves
+from duotok.recipes.corpus.popband.lyrics import transcribe_lyrics
+from duotok.recipes.corpus.popband.singers import (
+    add_third,
+    call_by_phone,
+    draw_singer,
+    speak_phrases,
+    vary_manner,
+)
+from duotok.recipes.corpus.popband.singing import Manner, draw_manner, sing
 from duotok.recipes.corpus.popband.voicebank import VoiceBank, bank_path, build_bank, load_bank, save_bank
 from duotok.recipes.corpus.popband.voices import VOICES, Voice, unpack_kokoro, voices_of_split
 from duotok.recipes.corpus.scores.song import (
@@ -26,6 +36,9 @@ from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_folder
 from duotok.tokenizer.heads import STEMS
 
+if TYPE_CHECKING:
+    from duotok.tokenizer.model import DuoTokenizer
+
 SOUND_FONT_FOLDERS = ("/usr/share/sounds/sf3", "/usr/share/sounds/sf2", "/usr/local/share/sounds")
 PREFERRED = ("MuseScore_General", "FluidR3", "default-GM", "TimGM6mb")
 DRUM_CHANNEL, DRUM_BANK = 9, 128
@@ -33,6 +46,7 @@ BLOCK_SAMPLES = 64  # events are placed on this grid (1.3 ms), the synthesizer's
 MOST_VOICES = 96
 MOST_STRETCH = np.log(1.15)  # tempo within 15 %
 MOST_SEMITONES = 6
+LOWEST_SUNG, HIGHEST_SUNG = 36, 88  # MIDI pitch, of singers in another octave
 FULL_SCALE = 32_767
 HEADROOM = 0.97  # highest peak of the mix
 LEVEL_FRAME = 2_400  # samples; 50 ms
@@ -318,10 +332,14 @@ class Order:
     voice_cache: Path
     phrases: int
     whole: bool = False  # each item is a whole song, in place of a random stretch of one
+    name: str = ""  # part of the items' names, where several corpora are used together
+    grooves: Path | None = None  # drummers' performances, for a share of the items
+    tokenizer: Path | None = None  # its codes of an item are kept, in place of the audio
 
     def item_id(self, index: int) -> str:
         """Name of an item."""
-        return f"{self.split}-whole-{index:05d}" if self.whole else f"{self.split}-{index:05d}"
+        parts = (self.split, self.name, "whole" if self.whole else "", f"{index:05d}")
+        return "-".join(part for part in parts if part)
 
     def count_items(self) -> int | None:
         """How many items there are at most: each song once if they are whole; None = any number."""
@@ -333,9 +351,23 @@ def _open_maker(order: Order) -> "ItemMaker":
     return ItemMaker(order)
 
 
-def make_item(order: Order, index: int) -> Item:
-    """Render an item; one process reads the songs and the sound font once."""
-    return _open_maker(order).make(index)
+def make_item(order: Order, index: int) -> tuple[Item, dict[str, np.ndarray]]:
+    """An item and, where the order names a tokenizer, its codes; else its audio is written.
+
+    One process reads the songs, the sound font and the tokenizer once.
+    """
+    maker = _open_maker(order)
+    return (maker.make(index), {}) if order.tokenizer is None else maker.encode(*maker.render(index))
+
+
+@functools.cache
+def _open_tokenizer(folder: Path) -> "DuoTokenizer":
+    import torch
+
+    from duotok.tokenizer.model import DuoTokenizer
+
+    torch.set_num_threads(1)
+    return DuoTokenizer.from_pretrained(folder)
 
 
 class ItemMaker:
@@ -346,6 +378,7 @@ class ItemMaker:
         self.songs, self.out = open_songs(order.songs, order.out / "scores"), order.out
         self.names = self.songs.of_split(order.split)
         self.sound_font = SoundFont(order.sound_font)
+        self.grooves = None if order.grooves is None else Grooves(order.grooves)
         self.banks: dict[str, VoiceBank] = {}
 
     def song_name(self, index: int) -> str:
@@ -363,12 +396,42 @@ class ItemMaker:
         return self.banks[voice.name]
 
     def make(self, index: int) -> Item:
-        """Render item `index` into its folder, unless it is there already in full."""
+        """Render item `index` into its folder."""
+        item, mix = self.render(index)
+        self._write(item.id, mix)
+        return item
+
+    def encode(self, item: Item, mix: Mix) -> tuple[Item, dict[str, np.ndarray]]:
+        """An item that is kept without audio, and its codes [frames] by track."""
+        import torch
+
+        from duotok.recipes.lm.tokenize import encode_items
+
+        assert self.order.tokenizer is not None
+        # The waves as `Item.read` gives them, so that these are the codes of the files that are not written.
+        stems = {
+            name: torch.from_numpy(
+                np.broadcast_to(wave, (len(wave), 2)).T.astype(np.float32) / (FULL_SCALE + 1)
+            )
+            for name, wave in mix.stems.items()
+        }
+        band = torch.stack([stems[name] for name in STEMS[1:]]).sum(dim=0)
+        waves = {"vocal": stems["vocal"], "accompaniment": band}
+        (codes,) = encode_items(
+            [{track: wave.mean(dim=0, keepdim=True) for track, wave in waves.items()}],
+            _open_tokenizer(self.order.tokenizer),
+        )
+        if isinstance(codes, str):
+            raise DataError(codes)
+        return replace(item, mix=""), codes
+
+    def render(self, index: int) -> tuple[Item, Mix]:
+        """Item `index` and its sound."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), 0, index])
         song = self.songs.read(self.song_name(index))
         voices = voices_of_split(self.split)
         voice = voices[rng.integers(len(voices))]
-        style = STYLES[rng.integers(len(STYLES))]
+        style_draw = rng.integers(len(IN_FOUR))
         stretch = float(np.exp(rng.uniform(-MOST_STRETCH, MOST_STRETCH)))
         # Of three random keys take the first in the voice's range, else the one that leaves it least.
         keys = rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1, size=3)
@@ -384,17 +447,24 @@ class ItemMaker:
             melody, cost = place_melody(excerpt, voice)
             choices.append((cost, excerpt, melody))
         _, excerpt, melody = min(choices, key=lambda choice: choice[0])
+        styles = styles_for(excerpt.beats_per_bar)
+        style = styles[style_draw % len(styles)]
         manner = draw_manner(rng, voice.formant)
-        vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng)
-        parts = Band(excerpt, style, rng, breaks=self.split == "train").arrange()
+        sung_words = any(note.text for note in melody)
+        words = transcribe_lyrics(melody, excerpt.language) if sung_words else []
+        if self.split == "train":
+            extra = np.random.default_rng([self.seed, SPLITS.index(self.split), 2, index])
+            melody, vocal, texts = self._sing_really(excerpt, melody, words, voice, manner, rng, extra)
+        else:
+            vocal, texts = sing(melody, self.bank(voice), manner, excerpt.seconds, rng, words=words)
+        parts = Band(excerpt, style, rng, breaks=self.split == "train", grooves=self.grooves).arrange()
         band = {stem: self.sound_font.render(parts[stem], excerpt.seconds) for stem in STEMS[1:]}
         fade_seconds = 0.8 * RING_SECONDS if self.order.whole else 0.06
         for wave in (vocal, *band.values()):
             fade_out(wave, fade_seconds)
         mix = mix_stems(vocal, band, rng)
         name = self.order.item_id(index)
-        self._write(name, mix)
-        return Item(
+        item = Item(
             id=name,
             split=self.split,
             source=song.source,
@@ -417,8 +487,41 @@ class ItemMaker:
             ],
             voice=voice.name,
             style=style.name,
+            band={stem: [part.listed() for part in own] for stem, own in parts.items()},
+            beats_per_bar=excerpt.beats_per_bar,
             root=self.out,
         )
+        return item, mix
+
+    def _sing_really(
+        self,
+        excerpt: Excerpt,
+        melody: tuple[Note, ...],
+        words: list[str],
+        voice: Voice,
+        manner: Manner,
+        rng: np.random.Generator,
+        extra: np.random.Generator,
+    ) -> tuple[tuple[Note, ...], np.ndarray, list[str]]:
+        """The melody as it is sung, its sound [samples] and its syllables; extra: for the untidy."""
+        singer, manner = draw_singer(extra), vary_manner(manner, extra)
+        moved = tuple(replace(note, pitch=note.pitch + singer.octave) for note in melody)
+        inside = all(LOWEST_SUNG <= note.pitch <= HIGHEST_SUNG for note in moved)
+        notes, spoken = speak_phrases(moved if inside else melody, singer.spoken, voice.lowest, extra)
+        vocal, texts = sing(notes, self.bank(voice), manner, excerpt.seconds, rng, spoken, words)
+        if singer.in_thirds and not spoken:
+            voices = voices_of_split(self.split)
+            other = voices[extra.integers(len(voices))]
+            third = add_third(notes, excerpt.key, extra)
+            manner = replace(manner, formant=manner.formant * other.formant / voice.formant)
+            second, _ = sing(third, self.bank(other), manner, excerpt.seconds, extra, words=words)
+            level = 10 ** (extra.uniform(-10, -3) / 20)
+            vocal = vocal + normalize(second[None], active_level(vocal[None]) * level)[0]
+        if singer.room is not None:
+            vocal = color(vocal[None], *singer.room, extra, low_cut_hz=60)[0]
+        if singer.over_phone:
+            vocal = call_by_phone(vocal, extra)
+        return notes, vocal, texts
 
     def _write(self, name: str, mix: Mix) -> None:
         import soundfile

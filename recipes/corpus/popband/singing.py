@@ -4,20 +4,24 @@
 instead of pulse by pulse, in single precision and at 48 kHz: several times faster, and silence costs nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from duotok.recipes.corpus.popband.lyrics import MELISMA, find_nearest
 from duotok.recipes.corpus.popband.voicebank import (
     FFT_SIZE,
     FRAME_SECONDS,
     NOISE_BANDS,
     SILENCE,
     VOICE_BANDS,
+    VOWELS,
     Syllable,
     VoiceBank,
     expand_envelope,
     expand_noise,
+    mel_points,
 )
 from duotok.recipes.corpus.scores.song import Note
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
@@ -29,7 +33,6 @@ PULSE_TAPS = 16
 RATE = 1 / FRAME_SECONDS  # frames per second
 LONGEST_ONSET, LONGEST_CODA = 0.16, 0.14  # seconds of consonants
 PHRASE_GAP = 0.3  # a longer rest starts a new phrase
-MELISMA = "-"
 
 
 def make_pulses(pitch_hz: np.ndarray, voiced: np.ndarray, samples: int) -> np.ndarray:
@@ -117,6 +120,11 @@ class Manner:
     clarity: float = 1.5  # power of the aperiodicity: higher = clearer than the speaking voice
     dynamics: float = 0.5  # strength of swells in natural-log power
     breaths: float = 0.5  # chance of a breath before a phrase
+    consonants: float = 1.0  # their length, as a factor
+    trend_semitones: float = 0.0  # from the middle of the item to its end the pitch drifts so far
+    slides: float = 0.0  # chance to reach a note slowly from the one before
+    falls: float = 0.0  # chance to let the pitch fall at the end of a phrase
+    hum: str = ""  # "vowel" or "nasal": one sound in place of all syllables
 
 
 def draw_manner(rng: np.random.Generator, formant: float) -> Manner:
@@ -149,10 +157,18 @@ class SungSyllable:
 
 
 def assign_lyrics(
-    notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, rng: np.random.Generator
+    notes: tuple[Note, ...],
+    bank: VoiceBank,
+    manner: Manner,
+    rng: np.random.Generator,
+    words: Sequence[str] = (),
 ) -> tuple[list[SungSyllable], list[str]]:
-    """Give every note a syllable of the bank or a melisma; also the text of each note."""
-    phrases = bank.phrases
+    """Give every note a syllable of the bank or a melisma; also the text of each note.
+
+    words: what each note should sound like, as `transcribe_lyrics` gives it; a note without is given any
+    syllable.
+    """
+    phrases, known = bank.phrases, tuple(syllable.text for syllable in bank.syllables)
     sung: list[SungSyllable] = []
     texts: list[str] = []
     supply: list[int] = []
@@ -163,7 +179,12 @@ def assign_lyrics(
         gap = note.start - previous.end if previous else np.inf
         starts_phrase = gap > PHRASE_GAP or (in_phrase >= breath_after and gap > 0.08)
         joined = not starts_phrase and gap < 0.09
-        if joined and previous and note.pitch != previous.pitch and rng.random() < manner.melisma:
+        word = words[index] if words else ""
+        if word:
+            is_held = joined and word == MELISMA
+        else:
+            is_held = joined and previous and note.pitch != previous.pitch and rng.random() < manner.melisma
+        if is_held:
             sung[-1].end = note.end
             texts.append(MELISMA)
             continue
@@ -172,9 +193,12 @@ def assign_lyrics(
                 sung[-1].last = True
             in_phrase = 0
             breath_after = int(rng.integers(9, 16))
-        if not supply or starts_phrase:
-            supply = list(phrases[rng.integers(len(phrases))])
-        syllable = bank.syllables[supply.pop(0)]
+        if word and word != MELISMA:
+            syllable = bank.syllables[find_nearest(known, word)]
+        else:
+            if not supply or starts_phrase:
+                supply = list(phrases[rng.integers(len(phrases))])
+            syllable = bank.syllables[supply.pop(0)]
         sung.append(SungSyllable(start=note.start, end=note.end, syllable=syllable, first=starts_phrase))
         texts.append(syllable.text)
         in_phrase += 1
@@ -183,7 +207,20 @@ def assign_lyrics(
     return sung, texts
 
 
-def map_time(sung: list[SungSyllable], frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hum(
+    sung: list[SungSyllable], texts: list[str], bank: VoiceBank, manner: Manner, rng: np.random.Generator
+) -> tuple[list[SungSyllable], list[str]]:
+    """One vowel of the bank in place of every syllable; its text is the vowel, or "m"."""
+    chosen = bank.syllables[rng.integers(len(bank.syllables))]
+    vowel = "".join(letter for letter in chosen.text if letter in VOWELS) or "a"
+    text = "m" if manner.hum == "nasal" else vowel
+    alone = replace(chosen, onset=chosen.vowel_start, coda=chosen.vowel_end, text=text)
+    return [replace(event, syllable=alone) for event in sung], [t if t == MELISMA else text for t in texts]
+
+
+def map_time(
+    sung: list[SungSyllable], frames: int, consonants: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each frame of the song the bank time in frames (-1 = silence), the number of its syllable and
     whether it lies inside the vowel."""
     source = np.full(frames, -1.0)
@@ -192,14 +229,15 @@ def map_time(sung: list[SungSyllable], frames: int) -> tuple[np.ndarray, np.ndar
     for index, event in enumerate(sung):
         s = event.syllable
         following = sung[index + 1] if index + 1 < len(sung) else None
-        onset = min(s.vowel_start - s.onset, LONGEST_ONSET)
+        onset = min(s.vowel_start - s.onset, LONGEST_ONSET) * consonants
         if index and not event.first:  # fast notes have short consonants
             onset = min(onset, 0.4 * (event.start - sung[index - 1].start))
         duration = max(event.end - event.start, 0.08)
         coda = min(s.coda - s.vowel_end, LONGEST_CODA, 0.3 * duration)
         limit = event.start + duration
         if following is not None and following.start - limit < 0.12:
-            next_onset = min(following.syllable.vowel_start - following.syllable.onset, LONGEST_ONSET)
+            later = following.syllable
+            next_onset = min(later.vowel_start - later.onset, LONGEST_ONSET) * consonants
             limit = following.start - min(next_onset, 0.4 * (following.start - event.start))
         vowel_end = max(event.start + 0.05, limit - coda)
         length = s.vowel_end - s.vowel_start
@@ -250,6 +288,36 @@ def pitch_curve(
     return smooth + vibrato + drift
 
 
+def bend_pitch(
+    pitch: np.ndarray,
+    notes: tuple[Note, ...],
+    manner: Manner,
+    spoken: frozenset[int],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The pitch curve with drift, slides, falls, and syllables that are spoken (indices of notes)."""
+    if manner.trend_semitones:
+        line = np.linspace(-1, 1, len(pitch)) + 0.3 * _wander(len(pitch), 6.0, rng)
+        pitch = pitch + manner.trend_semitones * line
+    for index, note in enumerate(notes):
+        gap = note.start - notes[index - 1].end if index else np.inf
+        following = notes[index + 1].start if index + 1 < len(notes) else np.inf
+        length = note.end - note.start
+        if gap < 0.15 and rng.random() < manner.slides:
+            last = note.start + min(rng.uniform(0.12, 0.4), 0.7 * length)
+            own = slice(max(0, int((note.start - 0.06) * RATE)), int(last * RATE))
+            turn = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, len(pitch[own])))
+            if len(turn):
+                pitch[own] = pitch[own][0] + turn * (pitch[own][-1] - pitch[own][0])
+        if following - note.end > PHRASE_GAP and rng.random() < manner.falls:
+            own = slice(int((note.end - min(0.2, 0.5 * length)) * RATE), int((note.end + 0.05) * RATE))
+            pitch[own] -= rng.uniform(1, 5) * np.linspace(0, 1, len(pitch[own]))
+        if index in spoken:
+            own = slice(int(note.start * RATE), int(note.end * RATE))
+            pitch[own] += rng.uniform(-5, 1) * np.linspace(-0.5, 0.5, len(pitch[own]))
+    return pitch
+
+
 def _wander(frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise of unit variance that changes within the given time."""
     width = max(2, int(seconds * RATE))
@@ -259,13 +327,25 @@ def _wander(frames: int, seconds: float, rng: np.random.Generator) -> np.ndarray
 
 
 def sing(
-    notes: tuple[Note, ...], bank: VoiceBank, manner: Manner, seconds: float, rng: np.random.Generator
+    notes: tuple[Note, ...],
+    bank: VoiceBank,
+    manner: Manner,
+    seconds: float,
+    rng: np.random.Generator,
+    spoken: frozenset[int] = frozenset(),
+    words: Sequence[str] = (),
 ) -> tuple[np.ndarray, list[str]]:
-    """The sung melody: float32 mono at 48 kHz (exactly `seconds` long) and the syllable of each note."""
+    """The sung melody: float32 mono at 48 kHz (exactly `seconds` long) and the syllable of each note.
+
+    spoken: indices of notes that are spoken in rhythm, about their pitch. words: see `assign_lyrics`.
+    """
     notes = tuple(replace(note, end=min(note.end, seconds - 0.05)) for note in notes)
     frames = int(seconds * RATE) + 1
-    sung, texts = assign_lyrics(notes, bank, manner, rng)
-    source, owner, vowel = map_time(sung, frames)
+    sung, texts = assign_lyrics(notes, bank, manner, rng, words)
+    bends = rng.spawn(1)[0]  # the other draws do not depend on it
+    if manner.hum:
+        sung, texts = hum(sung, texts, bank, manner, bends)
+    source, owner, vowel = map_time(sung, frames, manner.consonants)
     active = source >= 0
     place = np.clip(source, 0, len(bank.envelope) - 2)
     left = place.astype(int)
@@ -275,9 +355,12 @@ def sing(
     voiced = (bank.voiced[left] | vowel) & active
     envelope += _dynamics(sung, owner, envelope, vowel, manner, rng)[:, None]
     noise = _clear_noise(noise, bank.voiced[left], voiced, vowel, manner)
+    if manner.hum == "nasal":  # the mouth is closed: 12 dB per octave are lost above 400 Hz
+        envelope -= 12 * np.log(10) / 10 * np.log2(np.maximum(mel_points(bank.rate_hz) / 400, 1))
     envelope[~active] = np.log(SILENCE)
     _add_breaths(sung, envelope, noise, vowel, manner, rng)
-    pitch_hz = 440 * 2 ** ((pitch_curve(notes, sung, frames, manner, rng) - 69) / 12)
+    pitch = bend_pitch(pitch_curve(notes, sung, frames, manner, rng), notes, manner, spoken, bends)
+    pitch_hz = 440 * 2 ** ((pitch - 69) / 12)
     wave = synthesize(
         np.hstack([envelope, np.ones((frames, 1), dtype=envelope.dtype)]),
         noise,
