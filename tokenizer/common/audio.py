@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -115,23 +115,38 @@ def change_speed(wave: Tensor, speed: float) -> Tensor:
 
 
 def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> None:
-    """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
+    """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole.
+
+    A FLAC or MP3 where it is called so, else a WAV. 16 bits are dithered, the same way every time.
+    """
     size = wave.numel() * (2 if subtype == "PCM_16" else 4)
     kind = "WAV" if size <= _LARGEST_WAV_BYTES else "RF64"  # WAV counts its bytes in 32 bits
+    kind = {".flac": "FLAC", ".mp3": "MP3"}.get(Path(path).suffix.lower(), kind)
+    best: dict[str, Any] = {"compression_level": 0.0, "bitrate_mode": "VARIABLE"} if kind == "MP3" else {}
+    generator = np.random.default_rng(0)
     try:
         with (
             whole_file(path) as temporary,
             open(temporary, "wb") as raw,
             soundfile.SoundFile(
-                _handle(raw, temporary), "w", SAMPLE_RATE_HZ, len(wave), subtype, format=kind, closefd=False
+                _handle(raw, temporary), "w", SAMPLE_RATE_HZ, len(wave), subtype, None, kind, False, **best
             ) as file,
         ):
             for _, (block,) in blocks(wave.detach()):
-                file.write(block.cpu().numpy().T)
+                data = block.cpu().numpy().T
+                file.write(_dithered(data, generator) if subtype == "PCM_16" else data)
     except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
         raise AudioError(
             f"cannot write {shown_name(path)}: check that the folder is writable and not full"
         ) from error
+
+
+def _dithered(data: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """data in 16 bits: an even noise instead of distortion; what 16 bits hold, as silence, stays as it is."""
+    steps = data.astype(np.float32) * 32_768
+    noise = generator.random(data.shape, np.float32) - generator.random(data.shape, np.float32)
+    dithered = np.round(steps + noise * (steps != np.round(steps)))
+    return dithered.clip(-32_768, 32_767).astype(np.int16)
 
 
 class _Cut(NamedTuple):

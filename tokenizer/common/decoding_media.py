@@ -31,16 +31,17 @@ def decode_media(
     line for whatever of the sound is not there. Raises AudioError where the disk has no room.
     """
     import av
+    from av.error import FFmpegError
 
     folder = roomy_folder()
     try:
         sound = tempfile.TemporaryFile(dir=folder)
         file.seek(0)
         options = {"format_whitelist": _CONTAINERS}
-        with av.open(file, metadata_errors="ignore", options=options) as container:
+        with av.open(file, "r", metadata_errors="ignore", options=options) as container:
             rate_hz, channels, samples, damaged = _decode(container, sound, most_samples)
             claimed = round(_claimed_seconds(container) * rate_hz)
-    except (av.FFmpegError, ValueError):  # no container, no sound in it, names of no characters
+    except (FFmpegError, ValueError):  # no container, no sound in it, names of no characters
         return None
     except OSError as error:
         raise AudioError(
@@ -63,6 +64,7 @@ def decode_media(
 def _decode(container: "InputContainer", sound: BinaryIO, most_samples: int) -> tuple[int, int, int, int]:
     """Write floats [samples, channels] into a file; return rate, channels, samples, packets left out."""
     import av
+    from av.error import FFmpegError
 
     rate_hz = channels = samples = damaged = 0
     resampler = None
@@ -70,7 +72,7 @@ def _decode(container: "InputContainer", sound: BinaryIO, most_samples: int) -> 
     while samples <= most_samples:
         try:
             packet = next(packets, None)
-        except av.FFmpegError:  # what follows cannot be told apart
+        except FFmpegError:  # what follows cannot be told apart
             break
         if packet is None:
             break
@@ -82,7 +84,7 @@ def _decode(container: "InputContainer", sound: BinaryIO, most_samples: int) -> 
                 for part in resampler.resample(frame):
                     sound.write(part.to_ndarray().tobytes())
                     samples += part.samples
-        except (av.FFmpegError, ValueError):  # ValueError: a frame of another rate or layout
+        except (FFmpegError, ValueError):  # ValueError: a frame of another rate or layout
             damaged += 1
     return rate_hz, channels, samples, damaged
 
