@@ -19,7 +19,7 @@ SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4  # -80 dBFS, three steps of 16 bits
 _QUIET_PEAK = 1e-2
 _RAISED_PEAK = 0.25  # what becomes of a quiet one's; a band beside it still fits under full scale
-# An offset, beside what the lowest tones leave in the mean: a share of a side's RMS, and two steps of 16 bits.
+# Offsets beside what low tones leave in the mean: a share of a side's RMS, and two steps of 16 bits.
 _OFFSET, _LEAST_OFFSET = 0.02, 6e-5
 _NOTHING = 1e-12  # power: -120 dBFS
 _SILENT_SIDE = 1e-4  # power beside the other side's: the noise of an input with nothing in it

@@ -24,7 +24,6 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 768_000  # of recordings; others are he
 _HIGHEST_COMPRESSION = 5_000
 _READ_SAMPLES = 1 << 20  # of all channels together, at once
 _PIECE_FRAMES = 1 << 12  # what libsndfile is asked for: at a fault, as much is lost
-_LATE_MS = 25  # how much coder and decoder put before an MP3: 1,105 samples
 _ENDLESS_BYTES = 0x7FFFF000  # sizes from here on are written by what does not know the length yet
 _LARGEST_WAV_BYTES = 4_000_000_000
 
@@ -192,31 +191,15 @@ def _open_decoded(
         if decoded := decode_media(raw, name, most, tell):
             return decoded
         raise
-    is_endless = file.format == "MP3" and not _tells_length(path)
-    if (is_endless or file.frames == 0) and (decoded := decode_media(raw, name, most, tell)):
-        file = decoded
-    seconds = file.frames / file.samplerate
-    if is_endless:
-        tell(f"{name} does not say how long it is: it has {seconds:.1f} s and begins {_LATE_MS} ms late")
+    # After each read soundfile seeks, which is not exact in an MP3: what is read piece by piece has gaps.
+    if (file.format == "MP3" or file.frames == 0) and (decoded := decode_media(raw, name, most, tell)):
+        return decoded
     if found := re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
         claimed, there = map(int, found.groups())
         if there < claimed < _ENDLESS_BYTES:
+            seconds = file.frames / file.samplerate
             tell(f"{name} ends at {seconds:.1f} of {seconds * claimed / there:.1f} s")
     return file
-
-
-def _tells_length(path: str | Path) -> bool:
-    """Whether the first frame of an MP3 counts the others, as coders let it since about 2000."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-        size = 0
-        if head[:3] == b"ID3":
-            for byte in head[6:]:
-                size = size << 7 | byte
-            size += 10
-        file.seek(size)
-        start = file.read(2_048)
-    return any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _plan_cut(file: soundfile.SoundFile, start_seconds: float = 0.0, seconds: float | None = None) -> _Cut:
