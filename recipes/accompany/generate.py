@@ -24,6 +24,7 @@ from duotok.recipes.accompany.request import (
 )
 from duotok.tokenizer.common.command import guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
+from duotok.tokenizer.common.files import printable
 
 # Share of the computing time of each stage, for one bar over all of them.
 _TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
@@ -130,7 +131,7 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
         output.publish()
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(_summarize(out, report))
+    print(printable(_summarize(out, report)))
 
 
 def _shipped_settings() -> GenerationSettings:

@@ -100,7 +100,7 @@ def _mend(wave: Tensor, subject: str, tell: Callable[[str], None]) -> Tensor:
     if not bool(moments.isfinite().all()):
         return wave  # refused later
     products -= offset[:, None] * offset
-    powers = products.diagonal()
+    powers = products.diagonal().clamp_min(0)
     is_off = offset.abs() > _OFFSET * powers.sqrt() + _LEAST_OFFSET
     louder, sides = int(powers.argmax()), torch.eye(2)
     if bool(is_off.any()):
