@@ -186,7 +186,7 @@ def test_takes_from_a_phone_and_a_flac_back(base, tmp_path, make_singing):
     assert report["vocal"] == r"caf\xe9.m4a + harmony.webm" and report["files"] == names
     assert any(line in done.stderr for line in report["warnings"])
     assert re.search(r"caf\\xe9.m4a ends at 2.\d of 3.0 s", report["warnings"][0])
-    info = soundfile.info(out / "mix.mp3")
+    info = soundfile.info((out / "mix.mp3").rename(tmp_path / "mix.mp3"))
     assert (info.format, info.channels, info.frames) == ("MP3", 2, report["samples"])
 
 
