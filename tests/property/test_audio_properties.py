@@ -42,4 +42,5 @@ def test_flipped_bits_end_in_sound_or_in_one_line(tmp_path, kind):
             read += 1
         except AudioError as error:
             assert str(error).isprintable()
-    assert 0 < read < _FLIPS and all(told)
+    assert 0 < read and all(told)
+    assert read < _FLIPS or kind == "mp3"  # its frames stand each for itself
