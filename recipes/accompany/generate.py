@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description, read_styles
-from duotok.recipes.accompany.output import OutputFolder, expected_files
+from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
     METER_NAMES,
@@ -24,6 +24,7 @@ from duotok.recipes.accompany.request import (
 )
 from duotok.tokenizer.common.command import guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
+from duotok.tokenizer.common.files import printable
 
 # Share of the computing time of each stage, for one bar over all of them.
 _TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sung = parser.add_argument_group("what is sung")
     add = sung.add_mutually_exclusive_group(required=True).add_argument
-    add("--vocal", metavar="FILE", help="the singer alone (WAV, FLAC, OGG, MP3; any rate)")
+    text = "the singer alone (WAV, FLAC, MP3, M4A, OGG, WMA, a film; any rate); again for each further take"
+    add("--vocal", action="append", metavar="FILE", help=text)
     add("--mix", metavar="FILE", help="a whole song instead; its vocal is separated from it first")
     add = sung.add_argument
     text = "beats per minute (default: as it is sung)"
@@ -88,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is written").add_argument
     text = "folder for the result (default: <vocal>-accompaniment, here)"
     add("--out", type=Path, metavar="DIR", help=text)
+    text = "wav: 16 bits, dithered (default); wav24, float, flac: for more work on it; mp3: to send"
+    add("--format", default="wav", choices=FORMATS, help=text)
     text = "make N, ranked by fit, best first (default: 1)"
     add("--variations", type=int, default=1, metavar="N", help=text)
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
@@ -116,7 +120,8 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
     request = request.read()
     samples, wanted = request.song.wave.shape[-1], {"renderings": request.renderings, "stems": request.stems}
     samples += (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
-    expected = expected_files(samples, **wanted, separated=request.mix is not None)
+    written = {"separated": request.mix is not None, "format": request.format}
+    expected = expected_files(samples, **wanted, **written)
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
@@ -126,7 +131,7 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
         output.publish()
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(_summarize(out, report))
+    print(printable(_summarize(out, report)))
 
 
 def _shipped_settings() -> GenerationSettings:

@@ -1,7 +1,8 @@
 """The waves on both sides of the model: the vocal, read and checked, and its mix with the band."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError
 from duotok.tokenizer.common.files import shown_name
-from duotok.tokenizer.common.long_waves import amplify, blocks, map_blocks, peak
+from duotok.tokenizer.common.long_waves import amplify, blocks, map_blocks, new_wave, peak
 from duotok.tokenizer.common.loudness import measure_loudness
 
+Source = str | Path | Tensor  # a file, or a wave [samples] or [channels, samples] at 48 kHz
 SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4  # -80 dBFS, three steps of 16 bits
 _QUIET_PEAK = 1e-2
+_RAISED_PEAK = 0.25  # what becomes of a quiet one's; a band beside it still fits under full scale
+# Offsets beside what low tones leave in the mean: a share of a side's RMS, and two steps of 16 bits.
+_OFFSET, _LEAST_OFFSET = 0.02, 6e-5
+_NOTHING = 1e-12  # power: -120 dBFS
+_SILENT_SIDE = 1e-4  # power beside the other side's: the noise of an input with nothing in it
+_CANCELLING = -0.9  # correlation of the sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +36,37 @@ class Vocal:
 
     @property
     def listened(self) -> Tensor:
-        """What the tokenizer hears, [1, channels, samples]: both sides, or the left where they cancel out."""
-        middle_power = left_power = 0.0
-        for _, (block,) in blocks(self.wave):
-            middle_power += float(block.mean(dim=0).square().sum(dtype=torch.float64))
-            left_power += float(block[0].square().sum(dtype=torch.float64))
-        return self.wave[None, :1] if middle_power < 1e-3 * left_power else self.wave[None]
+        """What the tokenizer hears, [1, channels, samples]."""
+        return self.wave[None]
 
 
-def load_vocal(source: str | Path | Tensor, *, what: str = "vocal") -> Vocal:
-    """Read and check a vocal: a file of any rate and channel count, or a wave at 48 kHz.
+def load_vocal(source: Source | Sequence[Source], *, what: str = "vocal") -> Vocal:
+    """Read and check a vocal: a file of any rate and channel count, a wave at 48 kHz, or several takes.
 
-    source: a path, or a tensor [samples] or [channels, samples]; what: what messages call it. Raises
-    AudioError when it cannot be read, is shorter than SHORTEST_SECONDS, silent, or holds NaN.
+    source: a path, or a tensor [samples] or [channels, samples]; takes are added up as they are, from one
+    start, as long as the longest. what: what messages call it. Offsets, sides that cancel out or are silent,
+    and very low levels are mended, and warned of. Raises AudioError when it cannot be read, is shorter than
+    SHORTEST_SECONDS, silent, or holds NaN.
     """
-    if isinstance(source, Tensor):
-        return check_vocal(_to_stereo(source), name="", what=what)
-    return check_vocal(read_audio(source), name=shown_name(Path(source).name), what=what)
+    warnings: list[str] = []
+    sources = [source] if isinstance(source, (str, Path, Tensor)) else source
+    names = ["" if isinstance(take, Tensor) else shown_name(Path(take).name) for take in sources]
+    takes = [
+        _mend(_read(take, warnings.append), name or f"the {what}", warnings.append)
+        for take, name in zip(sources, names, strict=True)
+    ]
+    wave, name = _add_up(takes), " + ".join(filter(None, names))
+    highest = peak(wave)
+    if _SILENT_PEAK <= highest < _QUIET_PEAK:
+        gain = _RAISED_PEAK / highest
+        wave = map_blocks(lambda block: block * gain, wave)
+        level, more = 20 * math.log10(highest), 20 * math.log10(gain)
+        warnings.append(
+            f"the {what} is very quiet, with a peak of {level:.0f} dBFS; it was raised by {more:.0f} dB, its "
+            "noise with it"
+        )
+    vocal = check_vocal(wave, name=name, what=what)
+    return replace(vocal, warnings=(*warnings, *vocal.warnings))
 
 
 def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
@@ -67,12 +89,53 @@ def check_vocal(wave: Tensor, name: str, what: str = "vocal") -> Vocal:
     return Vocal(wave=wave, name=name, warnings=tuple(warnings))
 
 
-def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
+def _mend(wave: Tensor, subject: str, tell: Callable[[str], None]) -> Tensor:
+    """Return a wave [2, samples] whose sides swing about 0, both sound and do not cancel each other out."""
+    moments = torch.zeros(2, 3, dtype=torch.float64)  # of each side: sum; products with left and right
+    for _, (block,) in blocks(wave):
+        exact = block.double()
+        moments += torch.cat([exact.sum(dim=1, keepdim=True), exact @ exact.T], dim=1)
+    samples = max(1, wave.shape[-1])
+    offset, products = moments[:, 0] / samples, moments[:, 1:] / samples
+    if not bool(moments.isfinite().all()):
+        return wave  # refused later
+    products -= offset[:, None] * offset
+    powers = products.diagonal().clamp_min(0)
+    is_off = offset.abs() > _OFFSET * powers.sqrt() + _LEAST_OFFSET
+    louder, sides = int(powers.argmax()), torch.eye(2)
+    if bool(is_off.any()):
+        tell(f"{subject} had an offset of {float(offset.abs().max()):.2g} of full scale; it was removed")
+    if powers.max() < _NOTHING:
+        tell(f"{subject} is silent")
+    elif powers.min() < _SILENT_SIDE * powers.max():
+        sides = sides[[louder, louder]]
+        tell(f"one side of {subject} is silent; the other is heard and mixed on both")
+    elif products[0, 1] < _CANCELLING * powers.prod().sqrt():
+        sides[1, 1] = -1
+        tell(f"the sides of {subject} cancel each other out; the right one was turned over")
+    elif not bool(is_off.any()):
+        return wave
+    offset = (offset * is_off)[:, None].float()
+    return map_blocks(lambda block: sides @ (block - offset), wave)
+
+
+def _add_up(takes: Sequence[Tensor]) -> Tensor:
+    """The sum of waves [2, n], as long as the longest."""
+    if len(takes) == 1:
+        return takes[0]
+    total = new_wave(2, max(take.shape[-1] for take in takes))
+    for take in takes:
+        for _, (block, part) in blocks(total[:, : take.shape[-1]], take):
+            block += part
+    return total
+
+
+def load_prefix(source: Source, vocal: Vocal, tell: Callable[[str], None] | None = None) -> Tensor:
     """The given start of the accompaniment, [1, 2, samples], cut to whole token frames by the caller.
 
-    Raises AudioError when it cannot be read or does not leave anything to generate.
+    tell: see read_audio. Raises AudioError when it cannot be read or does not leave anything to generate.
     """
-    wave = _to_stereo(source) if isinstance(source, Tensor) else read_audio(source)
+    wave = _read(source, tell)
     if not math.isfinite(peak(wave)):
         raise AudioError("the prefix holds NaN or infinite samples; export it again from your audio editor")
     if wave.shape[-1] >= vocal.wave.shape[-1]:
@@ -81,6 +144,10 @@ def load_prefix(source: str | Path | Tensor, vocal: Vocal) -> Tensor:
             f"the prefix has {seconds:.2f} s, the vocal {song:.2f} s; give a prefix shorter than the song"
         )
     return wave[None]
+
+
+def _read(source: Source, tell: Callable[[str], None] | None) -> Tensor:
+    return _to_stereo(source) if isinstance(source, Tensor) else read_audio(source, tell=tell)
 
 
 def _to_stereo(wave: Tensor) -> Tensor:

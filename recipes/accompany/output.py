@@ -25,6 +25,14 @@ except ImportError:  # Windows
 
 
 REPORT = "report.json"
+# Name -> ending, coding, bytes that a sample of both sides takes at most. 24 bits lose nothing that is heard.
+FORMATS = {
+    "wav": (".wav", "PCM_16", 4.0),
+    "wav24": (".wav", "PCM_24", 6.0),
+    "float": (".wav", "FLOAT", 8.0),
+    "flac": (".flac", "PCM_24", 6.1),
+    "mp3": (".mp3", "MPEG_LAYER_III", 1.0),
+}
 _STEMS = ("drums", "bass", "other")
 _WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
 _HEADER_BYTES, _REPORT_BYTES = 100, 20_000
@@ -228,16 +236,17 @@ def _remove_left_over(place: Path) -> None:
 
 
 def expected_files(
-    samples: int, *, renderings: int = 1, stems: bool = False, separated: bool = False
+    samples: int, *, renderings: int = 1, stems: bool = False, separated: bool = False, format: str = "wav"
 ) -> dict[str, int]:
     """Name -> bytes of what `generate` writes for a vocal of so many samples, without report.json."""
-    plain, exact = _HEADER_BYTES + 4 * samples, _HEADER_BYTES + 8 * samples  # 16 bits; floats
+    ending, _, width = FORMATS[format]
+    plain, exact = (_HEADER_BYTES + round(size * samples) for size in (width, 8))
     suffixes = [""] if renderings == 1 else [f"-{number}" for number in range(1, renderings + 1)]
-    files = {f"{kind}{suffix}.wav": plain for kind in ("accompaniment", "mix") for suffix in ["", *suffixes]}
+    files = {f"{kind}{end}{ending}": plain for kind in ("accompaniment", "mix") for end in ["", *suffixes]}
     if stems:
         files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in _STEMS for suffix in suffixes}
     if separated:
-        files["separated-vocal.wav"] = plain
+        files[f"separated-vocal{ending}"] = plain
     return files
 
 

@@ -24,7 +24,7 @@ from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
-from duotok.recipes.accompany.output import OutputFolder, expected_files, write_report
+from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
 from duotok.recipes.accompany.request import (
     DEVICES,
@@ -110,6 +110,7 @@ class Accompaniment:
     report: dict[str, Any]  # ready for JSON
     stems: Mapping[str, Tensor] = field(default_factory=dict)  # drums, bass, other [2, samples], if asked for
     separated_vocal: Tensor | None = None  # [2, samples], of a mix
+    format: str = "wav"  # that it is written in, one of FORMATS
 
     @property
     def score(self) -> float:
@@ -117,12 +118,13 @@ class Accompaniment:
         return self.report["coherence"]["score"]
 
     def save(self, folder: str | Path) -> Path:
-        """Write accompaniment.wav, mix.wav and report.json; nothing appears before all of it is written.
+        """Write the accompaniment, the mix and report.json; nothing appears before all of it is written.
 
         Stems and a separated vocal, where there are any, go into files of their own.
         """
         separated = self.separated_vocal is not None
-        expected = expected_files(self.mix.shape[-1], stems=bool(self.stems), separated=separated)
+        options = {"stems": bool(self.stems), "separated": separated, "format": self.format}
+        expected = expected_files(self.mix.shape[-1], **options)
         with OutputFolder(folder, expected) as output:
             self.write(output.work)
             output.publish()
@@ -131,6 +133,7 @@ class Accompaniment:
     def write(self, folder: Path, suffix: str = "") -> dict[str, Any]:
         """Write the files of `save` into an existing folder (no report.json with a suffix)."""
         report = self.report
+        ending, subtype, _ = FORMATS[self.format]
         if self.stems:
             names = {stem: f"accompaniment-{stem}{suffix}.wav" for stem in self.stems}
             report = {**report, "stems": names}
@@ -138,9 +141,9 @@ class Accompaniment:
                 # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
                 write_audio(folder / names[stem], wave, subtype="FLOAT")
         if self.separated_vocal is not None:
-            write_audio(folder / "separated-vocal.wav", self.separated_vocal)
-        write_audio(folder / f"accompaniment{suffix}.wav", self.accompaniment)
-        write_audio(folder / f"mix{suffix}.wav", self.mix)
+            write_audio(folder / f"separated-vocal{ending}", self.separated_vocal, subtype=subtype)
+        write_audio(folder / f"accompaniment{suffix}{ending}", self.accompaniment, subtype=subtype)
+        write_audio(folder / f"mix{suffix}{ending}", self.mix, subtype=subtype)
         if not suffix:
             write_report(folder, report)
         return report
@@ -219,10 +222,10 @@ class Accompanist:
     def write(self, request: Request, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
         """Write all that is asked for into an existing folder; give back the report that is left there.
 
-        Several accompaniments are numbered by rank, and the best is also accompaniment.wav and mix.wav.
+        Several accompaniments are numbered by rank, and the best is also there without a number.
         """
         sketches = self.compose(request, progress=progress)
-        count = request.renderings
+        count, ending = request.renderings, FORMATS[request.format][0]
         suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
         reports = [
             self.perform(sketches, composition).write(folder, suffix)
@@ -230,13 +233,13 @@ class Accompanist:
         ]
         for kind in ("accompaniment", "mix") if count > 1 else ():
             try:
-                shutil.copyfile(folder / f"{kind}-1.wav", folder / f"{kind}.wav")
+                shutil.copyfile(folder / f"{kind}-1{ending}", folder / f"{kind}{ending}")
             except OSError as error:
-                raise AudioError(f"cannot write {kind}.wav: {error.strerror or error}") from error
+                raise AudioError(f"cannot write {kind}{ending}: {error.strerror or error}") from error
         report = reports[0]
         if request.variations > 1:
             files = [
-                {"rank": number, "accompaniment": f"accompaniment{suffix}.wav", "mix": f"mix{suffix}.wav"}
+                {"rank": number, **{kind: f"{kind}{suffix}{ending}" for kind in ("accompaniment", "mix")}}
                 for number, suffix in enumerate(suffixes, start=1)
             ]
             report = {**report, "variations": [{**a, **b} for a, b in zip(files, reports, strict=True)]}
@@ -445,6 +448,7 @@ class Accompanist:
             report=report,
             stems=stems,
             separated_vocal=None if sketches.request.mix is None else vocal.wave,
+            format=sketches.request.format,
         )
 
 
@@ -488,7 +492,7 @@ def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
     gain_db = mixdown.mix_gain_db
     turned_down = f", with both turned down by {-gain_db:.1f} dB" if gain_db < 0 else ""
     return [
-        f"accompaniment.wav is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
+        f"the accompaniment is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
         f"clip; in the mix it is as asked{turned_down}"
     ]
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duotok.recipes.accompany.output import FORMATS
 from duotok.tokenizer.common.config import config_from_dict
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -66,9 +67,11 @@ class Request:
     48 kHz. Settings that are None come from the bundle; see GenerationSettings.
     """
 
-    vocal: "str | Path | Tensor | Vocal | None" = None  # the singer alone
+    # The singer alone, or several takes that are heard as one.
+    vocal: "str | Path | Tensor | Vocal | Sequence[str | Path | Tensor] | None" = None
     mix: "str | Path | Tensor | Vocal | None" = None  # a whole song, of which the vocal is separated first
     separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
+    format: str = "wav"  # of what is written, one of FORMATS; stems are always floats
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
     tempo_bpm: float | None = None  # None: as it is sung
@@ -95,6 +98,10 @@ class Request:
     def __post_init__(self) -> None:
         if (self.vocal is None) == (self.mix is None):
             raise ConfigError("give either a vocal or a mix, and not both")
+        if isinstance(self.vocal, (list, tuple)) and not self.vocal:
+            raise ConfigError("vocal must name one take at least, got none")
+        if self.format not in FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.tuning not in ("auto", "off"):
             object.__setattr__(self, "tuning", _read_cents(self.tuning))
         for name in ("seed", "variations", *(("intro",) if self.intro is not None else ())):
@@ -123,7 +130,8 @@ class Request:
     @property
     def files(self) -> "list[str | Path]":
         """The files that are named, until they are read; the recording of the singer first."""
-        named = (self.vocal, self.mix, self.prefix, self.chords)
+        takes = self.vocal if isinstance(self.vocal, (list, tuple)) else [self.vocal]
+        named = (*takes, self.mix, self.prefix, self.chords)
         return [source for source in named if isinstance(source, (str, Path))]
 
     @property
@@ -176,7 +184,9 @@ class Request:
         name, what, source = ("vocal", "vocal", self.vocal) if self.mix is None else ("mix", "song", self.mix)
         assert source is not None
         song = source if isinstance(source, Vocal) else load_vocal(source, what=what)
-        prefix = None if self.prefix is None else load_prefix(self.prefix, song)[0]
+        told: list[str] = []
+        prefix = None if self.prefix is None else load_prefix(self.prefix, song, told.append)[0]
+        song = replace(song, warnings=(*song.warnings, *told))
         seconds = song.wave.shape[-1] / SAMPLE_RATE_HZ
         if self.downbeat_seconds is not None and self.downbeat_seconds >= seconds:
             raise ConfigError(f"the downbeat ({self.downbeat_seconds:g} s) is past the end ({seconds:.1f} s)")

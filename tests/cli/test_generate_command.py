@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import soundfile
 from duotok.recipes.accompany.bundle import default_bundle
 from duotok.recipes.accompany.generate import main
 from duotok.recipes.accompany.request import GenerationSettings
+from duotok.recipes.evaluation.fuzz import make_recording
 
 OURS = ["accompaniment.wav", "mix.wav", "report.json"]
 
@@ -165,6 +167,27 @@ def test_whatever_soundfile_reads(base, tmp_path, make_singing, name, rate_hz, c
     assert (info.samplerate, info.channels) == (48_000, 2)
     stored = soundfile.info(tmp_path / name)
     assert info.frames == round(stored.frames * 48_000 / rate_hz)
+
+
+def test_takes_from_a_phone_and_a_flac_back(base, tmp_path, make_singing):
+    lead, harmony = tmp_path / os.fsdecode(b"caf\xe9.m4a"), tmp_path / "harmony.webm"
+    make_recording(lead.with_name("whole.m4a"), make_singing(3.0).T, 48_000, movflags="faststart")
+    data = lead.with_name("whole.m4a").read_bytes()
+    lead.write_bytes(data[: len(data) * 3 // 4])
+    make_recording(harmony, make_singing(1.2).T, 48_000)
+    out = tmp_path / os.fsdecode(b"caf\xe9-accompaniment")
+    for ending in ("flac", "mp3"):  # the second takes the place of the first
+        options = ["--vocal", harmony.name, "--format", ending, *base]
+        done = run("--vocal", lead.name, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        names = [f"accompaniment.{ending}", f"mix.{ending}", "report.json"]
+        assert sorted(path.name for path in out.iterdir()) == names
+    report = json.loads((out / "report.json").read_text())
+    assert report["vocal"] == r"caf\xe9.m4a + harmony.webm" and report["files"] == names
+    assert any(line in done.stderr for line in report["warnings"])
+    assert re.search(r"caf\\xe9.m4a ends at 2.\d of 3.0 s", report["warnings"][0])
+    info = soundfile.info((out / "mix.mp3").rename(tmp_path / "mix.mp3"))
+    assert (info.format, info.channels, info.frames) == ("MP3", 2, report["samples"])
 
 
 def test_progress_bar_names_the_stages(base, vocal_file, tmp_path, capsys):

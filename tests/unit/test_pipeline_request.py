@@ -39,6 +39,7 @@ def test_chosen_over_bundle_over_general():
         "intro": (-1, 17, 1.5),
         "without": (("flute",), ("drums", "bass", "chords")),
         "meter": ("5/4", 3),
+        "format": ("aiff", None),
         "tuning": (101, -100.5, "flat", float("nan")),
     }.items(),
 )
@@ -53,6 +54,9 @@ def test_a_request_has_one_singer():
     for given in ({}, {"vocal": "a.wav", "mix": "b.wav"}):
         with pytest.raises(ConfigError, match="either a vocal or a mix"):
             Request(**given)
+    with pytest.raises(ConfigError, match="vocal must name one take"):
+        Request(vocal=[])
+    assert Request(vocal=["a.wav", "b.wav"], prefix="c.wav").files == ["a.wav", "b.wav", "c.wav"]
 
 
 def test_files_are_read_once_and_waves_stay(tmp_path, make_singing):

@@ -1,10 +1,11 @@
-"""Reading any recording soundfile knows as float32 at 48 kHz, resampling, and writing waves safely."""
+"""Reading any recording as float32 at 48 kHz, resampling, and writing waves safely."""
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -12,15 +13,18 @@ import soxr
 import torch
 from torch import Tensor
 
+from .decoding_media import decode_media
 from .errors import AudioError
 from .files import WriteError, open_input, shown_name, whole_file
-from .long_waves import blocks, let_go, new_wave
+from .long_waves import blocks, let_go, map_blocks, new_wave
 
 SAMPLE_RATE_HZ = 48_000
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 768_000  # of recordings; others are headers that lie
 # Samples per byte; silence in FLAC or Opus has some 300 to 3,000. What claims more has a damaged header.
 _HIGHEST_COMPRESSION = 5_000
 _READ_SAMPLES = 1 << 20  # of all channels together, at once
+_PIECE_FRAMES = 1 << 12  # what libsndfile is asked for: at a fault, as much is lost
+_ENDLESS_BYTES = 0x7FFFF000  # sizes from here on are written by what does not know the length yet
 _LARGEST_WAV_BYTES = 4_000_000_000
 
 
@@ -31,26 +35,32 @@ def audio_seconds(path: str | Path) -> float:
 
 
 def read_audio(
-    path: str | Path, *, channels: int | None = 2, start_seconds: float = 0.0, seconds: float | None = None
+    path: str | Path,
+    *,
+    channels: int | None = 2,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Read a recording (or a cut of it) as float32 [channels, samples] at 48 kHz.
 
     channels: 1 averages, 2 copies a mono recording to both sides and folds more than two channels down to
     their mean on both sides, None keeps what the file has. The result has round(frames * 48000 / rate)
-    samples; a long one rests on disk (see `long_waves`).
+    samples; a long one rests on disk (see `long_waves`). Of a file that is cut off, what is there.
 
-    Raises AudioError when the file is missing, not audio, empty, truncated or holds NaN or infinite samples.
+    tell: is given a line for whatever of the sound is not there; without it, damage is an error. Raises
+    AudioError when the file is missing, not audio, empty or holds NaN or infinite samples.
     """
-    with _open(path) as file:
+    with _open(path, tell) as file:
         cut = _plan_cut(file, start_seconds, seconds)
         expected = _resampled_length(cut.frames, file.samplerate)
         wave = new_wave(channels or file.channels, expected)
         done = 0
-        for block in _read_at_48_khz(file, path, cut, channels):
+        for block in _read_at_48_khz(file, path, cut, channels, tell):
             wave[:, done : done + len(block)] = torch.from_numpy(block.T)
             done += len(block)
             let_go(wave)
-    return wave if done == expected else wave[:, :done].clone()
+    return wave if done == expected else map_blocks(torch.clone, wave[:, :done])
 
 
 def stream_audio(path: str | Path, block_samples: int) -> Iterator[Tensor]:
@@ -104,23 +114,38 @@ def change_speed(wave: Tensor, speed: float) -> Tensor:
 
 
 def write_audio(path: str | Path, wave: Tensor, *, subtype: str = "PCM_16") -> None:
-    """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole."""
+    """Write wave [channels, samples] at 48 kHz; the file appears under its name only when it is whole.
+
+    A FLAC or MP3 where it is called so, else a WAV. 16 bits are dithered, the same way every time.
+    """
     size = wave.numel() * (2 if subtype == "PCM_16" else 4)
     kind = "WAV" if size <= _LARGEST_WAV_BYTES else "RF64"  # WAV counts its bytes in 32 bits
+    kind = {".flac": "FLAC", ".mp3": "MP3"}.get(Path(path).suffix.lower(), kind)
+    best: dict[str, Any] = {"compression_level": 0.0, "bitrate_mode": "VARIABLE"} if kind == "MP3" else {}
+    generator = np.random.default_rng(0)
     try:
         with (
             whole_file(path) as temporary,
             open(temporary, "wb") as raw,
             soundfile.SoundFile(
-                _handle(raw, temporary), "w", SAMPLE_RATE_HZ, len(wave), subtype, format=kind, closefd=False
+                _handle(raw, temporary), "w", SAMPLE_RATE_HZ, len(wave), subtype, None, kind, False, **best
             ) as file,
         ):
             for _, (block,) in blocks(wave.detach()):
-                file.write(block.cpu().numpy().T)
+                data = block.cpu().numpy().T
+                file.write(_dithered(data, generator) if subtype == "PCM_16" else data)
     except (soundfile.SoundFileError, WriteError, RuntimeError) as error:
         raise AudioError(
             f"cannot write {shown_name(path)}: check that the folder is writable and not full"
         ) from error
+
+
+def _dithered(data: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """data in 16 bits: an even noise instead of distortion; what 16 bits hold, as silence, stays as it is."""
+    steps = data.astype(np.float32) * 32_768
+    noise = generator.random(data.shape, np.float32) - generator.random(data.shape, np.float32)
+    dithered = np.round(steps + noise * (steps != np.round(steps)))
+    return dithered.clip(-32_768, 32_767).astype(np.int16)
 
 
 class _Cut(NamedTuple):
@@ -130,22 +155,21 @@ class _Cut(NamedTuple):
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | Path, tell: Callable[[str], None] | None = None) -> Iterator[soundfile.SoundFile]:
     """Open a recording whose header can be true; AudioError for all that goes wrong with it."""
     name = shown_name(path)
-    unreadable = f"{name} is not readable as audio; convert it to WAV or FLAC first"
-    with open_input(path, wanted="an audio file (WAV, FLAC, OGG, MP3)", error=AudioError) as raw:
+    with open_input(path, wanted="an audio file (WAV, FLAC, MP3, M4A, OGG)", error=AudioError) as raw:
         size = os.fstat(raw.fileno()).st_size
         if size == 0:
             raise AudioError(f"{name} is an empty file, not readable as audio; give a recording with sound")
         try:
-            with soundfile.SoundFile(_handle(raw, path), closefd=False) as file:
+            with _open_decoded(raw, path, size, tell or (lambda _: None)) as file:
                 if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:
                     raise AudioError(
                         f"{name} says that it has {file.samplerate} samples a second; give a recording of "
                         f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
                     )
-                if file.frames > size * _HIGHEST_COMPRESSION:
+                if file.format != "RAW" and file.frames > size * _HIGHEST_COMPRESSION:
                     raise AudioError(
                         f"{name} says that it has {file.frames} samples, which {size} bytes cannot hold; "
                         "export it again from your audio editor"
@@ -153,7 +177,29 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
                 yield file
         # TypeError, ValueError: a name that ends in .raw, a file that cannot be gone through.
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-            raise AudioError(unreadable) from error
+            raise AudioError(f"{name} is not readable as audio; convert it to WAV or FLAC first") from error
+
+
+def _open_decoded(
+    raw: BinaryIO, path: str | Path, size: int, tell: Callable[[str], None]
+) -> soundfile.SoundFile:
+    """Open by soundfile, or by FFmpeg what that does not know, or does not know the length of."""
+    name, most = shown_name(path), size * _HIGHEST_COMPRESSION
+    try:
+        file = soundfile.SoundFile(_handle(raw, path), closefd=False)
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError):
+        if decoded := decode_media(raw, name, most, tell):
+            return decoded
+        raise
+    # After each read soundfile seeks, which is not exact in an MP3: what is read piece by piece has gaps.
+    if (file.format == "MP3" or file.frames == 0) and (decoded := decode_media(raw, name, most, tell)):
+        return decoded
+    if found := re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
+        claimed, there = map(int, found.groups())
+        if there < claimed < _ENDLESS_BYTES:
+            seconds = file.frames / file.samplerate
+            tell(f"{name} ends at {seconds:.1f} of {seconds * claimed / there:.1f} s")
+    return file
 
 
 def _plan_cut(file: soundfile.SoundFile, start_seconds: float = 0.0, seconds: float | None = None) -> _Cut:
@@ -164,18 +210,22 @@ def _plan_cut(file: soundfile.SoundFile, start_seconds: float = 0.0, seconds: fl
 
 
 def _read_at_48_khz(
-    file: soundfile.SoundFile, path: str | Path, cut: _Cut, channels: int | None
+    file: soundfile.SoundFile,
+    path: str | Path,
+    cut: _Cut,
+    channels: int | None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Blocks float32 [n, channels] of a cut; AudioError where it is empty or not finite."""
     name = shown_name(path)
+    limit = max(1, _READ_SAMPLES // file.channels)
 
     def read() -> Iterator[np.ndarray]:
         if cut.start:
             file.seek(cut.start)
         left = cut.frames
         while left > 0:
-            count = min(left, max(1, _READ_SAMPLES // file.channels))
-            data = file.read(count, dtype="float32", always_2d=True)
+            data = _read_block(file, min(left, limit), is_patient=tell is not None)
             if not len(data):  # shorter than its header says
                 break
             if not np.isfinite(data).all():
@@ -188,8 +238,27 @@ def _read_at_48_khz(
             raise AudioError(
                 f"{name} has no samples at {cut.start_seconds:g} s; give a recording that has sound"
             )
+        if left and tell is not None:
+            end = (cut.start + cut.frames - left) / file.samplerate
+            tell(f"{name} ends at {end:.1f} of {file.frames / file.samplerate:.1f} s")
 
     yield from resample_blocks(read(), file.samplerate, SAMPLE_RATE_HZ)
+
+
+def _read_block(file: soundfile.SoundFile, frames: int, *, is_patient: bool) -> np.ndarray:
+    """The next samples float32 [n, channels], fewer at the end or, for who is patient, at a fault."""
+    data = np.empty((frames, file.channels), dtype=np.float32)
+    for start in range(0, frames, _PIECE_FRAMES):
+        piece = data[start : start + _PIECE_FRAMES]
+        try:
+            count = len(file.read(out=piece))
+        except soundfile.SoundFileError:
+            if not is_patient:
+                raise
+            count = 0
+        if count < len(piece):
+            return data[: start + count]
+    return data
 
 
 def _handle(file: BinaryIO, path: str | Path) -> int | str:

@@ -28,7 +28,7 @@ def new_wave(channels: int, samples: int) -> Tensor:
     size = channels * samples * _BYTES_PER_SAMPLE
     if size <= LARGEST_IN_MEMORY_BYTES:
         return torch.zeros(channels, samples)
-    folder = _roomy_folder()
+    folder = roomy_folder()
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
@@ -87,7 +87,7 @@ def amplify(wave: Tensor, gain: float) -> Tensor:
     return wave
 
 
-def _roomy_folder() -> str:
+def roomy_folder() -> str:
     """Where large files may lie for a while; /tmp is in memory on many systems, /var/tmp is not."""
     if not os.environ.get("TMPDIR") and os.access("/var/tmp", os.W_OK | os.X_OK):
         return "/var/tmp"

@@ -1,0 +1,164 @@
+"""Damaged recordings: whatever is flipped in one, loading it ends in sound or in one line, soon and small.
+
+Run: python -m duotok.recipes.evaluation.fuzz --files 10000 [--seed 1] [--first 0] [--out fuzz.json]
+Every file is loaded by a process of its own; file N of a seed is damaged in the same places in every run.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KINDS = ("wav", "flac", "ogg", "mp3", "m4a", "webm", "wma")
+LONGEST_SECONDS, LARGEST_BYTES = 10, 1_000_000_000
+_LONGEST_WAIT_SECONDS = 120  # on a machine that has others to serve; computing counts
+_ROOM_BYTES = 4_000_000_000  # where a process is stopped, long after it has been found too large
+_CODECS = {"m4a": "aac", "mp4": "aac", "mov": "aac", "webm": "libopus", "wma": "wmav2", "aac": "aac"}
+_OUTCOMES = ("sound", "refused", "crash", "memory")  # exit codes of the process that loads
+
+
+def make_recording(path: Path, wave: np.ndarray, rate_hz: int, **options: str) -> None:
+    """Write wave [channels, samples] as what the name ends in; options: of FFmpeg's muxer."""
+    codec = _CODECS.get(path.suffix[1:])
+    if codec is None:
+        import soundfile
+
+        soundfile.write(path, wave.T, rate_hz)
+        return
+    import av
+
+    # Without what is drawn by chance, such as the names of tracks.
+    with av.open(str(path), "w", options={"fflags": "+bitexact", **options}) as container:
+        layout = "mono" if len(wave) == 1 else "stereo"
+        stream: Any = container.add_stream(codec, rate=rate_hz, layout=layout, bit_rate=96_000)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave, np.float32), "fltp", layout)
+        frame.sample_rate, frame.pts = rate_hz, 0
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+
+
+def damage(whole: bytes, kind: str, generator: np.random.Generator) -> bytes:
+    """Flip one to seven bits, half of the time in the head; an OGG's checksums are made right again."""
+    data = bytearray(whole)
+    reach = min(len(data), 128 if generator.random() < 0.5 else len(data))
+    for place in generator.integers(reach, size=generator.integers(1, 8)):
+        data[place] ^= 1 << int(generator.integers(8))
+    return _with_checksums(data) if kind == "ogg" else bytes(data)
+
+
+def try_loading(path: Path) -> tuple[str, float, int]:
+    """Load a vocal in a process of its own; return how it ended, seconds of computing, bytes at most."""
+    import resource
+
+    import torch
+
+    from duotok.recipes.accompany.mix import load_vocal
+    from duotok.tokenizer.common.errors import AudioError
+
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            torch.set_num_threads(1)  # the threads of the parent are not here
+            with open("/proc/self/statm") as file:
+                room = int(file.read().split()[0]) * resource.getpagesize() + _ROOM_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (room, room))
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CPU, (LONGEST_SECONDS, LONGEST_SECONDS + 1))
+            signal.alarm(_LONGEST_WAIT_SECONDS)
+            code = 0 if bool(load_vocal(path).wave.isfinite().all()) else 2
+        except AudioError as error:
+            code = 1 if str(error).isprintable() else 2
+        except MemoryError:
+            code = 3
+        finally:
+            os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    seconds, size = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    code = os.waitstatus_to_exitcode(status)
+    if code in (-signal.SIGALRM, -signal.SIGXCPU):
+        return "hang", seconds, size
+    outcome = _OUTCOMES[code] if code >= 0 else "crash"
+    return ("memory" if size > LARGEST_BYTES else outcome), seconds, size
+
+
+def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
+    """Damage and load so many files, of all kinds in turn; return what became of them."""
+    from tqdm import tqdm
+
+    found = {kind: Counter() for kind in KINDS}
+    faults, longest, largest = [], 0.0, 0
+    wave = 0.1 * np.random.default_rng(seed).standard_normal((2, 3 * 16_000))
+    with tempfile.TemporaryDirectory() as folder:
+        wholes = {kind: Path(folder) / f"whole.{kind}" for kind in KINDS}
+        for path in wholes.values():
+            make_recording(path, wave, 16_000)
+        for number in tqdm(range(first, first + files), unit="file", disable=None):
+            kind = KINDS[number % len(KINDS)]
+            path = Path(folder) / f"damaged.{kind}"
+            generator = np.random.default_rng([seed, number])
+            path.write_bytes(damage(wholes[kind].read_bytes(), kind, generator))
+            outcome, seconds, size = try_loading(path)
+            found[kind][outcome] += 1
+            faults += [] if outcome in ("sound", "refused") else [{"file": number, "fault": outcome}]
+            longest, largest = max(longest, seconds), max(largest, size)
+    return {
+        "files": files,
+        "seed": seed,
+        "faults": faults,
+        "longest_seconds": round(longest, 2),
+        "largest_megabytes": round(largest / 1e6),
+        "kinds": {kind: dict(counts) for kind, counts in found.items()},
+    }
+
+
+def _with_checksums(data: bytearray) -> bytes:
+    """An OGG file whose pages are taken for whole again."""
+    pages = data.split(b"OggS")
+    for number, page in enumerate(pages):
+        if len(page) > 22:
+            page[18:22] = bytes(4)
+            total = 0
+            for byte in b"OggS" + page:
+                total = (total << 8 & 0xFFFFFFFF) ^ _TABLE[total >> 24 ^ byte]
+            pages[number][18:22] = total.to_bytes(4, "little")
+    return b"OggS".join(pages)
+
+
+def _remainder(value: int) -> int:
+    for _ in range(8):
+        value = value << 1 ^ (0x104C11DB7 if value >> 31 else 0)
+    return value
+
+
+_TABLE = [_remainder(byte << 24) for byte in range(256)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 0, or 1 where a file was not loaded as it should be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m duotok.recipes.evaluation.fuzz", description="Loads damaged recordings."
+    )
+    parser.add_argument("--files", type=int, default=10_000, help="how many (default: 10000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the damage (default: 1)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON for the result (default: printed)")
+    arguments = parser.parse_args(argv)
+    from duotok.tokenizer.common.files import write_json
+
+    result = fuzz(arguments.files, arguments.seed, arguments.first)
+    if arguments.out is not None:
+        write_json(arguments.out, result)
+    print(result)
+    return 1 if result["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
