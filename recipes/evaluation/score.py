@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_OTHERS = "separation lm renderer quality generate decoding long tuning continuation tempo whole".split()
+_OTHERS = (
+    "separation lm renderer quality generate decoding long tuning continuation tempo whole style sweep".split()
+)
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in _OTHERS},
 }
-# Of "all": whole songs are a corpus of their own, and voice banks are not in every corpus.
-PARTS = tuple(part for part in MODULES if part not in ("whole", "tempo"))
+# Of "all": the others need a corpus, voice banks or tokens of their own, or are for choosing settings.
+_ALONE = ("whole", "tempo", "style", "sweep")
+PARTS = tuple(part for part in MODULES if part not in _ALONE)
 
 
 def measure(part: str, settings: "Settings") -> dict[str, float]:
@@ -56,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
+    parser.add_argument(
+        "--tokens", type=Path, help="style: folder of training tokens that its probes learn from"
+    )
+    parser.add_argument(
+        "--manifest", type=Path, help="style: of these tokens (default: the corpus' train.jsonl)"
+    )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--plots", type=Path, help="decoding, whole: folder for pictures")
     parser.add_argument(
-        "--folder", type=Path, help="quality, whole: of tables, pictures (default: named so, at --out)"
+        "--folder", type=Path, help="quality, sweep, whole: of tables, pictures (default: named so, at --out)"
     )
     arguments = parser.parse_args(argv)
 
