@@ -141,9 +141,13 @@ def judge_songs(
         }
 
     count = len(songs)
-    without = [judge([k for k in range(count) if k != left_out]) for left_out in range(count)]
     figures = judge(range(count))
-    errors = {name: math.sqrt((count - 1) * np.var([some[name] for some in without])) for name in figures}
+    # Of two songs one remains, which has no spread.
+    without = [judge([k for k in range(count) if k != left_out]) for left_out in range(count) if count > 2]
+    errors = {
+        name: math.sqrt((count - 1) * np.var([some[name] for some in without])) if without else 0.0
+        for name in figures
+    }
     return {"figures": figures, "errors": errors}
 
 
