@@ -18,7 +18,7 @@ SECONDS, FRAMES = 8.0, 200
 
 
 def test_a_sweep_goes_on_where_it_stopped(tiny_corpus, tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_part, "AXES", {"guidance": (1.0,), "candidates": (1,)})
+    monkeypatch.setattr(sweep_part, "AXES", {"candidates": (1,)})
     options = ["--corpus", str(tiny_corpus), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "r.json")]
     options += ["--items", "2", "--seconds", "4"]
     assert score.main(["sweep", *options]) == 0
@@ -31,13 +31,11 @@ def test_a_sweep_goes_on_where_it_stopped(tiny_corpus, tiny_bundle, tmp_path, mo
     assert reference["figures"]["entropy"] == reference["figures"]["distinct_4_grams"] == 1
     assert set(reference["errors"]) == set(reference["figures"]) > {"kernel_distance", "spread", "harmony"}
     (tmp_path / "sweep" / "sweep.png").unlink()
-    points[0].unlink()
+    points[0].write_text('{"made_with": "another bundle"}')
     kept = {path: path.stat().st_mtime_ns for path in points[1:]}
     assert score.main(["sweep", *options]) == 0
-    assert points[0].exists() and (tmp_path / "sweep" / "sweep.png").exists()
+    assert "figures" in json.loads(points[0].read_text()) and (tmp_path / "sweep" / "sweep.png").exists()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert score.main(["sweep", *options, "--seed", "1"]) == 0  # other excerpts: all of it anew
-    assert not {path.stat().st_mtime_ns for path in kept} & set(kept.values())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +90,7 @@ def test_bars_without_drums_are_told_by_their_codes(tokens, tiny_corpus):
     folder, styles = tokens
     items = {item.id: item for item in make_items(tiny_corpus, styles, band=True)}
     learned, held_out = cut_bars(TokenShards(folder), items)
-    assert held_out[1].count("drums") == held_out[1].count("none") + len(held_out[1]) % 2 > 0
+    assert held_out[1].count("drums") == 2 * held_out[1].count("none") > 0
     probe = Probe.learn(*learned, 64)
     assert probe.tell(held_out[0]) == held_out[1]
     chance = Probe.learn(learned[0], list(np.random.default_rng(0).permutation(learned[1])), 64)
