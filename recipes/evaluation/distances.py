@@ -141,10 +141,10 @@ def compare_sets(
 def compare_codes(true: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
     """Entropy and number of distinct runs of four codes of songs [frames], over those of the true songs.
 
-    Both sides must have as many frames, as either grows with them.
+    Of each song as many frames count as both have, as either figure grows with them.
     """
-    if [len(codes) for codes in true] != [len(codes) for codes in found]:
-        raise ValueError("both sets of codes must be equally long, song by song")
+    frames = [min(len(own), len(made)) for own, made in zip(true, found, strict=True)]
+    true, found = ([codes[:k] for codes, k in zip(side, frames, strict=True)] for side in (true, found))
     size = 1 + int(torch.cat([*true, *found]).max())
     entropy, other = (unigram_entropy_bits(code_counts(torch.cat([*songs]), size)) for songs in (found, true))
     runs, others = (

@@ -4,7 +4,8 @@ Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] 
 PART is one of MODULES, or all. Only DIR/test.jsonl is read; settings are chosen on --split validation. The
 figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
-has a table and a picture of its own.
+has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
+"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def measure_style(settings: Settings) -> dict[str, float]:
             continue
         probes[name] = Probe.learn(*kept, shards.index.codebook_sizes["accompaniment"])
         figures |= score_probe(name, held_out[1], probes[name].tell(held_out[0]))
-    band = getattr(accompanist.bundle.lm, "band", None)
+    band = accompanist.bundle.lm.band
     if band is None:
         print("left out: styles asked for; this model knows none", file=sys.stderr)
         return figures
@@ -131,11 +131,11 @@ def cut_bars(shards: TokenShards, items: Mapping[str, Item]) -> tuple[Pieces, Pi
     rate_hz = shards.index.frame_rate_hz
 
     def cut(codes: Tensor, item: Item) -> list[tuple[Tensor, str]]:
-        band: Mapping[str, Any] = getattr(item, "band", {})
-        strokes = np.array([note[0] for part in band.get("drums", ()) for note in part[2]]) + _EARLY_SECONDS
+        strokes = np.array([note[0] for part in item.band.get("drums", ()) for note in part[2]])
+        strokes = strokes + _EARLY_SECONDS
         bars = [
             (codes[round(start * rate_hz) : round(stop * rate_hz)], bool(_between(strokes, start, stop)))
-            for start, stop in (pairwise(item.downbeats_seconds) if band else ())
+            for start, stop in (pairwise(item.downbeats_seconds) if item.band else ())
         ]
         return [(bar, "drums" if struck else "none") for bar, struck in bars if len(bar)]
 

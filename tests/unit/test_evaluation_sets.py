@@ -60,11 +60,9 @@ def tokens(tmp_path_factory, tiny_bundle):
 
 def make_items(tiny_corpus, styles, *, band=False):
     item = read_manifest(tiny_corpus / "train.jsonl")[0]
-    strokes = [[start, start + 0.1, 36, 90] for start in (0.0, 1.0, 4.0, 5.0)]
-    items = [replace(item, id=name, style=style) for name, style in styles.items()]
-    for each in items if band else ():
-        object.__setattr__(each, "band", {"drums": [[0, True, strokes]], "bass": [], "other": []})
-    return items
+    strokes = [(start, start + 0.1, 36, 90) for start in (0.0, 1.0, 4.0, 5.0)]
+    played = {"drums": [(0, True, strokes)], "bass": [], "other": []} if band else {}
+    return [replace(item, id=name, style=style, band=played) for name, style in styles.items()]
 
 
 def test_probes_learn_from_true_codes_and_a_model_without_styles_is_told_of(
