@@ -17,6 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.request import STEMS
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.evaluation.audio_metrics import hear_stems
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of
@@ -28,7 +29,6 @@ _DECAY = 3e-5
 _STEPS = 60
 _MOST_BARS = 8000
 _EARLY_SECONDS = 0.03  # that the stroke on a downbeat may be
-_STEMS = ("drums", "bass", "chords")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ def ask_for_styles(
         heard += right
     if heard:
         figures["asked_heard"] = float(np.mean(heard))
-    wishes: dict[str, tuple[str, ...]] = {"asked": (), **{f"without_{stem}": (stem,) for stem in _STEMS}}
+    wishes: dict[str, tuple[str, ...]] = {"asked": (), **{f"without_{stem}": (stem,) for stem in STEMS}}
     for wish, without in wishes.items():
         bars: dict[str, list[np.ndarray]] = {}
         told: list[Tensor] = []
