@@ -8,11 +8,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 
 import librosa
 import numpy as np
 import soxr
 import torch
+from scipy.signal import find_peaks
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +22,7 @@ from duotok.lm.contract import SamplingConfig
 from duotok.lm.dual_track.sampling import next_window_start
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.loudness import measure_loudness
-from duotok.tokenizer.music.tempo import ENVELOPE_RATE_HZ
+from duotok.tokenizer.music.tempo import ENVELOPE_RATE_HZ, onset_envelope
 
 _FINE_FFT = 8192
 _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
@@ -300,3 +302,55 @@ def mel_flux(mel: Tensor) -> np.ndarray:
     """Onsets [frames] of log10-mel [frames, bands] at 100 Hz: how much louder the bands become."""
     rises = mel.detach().cpu().double().diff(dim=0).clamp(min=0).sum(dim=1).numpy()
     return np.concatenate([[0.0], rises])
+
+
+_PLAYING_FFT = 4096
+_EVEN_RMS = 0.1  # of the whole wave, before levels are compared
+_BASS_HZ, _CHORDS_HZ, _DRUMS_HZ = (40, 120), (250, 1000), (8000, 16_000)
+_ONSET = 1.0  # standard deviations of the envelope
+_ONSET_FRAMES = 6  # between two onsets, at the least
+_EARLY_SECONDS = 0.05  # that the onset of a beat may be
+
+
+def measure_playing(
+    wave: Tensor, beats_seconds: np.ndarray, downbeats_seconds: np.ndarray
+) -> dict[str, float]:
+    """What a band [channels, samples] at 48 kHz plays: onsets per beat, shares of the bars with each stem.
+
+    Beats and bars are the song's own; NaN where there are not two of them. See `hear_stems`.
+    """
+    peaks, _ = find_peaks(onset_envelope(wave), height=_ONSET, distance=_ONSET_FRAMES)
+    times, beats = peaks / ENVELOPE_RATE_HZ + _EARLY_SECONDS, len(beats_seconds) - 1
+    onsets = math.nan
+    if beats > 0:
+        onsets = float(((times >= beats_seconds[0]) & (times < beats_seconds[-1])).sum() / beats)
+    bars = hear_stems(wave, downbeats_seconds)
+    return {"onsets_per_beat": onsets} | {
+        f"bars_with_{stem}": float(heard.mean()) if len(heard) else math.nan for stem, heard in bars.items()
+    }
+
+
+def hear_stems(wave: Tensor, downbeats_seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether drums, bass and chords are heard in each bar of a band: {stem: [bars] bool}.
+
+    Drums are noise that comes in with a stroke (energy above 8 kHz rises at once), bass is what lasts below
+    120 Hz, where a kick only passes, chords are what lasts between 250 and 1000 Hz; all against the level of
+    the whole wave [channels, samples]. Limits were set on mixes of validation stems.
+    """
+    mono = wave.float().mean(dim=0)
+    mono = mono * (_EVEN_RMS / mono.square().mean().sqrt().clamp_min(1e-6))
+    window = torch.hann_window(_PLAYING_FFT) * (2 / _PLAYING_FFT)
+    hop = round(SAMPLE_RATE_HZ / ENVELOPE_RATE_HZ)
+    power = torch.stft(mono, _PLAYING_FFT, hop, window=window, return_complex=True).abs().square()
+    width = SAMPLE_RATE_HZ / _PLAYING_FFT
+    drums, bass, chords = (
+        10 * (power[round(low / width) : round(high / width)].sum(dim=0) + floor).log10().numpy()
+        for (low, high), floor in ((_DRUMS_HZ, 1e-5), (_BASS_HZ, 1e-10), (_CHORDS_HZ, 1e-10))
+    )
+    frames = np.round(np.asarray(downbeats_seconds) * ENVELOPE_RATE_HZ).astype(int)
+    bars = [slice(start, stop) for start, stop in pairwise(frames) if stop - start > 1]
+    return {
+        "drums": np.array([np.diff(drums[bar]).max() > 2.3 for bar in bars]),
+        "bass": np.array([np.percentile(bass[bar], 40) > -33.5 for bar in bars]),
+        "chords": np.array([np.percentile(chords[bar], 10) > -36 for bar in bars]),
+    }

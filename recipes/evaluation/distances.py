@@ -20,9 +20,11 @@ import numpy as np
 import soxr
 import torch
 from safetensors.torch import load_file
+from scipy.spatial.distance import pdist
 from torch import Tensor
 from torch.nn import functional
 
+from duotok.lm.metrics import code_counts, unigram_entropy_bits
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 _RATE_HZ = 16_000
@@ -31,6 +33,7 @@ _PATCH_FRAMES = 187  # of 256 samples
 _PATCHES_AT_ONCE = 8
 _NORM_EPSILON = 1e-3
 DRAWS = 20
+_RUN = 4  # codes
 _FEWEST_SONGS = 4  # of a style that is cut into halves
 
 
@@ -110,6 +113,73 @@ def log_mel(wave: np.ndarray) -> np.ndarray:
     return np.log10(10_000 * mel.T + 1).astype(np.float32)
 
 
+def compare_sets(
+    bands: np.ndarray, true: Sequence[np.ndarray], found: Sequence[np.ndarray], *, seed: int
+) -> dict[str, float]:
+    """How a set of songs sounds: its distances from the corpus' own bands, its spread over the true one.
+
+    bands: [patches, features] of the corpus; true, found: the same of each song, as it truly is and as it was
+    made. Frechet distances are taken on features over their deviation in the corpus, between as many patches
+    of both sides as the smaller has; spread: mean distance between the mean features of two songs, over that
+    of the true ones (0: all songs sound alike).
+    """
+    deviation = bands.std(axis=0) + _NORM_EPSILON
+    patches = np.concatenate(found)
+    spreads = [
+        pdist([song.mean(axis=0) / deviation for song in songs]).mean() if len(songs) > 1 else 0.0
+        for songs in (found, true)
+    ]
+    return {
+        "kernel_distance": kernel_distance(bands, patches),
+        "frechet_standardized": drawn_distance(
+            bands / deviation, patches / deviation, patches=min(len(bands), len(patches)), seed=seed
+        ),
+        "spread": float(spreads[0] / max(spreads[1], _NORM_EPSILON)),
+    }
+
+
+def compare_codes(true: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
+    """Entropy and number of distinct runs of four codes of songs [frames], over those of the true songs.
+
+    Of each song as many frames count as both have, as either figure grows with them.
+    """
+    frames = [min(len(own), len(made)) for own, made in zip(true, found, strict=True)]
+    true, found = ([codes[:k] for codes, k in zip(side, frames, strict=True)] for side in (true, found))
+    size = 1 + int(torch.cat([*true, *found]).max())
+    entropy, other = (unigram_entropy_bits(code_counts(torch.cat([*songs]), size)) for songs in (found, true))
+    runs, others = (
+        len({tuple(run) for codes in songs for run in codes.unfold(0, _RUN, 1).tolist()})
+        for songs in (found, true)
+    )
+    return {"entropy": entropy / max(other, _NORM_EPSILON), "distinct_4_grams": runs / others}
+
+
+def compare_styles(
+    bands: Mapping[str, np.ndarray], styles: Mapping[str, str], *, patches: int, seed: int
+) -> dict[str, float]:
+    """The distances of `compare_sets` between the bands of one half of the styles and those of the other.
+
+    bands: song -> [patches, features]; styles: song -> style. Mean over random halves; nothing where there
+    is one style only.
+    """
+    names = sorted(set(styles.values()))
+    if len(names) < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    deviation = np.concatenate(list(bands.values())).std(axis=0) + _NORM_EPSILON
+    kernel, frechet = [], []
+    for _ in range(DRAWS):
+        half = _halve(names, rng)[0]
+        sides = [
+            np.concatenate([bands[song] for song in sorted(bands) if (styles[song] in half) == inside])
+            for inside in (True, False)
+        ]
+        kernel.append(kernel_distance(*sides))
+        rows = [side[rng.permutation(len(side))[:patches]] / deviation for side in sides]
+        frechet.append(frechet_distance(*rows))
+    return {"kernel_distance": float(np.mean(kernel)), "frechet_standardized": float(np.mean(frechet))}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anchors:
     """Distances between originals, at `patches` patches a side."""
@@ -166,6 +236,13 @@ def kernel_distance(real: np.ndarray, found: np.ndarray) -> float:
         return float((products.sum() - np.trace(products)) / (len(values) * (len(values) - 1)))
 
     return 1000 * (within(real) + within(found) - 2 * float(kernel(real, found).mean()))
+
+
+def drawn_distance(first: np.ndarray, second: np.ndarray, *, patches: int, seed: int) -> float:
+    """Mean Frechet distance of so many randomly drawn rows of each of two sets [samples, features]."""
+    rng = np.random.default_rng(seed)
+    draws = [[rng.permutation(len(side))[:patches] for side in (first, second)] for _ in range(DRAWS)]
+    return float(np.mean([frechet_distance(first[one], second[other]) for one, other in draws]))
 
 
 def matched_distance(first: np.ndarray, second: np.ndarray, *, patches: int, seed: int) -> float:

@@ -30,7 +30,9 @@ class Settings:
     sound: bool = True  # whether `decoding`, `long` and `whole` render what they compose, and listen to it
     composed: bool = True  # whether `whole` composes; else it measures what the band plans, in seconds
     plots: Path | None = None  # folder for the pictures of the parts that draw some
-    folder: Path | None = None  # of quality's table and picture; None = only its figures
+    folder: Path | None = None  # of quality's table and picture; None = only its figures; of sweep's points
+    tokens: Path | None = None  # of training items, for the probes of `style`
+    manifest: Path | None = None  # of these tokens; None = the corpus' train.jsonl
 
     def __post_init__(self) -> None:
         if self.items is not None and self.items < 2:
@@ -61,8 +63,16 @@ class Excerpt:
     @property
     def beats_seconds(self) -> np.ndarray:
         """The song's beats from the excerpt's start on, in seconds [beats]."""
-        beats = np.asarray(self.item.beats_seconds, dtype=float) - self.start_seconds
-        return beats[(beats >= 0) & (beats <= self.seconds)]
+        return self._inside(self.item.beats_seconds)
+
+    @property
+    def downbeats_seconds(self) -> np.ndarray:
+        """The beginnings of its bars, likewise [bars]."""
+        return self._inside(self.item.downbeats_seconds)
+
+    def _inside(self, times: Sequence[float]) -> np.ndarray:
+        found = np.asarray(times, dtype=float) - self.start_seconds
+        return found[(found >= 0) & (found <= self.seconds)]
 
 
 def read_items(settings: Settings) -> list[Item]:
@@ -82,21 +92,27 @@ def read_split(corpus: Path, split: str = "test") -> list[Item]:
     return sorted(items, key=lambda item: item.id)
 
 
-def excerpts_of(settings: Settings, items: int = 24, seconds: float = 20.0) -> list[Excerpt]:
+def excerpts_of(
+    settings: Settings, items: int = 24, seconds: float = 20.0, *, per_item: int = 1
+) -> list[Excerpt]:
     """The excerpts of a part: as many and as long as settings say, or else by the part's defaults."""
     return choose_excerpts(
         read_items(settings),
         count=settings.items or items,
         seconds=settings.seconds or seconds,
         seed=settings.seed,
+        per_item=per_item,
     )
 
 
-def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: int) -> list[Excerpt]:
-    """At most `count` excerpts, one per item, of as many different songs as possible, chosen by seed.
+def choose_excerpts(
+    items: Sequence[Item], *, count: int, seconds: float, seed: int, per_item: int = 1
+) -> list[Excerpt]:
+    """At most `count` excerpts, of as many different songs and items as possible, chosen by seed.
 
     Each is the stretch (on a grid of 1 s) of its item in which most is sung, for without singing there is
-    nothing to fit. Shorter items are left out.
+    nothing to fit; second ones of an item (up to per_item) do not overlap the first. Shorter items are left
+    out.
     """
     rng = np.random.default_rng(seed)
     long_enough = [item for item in items if item.seconds >= seconds]
@@ -105,10 +121,13 @@ def choose_excerpts(items: Sequence[Item], *, count: int, seconds: float, seed: 
         raise DataError(
             f"no test item has {seconds:g} s; the longest has {longest.seconds:g} s: lower --seconds"
         )
+    starts = [(item, _most_sung_starts(item, seconds)) for item in spread_over_songs(long_enough, rng)]
     return [
-        Excerpt(item=item, start_seconds=_most_sung_start(item, seconds), seconds=seconds)
-        for item in spread_over_songs(long_enough, rng)[:count]
-    ]
+        Excerpt(item=item, start_seconds=found[turn], seconds=seconds)
+        for turn in range(per_item)
+        for item, found in starts
+        if turn < len(found)
+    ][:count]
 
 
 def join_items(items: Sequence[Item], track: str, seconds: float) -> Tensor:
@@ -130,10 +149,15 @@ def spread_over_songs(items: Sequence[Item], rng: np.random.Generator) -> list[I
     return [item for _, item in sorted(ranked, key=lambda pair: pair[0])]  # stable
 
 
-def _most_sung_start(item: Item, seconds: float) -> float:
+def _most_sung_starts(item: Item, seconds: float) -> list[float]:
+    """Where stretches that do not overlap begin, the most sung one first."""
     starts = np.arange(0.0, item.seconds - seconds + 1e-6, 1.0)
     notes = np.array([(start, end) for start, end, *_ in item.notes]).reshape(-1, 2)
     overlap = np.minimum(notes[None, :, 1], starts[:, None] + seconds) - np.maximum(
         notes[None, :, 0], starts[:, None]
     )
-    return float(starts[np.clip(overlap, 0, None).sum(axis=1).argmax()])
+    found: list[float] = []
+    for start in starts[np.argsort(-np.clip(overlap, 0, None).sum(axis=1), kind="stable")]:
+        if all(abs(start - other) >= seconds for other in found):
+            found.append(float(start))
+    return found

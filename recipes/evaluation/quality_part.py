@@ -22,6 +22,7 @@ from duotok.recipes.evaluation.audio_metrics import (
     compare_spectra,
     find_voice_metrics,
     loudness_difference_lu,
+    measure_playing,
     mel_distance,
     missing_voice_metrics,
     stereo_width_db,
@@ -29,8 +30,10 @@ from duotok.recipes.evaluation.audio_metrics import (
 from duotok.recipes.evaluation.distances import (
     Anchors,
     MusicFeatures,
+    compare_codes,
+    compare_sets,
+    compare_styles,
     frechet_distance,
-    kernel_distance,
     matched_distance,
     measure_anchors,
 )
@@ -58,14 +61,19 @@ class SoundMaker:
         """The tracks this bundle has decoders of; of others only the VAE alone can be heard."""
         return tuple(self._accompanist.bundle.renderer.decoders)
 
-    def make(self, excerpt: Excerpt, other: Excerpt, track: str) -> dict[str, Tensor]:
+    def make(
+        self, excerpt: Excerpt, other: Excerpt, track: str, number: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The sounds of a track of an excerpt, as they come out: {sound: [2, samples]} at 48 kHz.
 
-        other: an excerpt of another song, as long as this one.
+        other: an excerpt of another song, as long as this one; number: of the excerpt, so that no two are
+        drawn by the same chance. Also the codes [frames] of the original and the generated accompaniment.
         """
-        wave = excerpt.read(track)
+        wave, codes = excerpt.read(track), dict[str, Tensor]()
         parts = self._accompanist.bundle
-        noise = np.random.default_rng((self._seed, 0)).standard_normal(tuple(wave.shape), dtype=np.float32)
+        noise = np.random.default_rng((self._seed, number)).standard_normal(
+            tuple(wave.shape), dtype=np.float32
+        )
         sounds = {
             "vae": rebuild_by_vae(parts.renderer.vae, wave),
             "original": wave,
@@ -78,9 +86,10 @@ class SoundMaker:
                 parts.tokenizer, parts.renderer, wave, track, self._accompanist.defaults, self._seed
             )
         if track == "accompaniment":
-            made = self._accompanist.accompany(excerpt.read("vocal"), seed=self._seed)
+            made = self._accompanist.accompany(excerpt.read("vocal"), seed=self._seed + number)
             sounds["generated"] = made.accompaniment
-        return {sound: sounds[sound] for sound in SOUNDS if sound in sounds}
+            codes = {"original": parts.tokenizer.encode(wave[None], track)[0], "generated": made.codes}
+        return {sound: sounds[sound] for sound in SOUNDS if sound in sounds}, codes
 
 
 def level_sounds(sounds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,31 +114,29 @@ def measure_quality(settings: Settings) -> dict[str, float]:
 def judge_quality(settings: Settings) -> Quality:
     """Measure all sounds of all excerpts."""
     items = read_items(settings)
-    excerpts = excerpts_of(settings, 24, 12.0)
+    excerpts = excerpts_of(settings, 96, 10.0, per_item=2)
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     music = MusicFeatures.from_pretrained()
     maker = SoundMaker(settings.bundle, settings.seed)
     heard: dict[str, list[dict[str, Heard]]] = {track: [] for track in TRACKS}
     for track in TRACKS:
-        for excerpt, partner in zip(
-            tqdm(excerpts, desc=f"quality: {track}", disable=None), partners, strict=True
-        ):
-            heard[track].append(listen(maker.make(excerpt, excerpts[partner], track), track, music))
+        for number, excerpt in enumerate(tqdm(excerpts, desc=f"quality: {track}", disable=None)):
+            sounds, codes = maker.make(excerpt, excerpts[partners[number]], track, number)
+            heard[track].append(listen(sounds, track, music, excerpt, codes))
     bands = {
         item.id: music.of_wave(item.read("accompaniment")).double().numpy()
         for item in tqdm(items, desc="quality: the corpus' own bands", disable=None)
     }
+    styles = {item.id: item.style for item in items}
     anchors = measure_anchors(
         bands,
-        {item.id: item.style for item in items},
+        styles,
         most_patches=sum(len(found["original"].features) for found in heard["accompaniment"]),
         seed=settings.seed,
     )
     values = {track: _summarize(heard[track], anchors, settings.seed) for track in TRACKS}
-    whole = np.concatenate(list(bands.values()))
-    for sound, found in values["accompaniment"].items():
-        features = np.concatenate([each[sound].features for each in heard["accompaniment"]])
-        found["kernel_distance"] = Value(mean=kernel_distance(whole, features))
+    for sound, found in judge_sets(heard["accompaniment"], bands, styles, settings.seed).items():
+        values["accompaniment"].setdefault(sound, {}).update(found)
     left_out = [f"{name.upper()}: pip install {package}" for name, package in missing_voice_metrics().items()]
     if anchors is None:
         left_out.append("Frechet anchors: there must be two styles with four test songs each")
@@ -152,9 +159,16 @@ class Heard:
 
     figures: dict[str, float]  # NaN where something cannot be measured
     features: np.ndarray  # [patches, 200]
+    codes: Tensor | None  # [frames], of what was encoded or composed
 
 
-def listen(sounds: Mapping[str, Tensor], track: str, music: MusicFeatures) -> dict[str, Heard]:
+def listen(
+    sounds: Mapping[str, Tensor],
+    track: str,
+    music: MusicFeatures,
+    excerpt: Excerpt,
+    codes: Mapping[str, Tensor],
+) -> dict[str, Heard]:
     """Compare each sound [2, samples] with "original" among them, by all measures that are installed."""
     original, levelled = sounds["original"], level_sounds(sounds)
     width_db = stereo_width_db(original)
@@ -168,8 +182,37 @@ def listen(sounds: Mapping[str, Tensor], track: str, music: MusicFeatures) -> di
         figures["stereo_width_error_db"] = abs(stereo_width_db(wave) - width_db)
         figures["level_error_lu"] = abs(loudness_difference_lu(sounds[name], original))
         figures |= {measure: compare(original, wave) for measure, compare in voice.items()}
-        found[name] = Heard(figures=figures, features=music.of_wave(wave).double().numpy())
+        if track == "accompaniment":
+            figures |= measure_playing(wave, excerpt.beats_seconds, excerpt.downbeats_seconds)
+        features = music.of_wave(wave).double().numpy()
+        found[name] = Heard(figures=figures, features=features, codes=codes.get(name))
     return found
+
+
+def judge_sets(
+    heard: Sequence[Mapping[str, Heard]],
+    bands: Mapping[str, np.ndarray],
+    styles: Mapping[str, str],
+    seed: int,
+) -> dict[str, dict[str, Value]]:
+    """Each sound of the excerpts as a set, against the bands of the whole corpus {item: [patches, 200]}."""
+    whole = np.concatenate(list(bands.values()))
+    true = [each["original"] for each in heard]
+    judged = {}
+    for sound in heard[0]:
+        songs = [each[sound] for each in heard]
+        figures = compare_sets(whole, [s.features for s in true], [s.features for s in songs], seed=seed)
+        if songs[0].codes is not None:
+            pairs = [(a.codes, b.codes) for a, b in zip(true, songs, strict=True)]
+            figures |= compare_codes(*zip(*pairs, strict=True))
+        judged[sound] = figures
+    patches = sum(len(song.features) for song in true)
+    judged["other_style"] = compare_styles(bands, styles, patches=patches, seed=seed)
+    return {
+        sound: {name: Value(mean=value) for name, value in figures.items()}
+        for sound, figures in judged.items()
+        if figures
+    }
 
 
 def _summarize(

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from duotok.recipes.evaluation.distances import Anchors
 from duotok.tokenizer.common.files import whole_file
 
-# Sound -> what it is. The last four are references.
+# Sound -> what it is. The last five are references.
 SOUNDS = {
     "vae": "VAE alone",
     "round_trip": "tokens, round trip",
     "generated": "generated for the vocal",
     "original": "the original itself",
     "shuffled": "another song's original",
+    "other_style": "other styles' originals",
     "random": "white noise",
     "silent": "silence",
 }
@@ -37,7 +38,16 @@ MEASURES = {
     "frechet": ("Frechet distance", 2, "0"),
     "frechet_all": ("Frechet distance, all patches", 2, "0"),
     "kernel_distance": ("kernel distance x 1000", 0, "0"),
+    "frechet_standardized": ("Frechet distance, standardized", 1, "0"),
+    "spread": ("spread over the true one", 2, "1"),
+    "entropy": ("entropy of codes over the true one", 2, "1"),
+    "distinct_4_grams": ("distinct 4-grams of codes over the true ones", 2, "1"),
+    "onsets_per_beat": ("onsets per beat", 2, "the original's"),
+    "bars_with_drums": ("bars with drums", 2, "the original's"),
+    "bars_with_bass": ("bars with bass", 2, "the original's"),
+    "bars_with_chords": ("bars with chords", 2, "the original's"),
 }
+_PLAYING = ("onsets_per_beat", "bars_with_drums", "bars_with_bass", "bars_with_chords")
 # P table 4: the round trip through DuoTok's tokens.
 PAPER = {"vocal": {"pesq": 1.76, "stoi": 0.55, "mel_distance": 0.81}, "accompaniment": {"mel_distance": 1.14}}
 NOTES = """\
@@ -47,7 +57,11 @@ error is taken before that, and is an absolute value, as the stereo width error 
 descript-audio-codec's evaluation (two mel spectrograms, log10 of squared magnitudes plus magnitudes); the
 paper does not define its own. Frechet distance: from the originals of the same excerpts, for features of the
 tagger musicnn; another song's original has none, as all of them are one set of songs. Kernel distance: of
-the same features, unbiased, from the accompaniments of all test items. A width below -40 dB
+the same features, unbiased, from the accompaniments of all items; the standardized Frechet distance as well,
+on features over their deviation there. Of other styles: between random halves of the styles. Spread: mean
+distance between the mean features of two excerpts; entropy and 4-grams are of the generated codes. Bars with
+a stem are heard by energy: noise that comes in above 8 kHz, what lasts below 120 Hz, what lasts between 250
+and 1000 Hz. A width below -40 dB
 of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
 
 
@@ -70,16 +84,17 @@ class Quality:
     left_out: tuple[str, ...]  # what could not be measured, and why
 
     def figures(self) -> dict[str, float]:
-        """Flat figures; those of the original itself are left out."""
+        """Flat figures; of the original itself only what it plays."""
         found: dict[str, float] = {"excerpts": self.excerpts, "excerpt_seconds": self.seconds}
         if self.anchors is not None:
             found |= self.anchors.figures()
         for track, sounds in self.values.items():
             for sound, measures in sounds.items():
-                for name, value in measures.items() if sound != "original" else ():
+                for name, value in measures.items():
                     # Only accompaniments have kernel distances.
                     own = name == "kernel_distance"
-                    found[f"{name}_{sound}" if own else f"{track}_{sound}_{name}"] = value.mean
+                    if sound != "original" or name in _PLAYING:
+                        found[f"{name}_{sound}" if own else f"{track}_{sound}_{name}"] = value.mean
         return found
 
 

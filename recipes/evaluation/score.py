@@ -4,7 +4,8 @@ Run: python -m duotok.recipes.evaluation.score PART --corpus DIR [--bundle DIR] 
 PART is one of MODULES, or all. Only DIR/test.jsonl is read; settings are chosen on --split validation. The
 figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
-has a table and a picture of its own.
+has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
+"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played.
 """
 
 import argparse
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_OTHERS = "separation lm renderer quality generate decoding long tuning continuation tempo whole".split()
+_OTHERS = "separation lm renderer quality generate decoding long tuning continuation tempo whole style sweep".split()
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
-    **{name: f"{name}_part" for name in _OTHERS},
+    **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
 }
-# Of "all": whole songs are a corpus of their own, and voice banks are not in every corpus.
-PARTS = tuple(part for part in MODULES if part not in ("whole", "tempo"))
+# Of "all": the others need a corpus, voice banks or tokens of their own, or are for choosing settings.
+PARTS = tuple(part for part in MODULES if part not in _ALONE)
 
 
 def measure(part: str, settings: "Settings") -> dict[str, float]:
@@ -56,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
+    parser.add_argument(
+        "--tokens", type=Path, help="style: folder of training tokens that its probes learn from"
+    )
+    parser.add_argument(
+        "--manifest", type=Path, help="style: of these tokens (default: the corpus' train.jsonl)"
+    )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
@@ -65,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--plots", type=Path, help="decoding, whole: folder for pictures")
     parser.add_argument(
-        "--folder", type=Path, help="quality, whole: of tables, pictures (default: named so, at --out)"
+        "--folder", type=Path, help="quality, sweep, whole: of tables, pictures (default: named so, at --out)"
     )
     arguments = parser.parse_args(argv)
 

@@ -155,8 +155,31 @@ Frechet distance of codes to sound / generated / halves of one style / of two st
 | {:.1f} | less than half of the last
 kernel distance x 1000 of VAE / codes to sound / generated to the corpus' own bands
     quality.kernel_distance_{vae,round_trip,generated} | {:.0f} | lower
+kernel distance x 1000 of other styles / silence / noise to the corpus' own bands
+    quality.kernel_distance_{other_style,silent,random} | {:.0f} |
+standardized Frechet distance of codes to sound / generated / other styles / silence / noise to them
+    quality.accompaniment_{round_trip,generated,other_style,silent,random}_frechet_standardized \
+| {:.0f} | generated: 1.25 times codes to sound or less
+generated over true: spread between songs / distinct 4-grams / entropy of codes
+    quality.accompaniment_generated_{spread,distinct_4_grams,entropy} | {:.2f} | 0.85 or more each
+onsets per beat, generated / codes to sound / the corpus' own bands
+    quality.accompaniment_{generated,round_trip,original}_onsets_per_beat | {:.2f} | as the last
+bars with drums / bass / chords, generated
+    quality.accompaniment_generated_bars_with_{drums,bass,chords} | {:.2f} | as below
+bars with drums / bass / chords, the corpus' own bands
+    quality.accompaniment_original_bars_with_{drums,bass,chords} | {:.2f} |
 vocal, codes to sound: PESQ / STOI (paper: 1.76 / 0.55)
     quality.vocal_round_trip_{pesq,stoi} | {:.2f} | higher
+# Styles (`score style`)
+style told by a probe: of true codes / the one asked for
+    style.style_probe_accuracy style.asked_heard | {:.2f} | 0.7 or more
+bars with drums by a probe of codes: true codes told rightly / generated / without drums
+    style.drums_probe_{balanced_accuracy,asked,without_drums} | {:.2f} | the last about 0
+bars with drums / bass / chords heard, generated
+    style.bars_with_{drums,bass,chords}_asked | {:.2f} |
+the same, each asked to be left out
+    style.bars_with_drums_without_drums style.bars_with_bass_without_bass \
+style.bars_with_chords_without_chords | {:.2f} | about 0
 # Tokenizer (vocal / accompaniment)
 chroma read out of the codes, correlation
     tokenizer.{vocal,accompaniment}_chroma_correlation | {:.2f} | higher

@@ -1,5 +1,6 @@
 """Measures of sound: perfect for the same sound, each falls for its own fault; joints, heard or not."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,11 +10,13 @@ from duotok.recipes.evaluation.audio_metrics import (
     chroma_correlation,
     fine_structure,
     flux_ratios,
+    hear_stems,
     level_jumps_db,
     log10_mel_l1,
     longest_silence_seconds,
     loudness_difference_lu,
     measure_peak,
+    measure_playing,
     worst_loss_percent,
 )
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings
@@ -140,3 +143,25 @@ def test_facts_about_a_sound():
     assert measure_peak(tone) == pytest.approx(0.5, abs=1e-3)
     assert loudness_difference_lu(tone * 0.5, tone) == pytest.approx(-6.02, abs=0.02)
     assert loudness_difference_lu(torch.zeros_like(tone), tone) == -120.0
+
+
+@pytest.mark.parametrize("played", ["drums", "bass", "chords", "drums bass", "bass chords", "drums chords"])
+def test_stems_are_heard_in_their_bars_alone(played):
+    """Eight bars of 1 s, silence in the last four, two strokes in each of the others."""
+    times = torch.arange(8 * 48_000) / 48_000
+    noise = torch.randn(len(times), generator=torch.Generator().manual_seed(0))
+    stems = {
+        "drums": 0.2 * noise * torch.exp(-((times % 0.5) * 40)),
+        "bass": 0.1 * torch.sin(2 * torch.pi * 55 * times),
+        "chords": 0.05 * sum(torch.sin(2 * torch.pi * hertz * times) for hertz in (262, 330, 392)),
+    }
+    wave = sum(stems[name] for name in played.split()) * (times < 4)
+    bars = np.arange(9.0)
+    heard = hear_stems(wave.repeat(2, 1), bars)
+    for stem, found in heard.items():
+        assert found.tolist() == [stem in played.split()] * 4 + [False] * 4, stem
+    playing = measure_playing(wave.repeat(2, 1), bars / 2, bars)
+    assert playing[f"bars_with_{played.split()[0]}"] == 0.5
+    if "drums" in played:
+        assert playing["onsets_per_beat"] == pytest.approx(1, abs=0.2)
+    assert np.isnan(measure_playing(wave.repeat(2, 1), bars[:1], bars[:1])["bars_with_bass"])

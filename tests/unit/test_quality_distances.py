@@ -7,6 +7,9 @@ from scipy.linalg import sqrtm
 
 from duotok.recipes.evaluation.distances import (
     MusicFeatures,
+    compare_codes,
+    compare_sets,
+    compare_styles,
     frechet_distance,
     kernel_distance,
     matched_distance,
@@ -116,3 +119,34 @@ def test_anchors_tell_halves_of_a_style_from_other_styles():
     assert fewer is not None and fewer.patches == 10 and fewer.same_style > anchors.same_style  # the bias
     for few in ({"styles": 1}, {"styles": 3, "songs": 3}):  # without two styles of four songs there are none
         assert measure_anchors(*make_songs(np.random.default_rng(0), **few), most_patches=10, seed=0) is None
+
+
+def test_a_collapsed_set_scores_as_collapsed_and_a_permuted_one_as_itself():
+    rng = np.random.default_rng(0)
+    songs = [draw(rng, 4, mean=rng.normal(size=6)) for _ in range(12)]
+    bands = np.concatenate(songs)
+    own, permuted, collapsed = (
+        compare_sets(bands, songs, found, seed=0) for found in (songs, songs[::-1], songs[:1] * 12)
+    )
+    assert permuted == pytest.approx(own, abs=1e-9) and own["spread"] == 1
+    assert own["frechet_standardized"] == pytest.approx(0, abs=1e-9)
+    assert collapsed["spread"] == 0
+    for distance in ("kernel_distance", "frechet_standardized"):
+        assert collapsed[distance] > own[distance] + 1
+    codes = [torch.from_numpy(rng.integers(0, 50, 100)) for _ in range(6)]
+    assert compare_codes(codes, codes[::-1]) == {"entropy": 1.0, "distinct_4_grams": 1.0}
+    same = compare_codes(codes, codes[:1] * 6)
+    assert same["distinct_4_grams"] == pytest.approx(1 / 6, abs=0.01) and 0.8 < same["entropy"] < 1
+    held = compare_codes(codes, [torch.full((100,), int(song[0])) for song in codes])
+    assert held["entropy"] < 0.5 and held["distinct_4_grams"] < 0.02
+    longer = [torch.cat([song, song + 50]) for song in codes]  # only what both have is compared
+    assert compare_codes(codes, longer) == compare_codes(longer, codes) == compare_codes(codes, codes)
+
+
+def test_halves_of_the_styles_are_further_apart_than_of_the_songs():
+    features, styles = make_songs(np.random.default_rng(0), 4)
+    found = compare_styles(features, styles, patches=40, seed=0)
+    mixed = {name: f"style {number % 4}" for number, name in enumerate(styles)}
+    other = compare_styles(features, mixed, patches=40, seed=0)
+    assert all(found[name] > 2 * other[name] for name in found)
+    assert compare_styles(features, dict.fromkeys(styles, "one"), patches=40, seed=0) == {}
