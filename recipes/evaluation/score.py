@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from duotok.recipes.evaluation.excerpts import Settings
 
 # The module in which measure_PART lies; imported only when the part is asked for.
-_OTHERS = "separation lm renderer quality generate decoding long tuning continuation tempo whole style sweep".split()
+_OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
+# Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
+_ALONE = ("whole", "tempo", "style", "sweep")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
 }
-# Of "all": the others need a corpus, voice banks or tokens of their own, or are for choosing settings.
 PARTS = tuple(part for part in MODULES if part not in _ALONE)
 
 
