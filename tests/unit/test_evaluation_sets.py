@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.lm.dual_track.model import DualTrackLM
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
 from duotok.recipes.evaluation import score, style_part, sweep_part, table
 from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
@@ -51,7 +52,7 @@ def tokens(tmp_path_factory, tiny_bundle):
         for bar in range(1, 4, 2):
             codes[50 * bar : 50 * bar + 50] += 16  # without drums
         name = f"item-{number}"
-        styles[name] = ("bossa", "rock")[number % 2]
+        styles[name] = ("ballad", "rock")[number % 2]
         codes = torch.from_numpy(codes)
         pairs[name] = (f"song {number}", "train", {"vocal": codes, "accompaniment": codes})
     append_shard(folder, index, pairs)
@@ -65,8 +66,8 @@ def make_items(tiny_corpus, styles, *, band=False):
     return [replace(item, id=name, style=style, band=played) for name, style in styles.items()]
 
 
-def test_probes_learn_from_true_codes_and_a_model_without_styles_is_told_of(
-    tokens, tiny_corpus, tiny_bundle, tmp_path, capsys
+def test_styles_are_asked_for_of_a_model_that_knows_some_and_another_is_told_of(
+    tokens, tiny_corpus, tiny_bundle, tmp_path, capsys, monkeypatch
 ):
     folder, styles = tokens
     write_manifest(tmp_path / "items.jsonl", make_items(tiny_corpus, styles))
@@ -77,11 +78,18 @@ def test_probes_learn_from_true_codes_and_a_model_without_styles_is_told_of(
     options += ["--tokens", str(folder)]
     assert score.main(["style", *options]) == 1  # the corpus' own training items are others
     assert "none of the items" in capsys.readouterr().err
-    assert score.main(["style", *options, "--manifest", str(tmp_path / "items.jsonl")]) == 0
-    assert "left out: styles asked for; this model knows none" in capsys.readouterr().err
+    options += ["--manifest", str(tmp_path / "items.jsonl")]
+    assert score.main(["style", *options]) == 0
+    assert "the probe of drums" in capsys.readouterr().err  # nobody knows these items' bands
     figures = json.loads((tmp_path / "r.json").read_text())
     assert figures["style.style_probe_accuracy"] == 1
-    assert not any("asked" in name for name in figures)
+    heard = [name for name in figures if name.endswith("_heard")]
+    assert heard == ["style.asked_ballad_heard", "style.asked_heard", "style.asked_rock_heard"]
+    assert 0 <= figures["style.bars_with_drums_without_drums"] <= 1
+    monkeypatch.setattr(DualTrackLM, "band", None)
+    assert score.main(["style", *options]) == 0
+    assert "left out: styles asked for; this model knows none" in capsys.readouterr().err
+    assert not any("asked" in name for name in json.loads((tmp_path / "r.json").read_text()))
 
 
 def test_bars_without_drums_are_told_by_their_codes(tokens, tiny_corpus):
