@@ -89,10 +89,11 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
     from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
     from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
+    from duotok.tokenizer.music.score_reader import ScoreReader, ScoreReaderConfig
     from duotok.tokenizer.text import SentencePieceVocabulary
 
     torch.manual_seed(seed)
-    folders = {name: root / name for name in ("tokenizer", "lm", "vae", "accompaniment")}
+    folders = {name: root / name for name in ("tokenizer", "lm", "vae", "accompaniment", "score_reader")}
     tokenizer = DuoTokenizer(
         DuoTokenizerConfig(
             mel_bands=32, dim=32, heads=2, feed_forward_dim=64, blocks=2, attention_window=8, code_dim=8,
@@ -114,6 +115,12 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
         assert lm.sheet is not None
         for parameter in lm.sheet.parameters():  # a sheet that has not been learned yet changes nothing
             torch.nn.init.normal_(parameter, std=0.5)
+        score_reader = ScoreReader(
+            ScoreReaderConfig(feature_dim=tokenizer.dim, dim=8, dilations=(1,), dropout=0.0)
+        )
+        torch.nn.init.zeros_(score_reader.heads.bias)  # about half of what may be is played
+        score_reader.tokenizer_fingerprint = tokenizer.fingerprint
+        score_reader.save_pretrained(folders["score_reader"])
     lm.save_pretrained(folders["lm"])
     vae = SpectralVAE(
         SpectralVAEConfig(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...tokenizer.blocks import TAPS, GatedConvolution
 from ...tokenizer.common.checkpoint import Component
 from ...tokenizer.common.chunks import join_chunks
 from ...tokenizer.common.errors import ConfigError
@@ -24,7 +25,6 @@ from .timeline import find_time_line
 
 _FRAMES_PER_STEP = 2
 CHUNK_FRAMES = 6_000  # 4 minutes; whole steps
-_TAPS = 5  # steps that one convolution sees
 # Over which trust is a mean: bars are right or wrong for a while, chords each by itself.
 _PLACE_REACH_SECONDS, _CHORD_REACH_SECONDS = 8.0, 2.0
 _CHORD_EVIDENCE = 0.2  # of a frame's log-probabilities: neighbouring frames say much the same
@@ -67,7 +67,7 @@ class SheetReader(Component[SheetReaderConfig]):
         self.residual = nn.Embedding(config.vocal_codes + 1, config.dim)
         nn.init.normal_(self.residual.weight, std=0.1)
         self.join = nn.Linear(_FRAMES_PER_STEP * config.dim, config.dim)
-        self.blocks = nn.ModuleList(_Block(config.dim, d, config.dropout) for d in config.dilations)
+        self.blocks = nn.ModuleList(GatedConvolution(config.dim, d, config.dropout) for d in config.dilations)
         self.norm = nn.LayerNorm(config.dim)
         self.heads = nn.Linear(config.dim, _FRAMES_PER_STEP * (PLACES + CHORDS))
 
@@ -124,30 +124,10 @@ class SheetReader(Component[SheetReaderConfig]):
         def compute(low: int, high: int) -> Tensor:
             return torch.cat(list(self(codes[:, low:high]).values()), dim=-1)
 
-        halo = _FRAMES_PER_STEP * (_TAPS // 2) * sum(self.config.dilations)
+        halo = _FRAMES_PER_STEP * (TAPS // 2) * sum(self.config.dilations)
         told = join_chunks(codes.shape[1], compute, size=CHUNK_FRAMES, halo=halo)
         place, chord = told.cpu().split([PLACES, CHORDS], dim=-1)
         return {"place": place, "chord": chord}
-
-
-class _Block(nn.Module):
-    """A gated convolution around a skip connection, as a product with shifted copies: fast on CPUs."""
-
-    def __init__(self, dim: int, dilation: int, dropout: float) -> None:
-        super().__init__()
-        self.dilation, self.dropout = dilation, dropout
-        self.norm = nn.LayerNorm(dim)
-        self.gated = nn.Linear(_TAPS * dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features [batch, steps, dim] -> the same shape."""
-        steps, reach = features.shape[1], self.dilation * (_TAPS // 2)
-        padded = functional.pad(self.norm(features), (0, 0, reach, reach))
-        taps = [padded[:, tap * self.dilation : tap * self.dilation + steps] for tap in range(_TAPS)]
-        value, gate = self.gated(torch.cat(taps, dim=-1)).chunk(2, dim=-1)
-        mixed = functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)
-        return features + self.out(mixed)
 
 
 def track_chords(log_probabilities: np.ndarray, places: np.ndarray) -> np.ndarray:

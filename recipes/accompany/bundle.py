@@ -1,7 +1,7 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
 Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
-         [--vocal-decoder DIR] [--separator DIR] [--card FILE] --out DIR --half
+         [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] [--card FILE] --out DIR --half
 """
 
 import argparse
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from duotok.renderer.renderer import Renderer
     from duotok.tokenizer.common.checkpoint import Component
     from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.music.score_reader import ScoreReader
 
 FORMAT = 1
 COMPONENTS = ("tokenizer", "lm", "renderer/vae", "renderer/accompaniment")
-OPTIONAL_COMPONENTS = ("renderer/vocal", "separator")
+OPTIONAL_COMPONENTS = ("renderer/vocal", "separator", "score_reader")
 CARD = "README.md"
 _DESCRIPTION = "bundle.json"
 _HALF_LARGEST = 65_504
@@ -38,6 +39,7 @@ class Bundle:
     tokenizer: "DuoTokenizer"
     lm: "LanguageModel[Any]"
     renderer: "Renderer"
+    score_reader: "ScoreReader | None"
     folder: Path
     name: str
     fingerprint: str
@@ -65,10 +67,15 @@ def load_bundle(folder: str | Path | None = None) -> Bundle:
     renderer = Renderer.from_pretrained(folder / "renderer")
     _require_same_run(f"{folder}/lm", lm, {"tokenizer": tokenizer.fingerprint})
     renderer.require_tokenizer(tokenizer.fingerprint)
+    score_reader = None
+    if "score_reader/config.json" in description["files"]:
+        score_reader = part_of["score_reader"](folder / "score_reader")
+        _require_same_run(f"{folder}/score_reader", score_reader, {"tokenizer": tokenizer.fingerprint})
     return Bundle(
         tokenizer=tokenizer,
         lm=lm,
         renderer=renderer,
+        score_reader=score_reader,
         folder=folder,
         name=description["name"],
         fingerprint=description["fingerprint"],
@@ -127,6 +134,7 @@ def assemble_bundle(
     accompaniment: str | Path,
     vocal_decoder: str | Path | None = None,
     separator: str | Path | None = None,
+    score_reader: str | Path | None = None,
     half: bool = True,
     name: str = "small",
     defaults: Mapping[str, Any] | None = None,
@@ -142,7 +150,7 @@ def assemble_bundle(
     from duotok.tokenizer.common.files import whole_folder, write_json
 
     out = Path(out)
-    folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator)
+    folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator, score_reader)
     named = zip((*COMPONENTS, *OPTIONAL_COMPONENTS), folders, strict=True)
     sources = {component: Path(source) for component, source in named if source is not None}
     part_of = _open_functions()
@@ -189,6 +197,7 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
     from duotok.renderer.diffusion import DiffusionDecoder
     from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.model import DuoTokenizer
+    from duotok.tokenizer.music.score_reader import ScoreReader
     from duotok.tokenizer.separator import MaskSeparator
 
     return {
@@ -198,6 +207,7 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
         "renderer/accompaniment": DiffusionDecoder.from_pretrained,
         "renderer/vocal": DiffusionDecoder.from_pretrained,
         "separator": MaskSeparator.from_pretrained,
+        "score_reader": ScoreReader.from_pretrained,
     }
 
 
@@ -279,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--accompaniment", True, "diffusion decoder folder of the accompaniment"),
         ("--vocal-decoder", False, "diffusion decoder folder of the vocal, if there is one"),
         ("--separator", False, "separator folder, if there is one"),
+        ("--score-reader", False, "score reader folder, if there is one"),
         ("--out", True, "bundle folder to write; replaced when it exists"),
     ):
         parser.add_argument(option, type=Path, required=required, metavar="DIR", help=text)

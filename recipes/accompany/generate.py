@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description, read_styles
-from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files
+from duotok.recipes.accompany.output import EXPORTED, FORMATS, OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
     METER_NAMES,
@@ -96,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--variations", type=int, default=1, metavar="N", help=text)
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
     add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
+    text = f"write any of {', '.join(EXPORTED)}, with commas between, or all: the score, chords, a click"
+    add("--export", type=_split_exports, default=(), metavar="KINDS", help=text)
     text = f"for --mix and --stems: {OWN_SEPARATOR} (default), demucs or bs-roformer, when installed"
     add("--separator", default=OWN_SEPARATOR, metavar="NAME", help=text)
 
@@ -120,7 +122,7 @@ def _generate(out: Path | None, model: Path | None, device: str, progress: bool,
     request = request.read()
     samples, wanted = request.song.wave.shape[-1], {"renderings": request.renderings, "stems": request.stems}
     samples += (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
-    written = {"separated": request.mix is not None, "format": request.format}
+    written = {"separated": request.mix is not None, "format": request.format, "exports": request.export}
     expected = expected_files(samples, **wanted, **written)
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
@@ -152,6 +154,10 @@ def _shipped_styles() -> list[str]:
 
 def _split_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _split_exports(text: str) -> tuple[str, ...]:
+    return tuple(EXPORTED) if text == "all" else _split_names(text)
 
 
 def _summarize(out: Path, report: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 from duotok.tokenizer.common.files import failure_reason, printable, read_json, write_text
@@ -36,6 +36,24 @@ FORMATS = {
 _STEMS = ("drums", "bass", "other")
 _WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
 _HEADER_BYTES, _REPORT_BYTES = 100, 20_000
+
+
+class Export(NamedTuple):
+    """A file of `--export`."""
+
+    stem: str
+    suffix: str
+    packages: tuple[str, ...] = ()  # that write it
+    is_of_each: bool = False  # whether each accompaniment has its own
+
+
+EXPORTED = {
+    "midi": Export("song", ".mid", ("mido",), is_of_each=True),
+    "musicxml": Export("lead-sheet", ".musicxml", ("music21",)),
+    "lab": Export("chords", ".lab"),
+    "click": Export("click", ".wav"),
+}
+_EXPORT_BYTES = 1_000_000  # of one that is no sound
 
 
 class OutputError(DuoTokError):
@@ -235,8 +253,20 @@ def _remove_left_over(place: Path) -> None:
                     os.close(lock)
 
 
+def exported_name(kind: str, suffix: str = "") -> str:
+    """Name of an exported file, of the accompaniment with that suffix."""
+    each = EXPORTED[kind]
+    return f"{each.stem}{suffix if each.is_of_each else ''}{each.suffix}"
+
+
 def expected_files(
-    samples: int, *, renderings: int = 1, stems: bool = False, separated: bool = False, format: str = "wav"
+    samples: int,
+    *,
+    renderings: int = 1,
+    stems: bool = False,
+    separated: bool = False,
+    format: str = "wav",
+    exports: Iterable[str] = (),
 ) -> dict[str, int]:
     """Name -> bytes of what `generate` writes for a vocal of so many samples, without report.json."""
     ending, _, width = FORMATS[format]
@@ -247,6 +277,9 @@ def expected_files(
         files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in _STEMS for suffix in suffixes}
     if separated:
         files[f"separated-vocal{ending}"] = plain
+    for kind in exports:
+        size = _HEADER_BYTES + 2 * samples if kind == "click" else _EXPORT_BYTES
+        files |= {exported_name(kind, suffix): size for suffix in suffixes}
     return files
 
 

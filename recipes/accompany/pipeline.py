@@ -23,6 +23,7 @@ from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
+from duotok.recipes.accompany.export import bring_notes_back, find_sung_notes, write_exports
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
@@ -58,6 +59,7 @@ from duotok.tokenizer.music.chroma import (
 )
 from duotok.tokenizer.music.harmony import estimate_chords, read_key
 from duotok.tokenizer.music.pitch import measure_coherence, sung_pitch
+from duotok.tokenizer.music.score_reader import Note, Score
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 from duotok.tokenizer.music.tuning import PitchClock
 
@@ -111,6 +113,9 @@ class Accompaniment:
     stems: Mapping[str, Tensor] = field(default_factory=dict)  # drums, bass, other [2, samples], if asked for
     separated_vocal: Tensor | None = None  # [2, samples], of a mix
     format: str = "wav"  # that it is written in, one of FORMATS
+    exports: tuple[str, ...] = ()  # see Request.export
+    notes: Score = field(default_factory=dict)  # what the band plays, if it is exported
+    melody: Sequence[Note] = ()  # what is sung, if it is exported
 
     @property
     def score(self) -> float:
@@ -123,7 +128,12 @@ class Accompaniment:
         Stems and a separated vocal, where there are any, go into files of their own.
         """
         separated = self.separated_vocal is not None
-        options = {"stems": bool(self.stems), "separated": separated, "format": self.format}
+        options = {
+            "stems": bool(self.stems),
+            "separated": separated,
+            "format": self.format,
+            "exports": self.exports,
+        }
         expected = expected_files(self.mix.shape[-1], **options)
         with OutputFolder(folder, expected) as output:
             self.write(output.work)
@@ -144,6 +154,8 @@ class Accompaniment:
             write_audio(folder / f"separated-vocal{ending}", self.separated_vocal, subtype=subtype)
         write_audio(folder / f"accompaniment{suffix}{ending}", self.accompaniment, subtype=subtype)
         write_audio(folder / f"mix{suffix}{ending}", self.mix, subtype=subtype)
+        if self.exports:
+            write_exports(self.exports, folder, suffix, report, self.notes, self.melody)
         if not suffix:
             write_report(folder, report)
         return report
@@ -192,8 +204,9 @@ class Accompanist:
         self.device = choose_device(device)
         self.bundle = bundle
         self.defaults = resolve_settings(bundle.defaults, {}, where=f"defaults of the model {bundle.name}")
-        for part in (bundle.tokenizer, bundle.lm, bundle.renderer):
-            part.to(self.device)
+        for part in (bundle.tokenizer, bundle.lm, bundle.renderer, bundle.score_reader):
+            if part is not None:
+                part.to(self.device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
@@ -264,6 +277,8 @@ class Accompanist:
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
         request = settle_band(request.read(), self.bundle.lm.band)
         settings = request.settings(self.bundle.defaults)
+        if "midi" in request.export and self.bundle.score_reader is None:
+            raise ConfigError("this model reads no score out of what it plays; leave midi out of --export")
         separator = self._open_separator(request)
         clock = StageClock(progress)
         with clock.stage("listen"):
@@ -284,6 +299,8 @@ class Accompanist:
             rate_hz = self.bundle.tokenizer.frame_rate_hz
             played = prefix if isinstance(prefix, Tensor) else None
             plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes, played)
+            if request.export and plan is None:
+                raise ConfigError("this model plays from no lead sheet; leave out --export")
             arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
             confused = () if plan is None else plan.warnings
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
@@ -428,6 +445,14 @@ class Accompanist:
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
                 stems = _split(mixdown.accompaniment, sketches.separator)
+        exports, score, melody = sketches.request.export, {}, list[Note]()
+        if "midi" in exports and self.bundle.score_reader is not None:
+            score = dict(self.bundle.score_reader.read(features))
+        if exports:
+            melody = find_sung_notes(sketches.pitches)
+        if pitch_clock is not None:
+            score = {stem: bring_notes_back(notes, pitch_clock) for stem, notes in score.items()}
+            melody = bring_notes_back(melody, pitch_clock)
         report = {
             "vocal": vocal.name,
             **music,
@@ -449,6 +474,9 @@ class Accompanist:
             stems=stems,
             separated_vocal=None if sketches.request.mix is None else vocal.wave,
             format=sketches.request.format,
+            exports=exports,
+            notes=score,
+            melody=melody,
         )
 
 

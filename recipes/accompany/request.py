@@ -5,10 +5,11 @@ Kept apart from the pipeline so that a command line can show settings without lo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.accompany.output import FORMATS
+from duotok.recipes.accompany.output import EXPORTED, FORMATS
 from duotok.tokenizer.common.config import config_from_dict
 from duotok.tokenizer.common.errors import ConfigError
 
@@ -73,6 +74,7 @@ class Request:
     separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
     format: str = "wav"  # of what is written, one of FORMATS; stems are always floats
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
+    export: tuple[str, ...] = ()  # which of EXPORTED are written beside the sound
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
     tempo_bpm: float | None = None  # None: as it is sung
     downbeat_seconds: float | None = None  # where a bar begins; None: where it seems to
@@ -119,6 +121,14 @@ class Request:
         if self.keep is not None and (type(self.keep) is not int or not 1 <= self.keep <= self.variations):
             raise ConfigError(f"keep must be from 1 to variations ({self.variations}), got {self.keep!r}")
         self.settings({})
+        for kind in self.export:
+            if kind not in EXPORTED:
+                raise ConfigError(f"export must name any of {', '.join(EXPORTED)}, got {kind!r}")
+            for package in EXPORTED[kind].packages:
+                if find_spec(package) is None:
+                    raise ConfigError(
+                        f"{package}, which writes {kind}, is missing; in the checkout: pip install '.[score]'"
+                    )
         if self.separator != OWN_SEPARATOR:
             from duotok.recipes.separation.adapters import require_separator
 

@@ -151,7 +151,8 @@ def test_weights_beyond_16_bits_are_not_written(tiny_components, tmp_path):
 
 
 def test_command(tiny_components, tmp_path, capsys):
-    parts = [text for name, folder in tiny_components.items() for text in (f"--{name}", str(folder))]
+    names = [(f"--{name.replace('_', '-')}", str(folder)) for name, folder in tiny_components.items()]
+    parts = [text for pair in names for text in pair]
     out = tmp_path / "out"
     (tmp_path / "card.md").write_text("# Mine\n")
     card = ["--card", str(tmp_path / "card.md")]

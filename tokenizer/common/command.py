@@ -19,6 +19,7 @@ from .files import failure_reason, printable
 EXTRAS = {
     **dict.fromkeys(("librosa", "matplotlib", "mir_eval", "sklearn"), "evaluation"),
     **dict.fromkeys(("pesq", "pystoi"), "quality"),
+    "music21": "score",
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
     "webdataset": "songs",
     "peft": "lora",
