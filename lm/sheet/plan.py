@@ -37,6 +37,8 @@ _KEY_COST = 300.0  # nats for a change of key: some thirty bars of singing must 
 _KEY_CHORDS = 0.5  # weight of what the chords say of the key beside what is sung
 _CHORD_EVIDENCE = 0.1  # of a frame's log-probabilities
 _PACE_EVIDENCE = 4.0  # of what the melody says of the tempo in a second
+# Less of a song says too little: chords and tempo by melody cost the band's beat in excerpts of 12 to 20 s.
+_MELODY_SECONDS = 60.0
 _MELODY_EVIDENCE = 2.0  # of what a beat's melody asks for, which the reader of the voice has not learned
 # Nats for a change of chord at each beat of the bar, by the number of beats.
 _CHANGE_COSTS = {
@@ -162,7 +164,8 @@ def plan_song(
         beats_per_bar=beats_per_bar,
     )
     keys = np.full(frames, key) if key is not None else _find_keys(heard)
-    if tempo_bpm is None and beats_per_bar == BEATS_PER_BAR:  # others the melody reader has not learned
+    is_long = frames >= _MELODY_SECONDS * rate_hz
+    if is_long and tempo_bpm is None and beats_per_bar == BEATS_PER_BAR:  # others it has not learned
         line = _choose_pace(heard, line, keys, downbeat_seconds)
     bars = _Bars(heard, line)
     chords = _find_chords(heard, bars.share_evidence(), line, keys)
@@ -228,10 +231,12 @@ def _find_chords(heard: Heard, evidence: np.ndarray, line: TimeLine, keys: np.nd
     beats = line.beats_of(len(evidence)).clip(0)
     starts = np.flatnonzero(np.diff(beats, prepend=beats[0] - 1))
     numbers, keys = line.numbers[beats[starts]], keys[starts]
-    melody = heard.sung_between(np.append(line.beats[beats[starts]], line.beats[beats[-1] + 1]))
-    in_four = line.beats_per_bar == BEATS_PER_BAR  # the only bars that the melody reader knows
-    asked, *_ = default_melody_reader().judge(melody, keys, numbers if in_four else None)
-    scores = np.add.reduceat(evidence, starts, axis=0) + _MELODY_EVIDENCE * asked
+    scores = np.add.reduceat(evidence, starts, axis=0)
+    if len(evidence) >= _MELODY_SECONDS * heard.rate_hz:
+        melody = heard.sung_between(np.append(line.beats[beats[starts]], line.beats[beats[-1] + 1]))
+        in_four = line.beats_per_bar == BEATS_PER_BAR  # the only bars that the melody reader knows
+        asked, *_ = default_melody_reader().judge(melody, keys, numbers if in_four else None)
+        scores = scores + _MELODY_EVIDENCE * asked
     costs = (
         _CHANGE_COSTS[line.beats_per_bar][:, None, None, None] - _CHANGE_WEIGHT * load_progressions().changes
     )
