@@ -287,7 +287,8 @@ def write_model(
     description = read_bundle_description(source)
     folder = work / "lm"
     lm.save_pretrained(folder, extra={"finetuned": dict(provenance)})
-    vocal_decoder, separator = source / "renderer" / "vocal", source / "separator"
+    optional = ("renderer/vocal", "separator", "score_reader")
+    vocal_decoder, separator, score_reader = (source / name for name in optional)
     return assemble_bundle(
         out,
         tokenizer=source / "tokenizer",
@@ -296,6 +297,7 @@ def write_model(
         accompaniment=source / "renderer" / "accompaniment",
         vocal_decoder=vocal_decoder if vocal_decoder.is_dir() else None,
         separator=separator if separator.is_dir() else None,
+        score_reader=score_reader if score_reader.is_dir() else None,
         half=is_half(source / "lm"),
         name=name,
         defaults=description.get("defaults") or {},

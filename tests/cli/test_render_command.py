@@ -32,7 +32,11 @@ def vocal_decoder(tiny_components, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole_bundle(tiny_components, vocal_decoder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("model") / "both"
-    parts = [text for name, folder in tiny_components.items() for text in (f"--{name}", str(folder))]
+    parts = [
+        text
+        for name, folder in tiny_components.items()
+        for text in (f"--{name.replace('_', '-')}", str(folder))
+    ]
     assert main([*parts, "--vocal-decoder", str(vocal_decoder), "--out", str(out), "--half"]) == 0
     return out
 
