@@ -72,8 +72,8 @@ def _make_sounds(arguments: argparse.Namespace) -> None:
         known = " and ".join(maker.rendered_tracks)
         raise DataError(f"{bundle} has no decoder of the {track}; it has one of the {known}")
     systems: dict[str, None] = {}
-    for excerpt in tqdm(excerpts, desc="sounds", disable=None):
-        made = maker.make(excerpt, excerpt, track)
+    for number, excerpt in enumerate(tqdm(excerpts, desc="sounds", disable=None)):
+        made, _ = maker.make(excerpt, excerpt, track, number)
         for system in (system for system in SYSTEMS if system in made):
             # Codes do not know a recording's level: what comes out may exceed full scale.
             wave = made[system] / max(1.0, float(made[system].abs().max()))
