@@ -148,6 +148,11 @@ class DualTrackLMConfig:
         if not 0 <= self.attention_dropout < 1:
             raise ConfigError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
 
+    @property
+    def playing_sizes(self) -> tuple[int, ...]:
+        """Number of values of each column of a sheet that tells how to play; none without a band."""
+        return () if self.band is None else self.band.column_sizes()
+
 
 class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     """Predicts the next code of each track from frames of both (P B.1.2 to B.1.4)."""
@@ -170,8 +175,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.sheet: LeadSheetEmbedding | None = None
         self.sheet_reader: SheetReader | None = None
         if config.sheet_reader is not None:
-            playing = () if config.band is None else config.band.column_sizes()
-            self.sheet = LeadSheetEmbedding(config.hidden_dim, playing)
+            self.sheet = LeadSheetEmbedding(config.hidden_dim, config.playing_sizes)
             # It is trained by itself, see recipes/lm/train_sheet_reader.
             self.sheet_reader = SheetReader(config.sheet_reader).eval().requires_grad_(False)
 
@@ -245,7 +249,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         if self.sheet is None:
             raise ConfigError("a model that plays from no lead sheet cannot be told how; set sheets.reader")
         self.config = replace(self.config, band=band)
-        told = LeadSheetEmbedding(self.config.hidden_dim, band.column_sizes()).to(self.device)
+        told = LeadSheetEmbedding(self.config.hidden_dim, self.config.playing_sizes).to(self.device)
         told.load_state_dict(self.sheet.state_dict(), strict=False)
         self.sheet = told
 
@@ -310,8 +314,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         if again is not None and (again.shape != (frames,) or bool((again >= torch.arange(frames)).any())):
             raise DataError(f"again must name an earlier frame of {frames}, or -1, for each of them")
         if sheet is not None:
-            playing = () if self.config.band is None else self.config.band.column_sizes()
-            sheet = commit(check_sheet(sheet, frames, playing)).to(self.device)
+            sheet = commit(check_sheet(sheet, frames, self.config.playing_sizes)).to(self.device)
         elif source == "vocal" and self.sheet_reader is not None:
             sheet = commit(self.sheet_reader.read(source_codes[None])[0])
         if sheet is not None:

@@ -96,6 +96,11 @@ class Heard:
         return (shares / np.maximum(lengths, 1)[:, None]).reshape(count, PARTS, 12)
 
     @property
+    def is_long(self) -> bool:
+        """Whether there is enough of the song for its melody to be asked."""
+        return len(self.place) >= _MELODY_SECONDS * self.rate_hz
+
+    @property
     def has_singer(self) -> bool:
         """Whether anything in it can be a voice: pitched for a while, and not one steady tone."""
         sung = self.pitches[np.isfinite(self.pitches)]
@@ -164,8 +169,7 @@ def plan_song(
         beats_per_bar=beats_per_bar,
     )
     keys = np.full(frames, key) if key is not None else _find_keys(heard)
-    is_long = frames >= _MELODY_SECONDS * rate_hz
-    if is_long and tempo_bpm is None and beats_per_bar == BEATS_PER_BAR:  # others it has not learned
+    if heard.is_long and tempo_bpm is None and beats_per_bar == BEATS_PER_BAR:  # others it has not learned
         line = _choose_pace(heard, line, keys, downbeat_seconds)
     bars = _Bars(heard, line)
     chords = _find_chords(heard, bars.share_evidence(), line, keys)
@@ -232,7 +236,7 @@ def _find_chords(heard: Heard, evidence: np.ndarray, line: TimeLine, keys: np.nd
     starts = np.flatnonzero(np.diff(beats, prepend=beats[0] - 1))
     numbers, keys = line.numbers[beats[starts]], keys[starts]
     scores = np.add.reduceat(evidence, starts, axis=0)
-    if len(evidence) >= _MELODY_SECONDS * heard.rate_hz:
+    if heard.is_long:
         melody = heard.sung_between(np.append(line.beats[beats[starts]], line.beats[beats[-1] + 1]))
         in_four = line.beats_per_bar == BEATS_PER_BAR  # the only bars that the melody reader knows
         asked, *_ = default_melody_reader().judge(melody, keys, numbers if in_four else None)

@@ -42,13 +42,15 @@ _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 class SheetLabels:
     """The written sheets of the items of a manifest; of an item that is not in it nothing is known."""
 
-    def __init__(self, manifest: str | Path, shards: TokenShards, styles: Sequence[str] = ()) -> None:
-        """styles: those that STYLE counts. Raises DataError for a manifest with no item of the shards."""
+    styles: Sequence[str] = ()  # those that STYLE counts
+
+    def __init__(self, manifest: str | Path, shards: TokenShards) -> None:
+        """Raises DataError for a manifest with no item of the shards."""
         wanted = {song.id for song in shards.index.songs}
         self._items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
         if not self._items:
             raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
-        self._rate_hz, self._styles = shards.index.frame_rate_hz, styles
+        self._rate_hz = shards.index.frame_rate_hz
         self._known: dict[str, Tensor] = {}
 
     def count_styles(self) -> BandConfig:
@@ -65,7 +67,7 @@ class SheetLabels:
             return unknown_sheet(frames)
         if name not in self._known:
             sheet = label_frames(self._items[name], self._rate_hz)
-            self._known[name] = label_playing(sheet, self._items[name], self._rate_hz, self._styles)
+            self._known[name] = label_playing(sheet, self._items[name], self._rate_hz, self.styles)
         found = self._known[name][start : start + frames]
         return torch.cat([found, unknown_sheet(frames - len(found))])
 

@@ -73,11 +73,12 @@ def build(config: Config) -> Task:
     lm = build_model(config, shards)
     sheets = None
     if lm.sheet_reader is not None:
-        written, told = None, config.sheets.manifest
-        if told is not None:
+        written = None
+        if config.sheets.manifest is not None:
+            written = SheetLabels(config.sheets.manifest, shards)
             if lm.band is None:
-                lm.add_band(SheetLabels(told, shards).count_styles())
-            written = SheetLabels(told, shards, () if lm.band is None else lm.band.styles)
+                lm.add_band(written.count_styles())
+            written.styles = () if lm.band is None else lm.band.styles
         # A copy, because DeepSpeed may scatter the model's own one over processes.
         sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader), written)
     source = WindowSource(shards, config.data, lm, config.train.batch_size, sheets)
