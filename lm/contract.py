@@ -16,6 +16,8 @@ class SamplingConfig:
     """Settings of sampling and window stitching."""
 
     guidance: float = 1.5  # logits = without + guidance * (with - without); 1 turns guidance off
+    # The same of what the sheet says of how to play, style and levels: untold + playing_guidance * (told - untold).
+    playing_guidance: float = 1.0
     temperature: float = 0.95  # 0 takes the most likely code
     top_k: int = 100  # most likely codes kept; 0 keeps all
     top_p: float = 0.95  # smallest set of codes with this probability is kept; 1 keeps all
@@ -23,7 +25,7 @@ class SamplingConfig:
     overlap_frames: int = 50  # codes of the last window that the next one continues
 
     def __post_init__(self) -> None:
-        for name in ("guidance", "temperature", "top_k"):
+        for name in ("guidance", "playing_guidance", "temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.top_p <= 1:

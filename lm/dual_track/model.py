@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ...tokenizer.common.errors import ConfigError, DataError
 from ...tokenizer.model import DuoTokenizer
 from ..contract import Candidates, LanguageModel, SamplingConfig
-from ..sheet.columns import LeadSheetEmbedding, check_sheet, commit
+from ..sheet.columns import PLAYING, UNKNOWN, LeadSheetEmbedding, check_sheet, commit
 from ..sheet.playing import BandConfig
 from ..sheet.reader import SheetReader, SheetReaderConfig
 from .layout import MODES, PROMPT, SEGMENTS, TARGET_SEGMENT, TRACKS, Layout, lay_out, mode_into
@@ -319,12 +319,14 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             sheet = commit(self.sheet_reader.read(source_codes[None])[0])
         if sheet is not None:
             sheet = sheet.expand(len(seeds), -1, -1)
+        if sheet is None or bool((sheet[..., PLAYING] == UNKNOWN).all()):
+            sampling = replace(sampling, playing_guidance=1.0)
         uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
         codes, nats = sample_song(
             self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress
         )
         nats = nats.cpu()
-        alone = nats[1] if len(nats) > 1 else None
+        alone = nats[-1] if sampling.guidance != 1.0 else None
         return Candidates(codes=codes.cpu(), likelihood_nats=nats[0], likelihood_alone_nats=alone)
 
     def _check_codes(self, codes: Tensor, track: str) -> Tensor:

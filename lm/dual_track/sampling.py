@@ -58,14 +58,16 @@ def draw_uniform(seed: int, frames: int) -> Tensor:
 class WindowSampler:
     """Samples windows of one length; keeps the buffers and the fused tables between them.
 
-    Branches: with the source and, for guidance, without it. Every buffer is made once and written in place,
-    which is what lets a CUDA graph repeat the step.
+    Branches: with all; for guidance of how the band plays, told all but that; for guidance by the source, told
+    nothing. Every buffer is made once and written in place, which is what lets a CUDA graph repeat the step.
     """
 
     def __init__(self, parts: StepParts, candidates: int, config: SamplingConfig, frames: int) -> None:
         """frames: the length of every window; must be called without gradients."""
         self.parts, self.config, self.candidates, self.frames = parts, config, candidates, frames
-        self.branches = 2 if config.guidance != 1.0 else 1
+        self._has_untold = config.playing_guidance != 1.0
+        self.has_alone = config.guidance != 1.0
+        self.branches = 1 + self._has_untold + self.has_alone
         self._decoder = CachedDecoder(
             parts.backbone,
             shared_positions=parts.shared_positions,
@@ -110,16 +112,17 @@ class WindowSampler:
         self._uniform.copy_(uniform.T)
         self._codes[:known] = given.T
         self._nats.zero_()
-        rows = torch.full((self.branches, self.frames), self._source_pad, device=source.device)
-        rows[0] = source
+        rows = source.repeat(self.branches, 1)
+        if self.has_alone:
+            rows[-1] = self._source_pad
         heard = self.parts.sources[rows]
         aligned = heard[:, None] if self.parts.aligned_source else self.parts.sources[self._source_pad]
-        notes = self._read_notes(None if sheet is None else hide_playing(sheet[0]))
+        notes = self._read_notes(None if sheet is None else hide_playing(sheet[:1]))[:, 0]
         self._beside.copy_(aligned + self._read_notes(sheet))
         # What a window computed serves the next one only where no source is heard: that prompt is the same.
         # The keys of the source and of the codes carried over come from the last window's prompt and stand
         # at other positions, so these are read anew.
-        count = 1 if self._has_prompts else self.branches
+        count = self.branches - (self.has_alone and self._has_prompts)
         self._decoder.hear((heard + notes)[:count] + self.parts.prompt)
         self._has_prompts = True
         first = given.new_full((self.candidates, 1), self._target_pad)
@@ -137,12 +140,17 @@ class WindowSampler:
         return self._codes[:stop].T.clone(), self._nats.clone()
 
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
-        """What a sheet [..., frames, COLUMNS] adds [branches, ..., frames, hidden_dim] with the source."""
+        """What a sheet [rows, frames, COLUMNS] adds [branches, rows, frames, hidden_dim] in each branch."""
         if self.parts.sheet is None:
-            return self._beside.new_zeros(())
-        unknown = unknown_sheet(self.frames, device=self._beside.device)
+            return self._beside.new_zeros(1, 1, 1, 1)
+        unknown = unknown_sheet(1, self.frames, device=self._beside.device)
         told = unknown if sheet is None else sheet
-        return self.parts.sheet(torch.stack([told, unknown.expand_as(told)][: self.branches]))
+        branches = [told]
+        if self._has_untold:
+            branches.append(hide_playing(told))
+        if self.has_alone:
+            branches.append(unknown.expand_as(told))
+        return self.parts.sheet(torch.stack(branches))
 
     def _take_step(self, reach: int | None = None) -> None:
         """Choose the next frame's codes; reach as in `CachedDecoder.step`."""
@@ -156,8 +164,10 @@ class WindowSampler:
         logits = functional.linear(hidden, self.parts.head, self.parts.head_bias)
         logits = logits.view(self.branches, self.candidates, -1)
         guided = logits[0]
-        if self.branches > 1:
-            guided = torch.lerp(logits[1], logits[0], self.config.guidance)
+        if self._has_untold:
+            guided = torch.lerp(logits[1], guided, self.config.playing_guidance)
+        if self.has_alone:
+            guided = guided + (self.config.guidance - 1) * (logits[0] - logits[-1])
         chosen = pick_codes(guided, self._uniform.index_select(0, self._place)[0], self.config)
         picked = logits.gather(2, chosen.expand(self.branches, -1)[..., None])[..., 0]
         self._nats.add_(picked - logits.logsumexp(dim=-1))

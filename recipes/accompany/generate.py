@@ -74,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
     text = f"how strictly the band follows the singer; 1 = no guidance (default: {own.guidance:g})"
     add("--cfg", dest="guidance", type=float, metavar="X", help=text)
+    text = f"how strictly it keeps to style and levels; 1 = no guidance (default: {own.playing_guidance:g})"
+    add("--style-cfg", dest="playing_guidance", type=float, metavar="X", help=text)
     text = f"boldness of the composition; 0 = no chance at all (default: {own.temperature:g})"
     add("--temperature", type=float, metavar="X", help=text)
     text = f"draw from the K most likely codes; 0 = all (default: {own.top_k})"

@@ -305,7 +305,7 @@ class Accompanist:
             confused = () if plan is None else plan.warnings
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
         seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
-        names = ("guidance", "temperature", "top_k", "top_p")
+        names = ("guidance", "playing_guidance", "temperature", "top_k", "top_p")
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})
         compositions: list[Composition] = []

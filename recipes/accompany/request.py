@@ -26,6 +26,7 @@ STEMS = ("drums", "bass", "chords")  # that a band may do without
 # Lowest and highest value of every number; whole numbers where the limits are.
 _LIMITS: dict[str, tuple[float, float]] = {
     "guidance": (0.0, 100.0),
+    "playing_guidance": (0.0, 100.0),
     "temperature": (0.0, 10.0),
     "top_k": (0, 1_000_000),
     "top_p": (0.001, 1.0),
@@ -39,7 +40,12 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "intro": (0, 16),
 }
 # Options of `generate` that are not called as the field they set.
-_OPTIONS = {"guidance": "--cfg", "accompaniment_db": "--level", "tuning": "--tuning"}
+_OPTIONS = {
+    "guidance": "--cfg",
+    "playing_guidance": "--style-cfg",
+    "accompaniment_db": "--level",
+    "tuning": "--tuning",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class GenerationSettings:
     """What can be changed between two accompaniments of the same vocal; a bundle may bring other defaults."""
 
     guidance: float = 1.5  # classifier-free guidance of the language model; 1 = none
+    playing_guidance: float = 1.0  # the same of style and levels, for models that are told them
     temperature: float = 0.95  # 0 takes the most likely code
     top_k: int = 100  # most likely codes to draw from; 0 = all
     top_p: float = 0.95  # smallest set of codes with this probability; 1 = all
@@ -89,6 +96,7 @@ class Request:
     variations: int = 1  # how many accompaniments are wanted, best first
     keep: int | None = None  # how many of the variations are rendered; None: all
     guidance: float | None = None
+    playing_guidance: float | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -30,6 +30,7 @@ from duotok.tokenizer.common.files import write_json
 
 AXES: Mapping[str, tuple[float, ...]] = {
     "guidance": (1.0, 1.25, 1.5, 2.0, 3.0),
+    "playing_guidance": (1.0, 1.5, 2.0, 3.0),
     "temperature": (0.8, 0.9, 0.95, 1.0, 1.05),
     "top_p": (0.8, 0.9, 0.95, 0.98, 1.0),
     "top_k": (20, 50, 100, 300, 0),  # 0 = all

@@ -22,6 +22,7 @@ from duotok.lm.sheet.columns import (
     WRITTEN,
     check_sheet,
     commit,
+    hide_playing,
     unknown_sheet,
     write_sheet,
 )
@@ -230,20 +231,24 @@ def test_candidates_play_as_each_is_told(lm: DualTrackLM) -> None:
     for number in range(2):
         alone = lm.compose(vocal, seeds=[3], sampling=config, sheet=sheets[number]).codes[0]
         assert torch.equal(alone, both[number])
-    guided = SamplingConfig(guidance=2.0, temperature=0.0)
-    made = lm.compose(vocal, seeds=[0], sampling=guided, sheet=sheets[0]).codes
+    told = commit(sheets[:1])
     logits = [
         lm(
             lm.lay_out(
-                {"vocal": vocal[None], "accompaniment": made},
+                {"vocal": vocal[None], "accompaniment": both[:1]},
                 MODE,
-                sheet=commit(sheets[:1]),
+                sheet=sheet,
                 drop_source=torch.tensor([drop]),
             )
         )["accompaniment"]
-        for drop in (False, True)
+        for sheet, drop in ((told, False), (hide_playing(told), False), (told, True))
     ]
-    assert torch.equal(torch.lerp(logits[1], logits[0], 2.0).argmax(dim=-1), made)
+    for guidance, playing, frame in ((2.0, 1.0, 20), (1.0, 2.5, 40), (1.7, 0.5, 59)):
+        guided = SamplingConfig(guidance=guidance, playing_guidance=playing, temperature=0.0)
+        made = lm.compose(vocal, seeds=[0], sampling=guided, sheet=sheets[0], prefix=both[0, :frame])
+        full, untold, alone = (each[0, frame] for each in logits)
+        expected = untold + playing * (full - untold) + (guidance - 1) * (full - alone)
+        assert made.codes[0, frame] == expected.argmax()
     sheets[1, :, STYLE] = 2
     with pytest.raises(DataError, match=r"what the band is told of a lead sheet must be in -1\.\.1"):
         lm.compose(vocal, seeds=[3, 3], sheet=sheets)
