@@ -16,7 +16,7 @@ class SamplingConfig:
     """Settings of sampling and window stitching."""
 
     guidance: float = 1.5  # logits = without + guidance * (with - without); 1 turns guidance off
-    # The same of what the sheet says of how to play, style and levels: untold + playing_guidance * (told - untold).
+    # The same of style and levels: logits = untold + playing_guidance * (told - untold)
     playing_guidance: float = 1.0
     temperature: float = 0.95  # 0 takes the most likely code
     top_k: int = 100  # most likely codes kept; 0 keeps all

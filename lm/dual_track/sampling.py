@@ -58,8 +58,8 @@ def draw_uniform(seed: int, frames: int) -> Tensor:
 class WindowSampler:
     """Samples windows of one length; keeps the buffers and the fused tables between them.
 
-    Branches: with all; for guidance of how the band plays, told all but that; for guidance by the source, told
-    nothing. Every buffer is made once and written in place, which is what lets a CUDA graph repeat the step.
+    Branches: told all; for guidance of how the band plays, all but that; for guidance by the source,
+    nothing. Every buffer is made once and written in place, which lets a CUDA graph repeat the step.
     """
 
     def __init__(self, parts: StepParts, candidates: int, config: SamplingConfig, frames: int) -> None:
