@@ -42,12 +42,33 @@ def build_parser() -> argparse.ArgumentParser:
     own = _shipped_settings()
     parser.add_argument("--version", action="version", version=f"duotok {version('duotok')}")
 
-    sung = parser.add_argument_group("what is sung")
-    add = sung.add_mutually_exclusive_group(required=True).add_argument
+    group = parser.add_argument_group
+    recording = group("the recording", "what is sung, and how it is heard")
+    add = recording.add_mutually_exclusive_group(required=True).add_argument
     text = "the singer alone (WAV, FLAC, MP3, M4A, OGG, WMA, a film; any rate); again for each further take"
     add("--vocal", action="append", metavar="FILE", help=text)
     add("--mix", metavar="FILE", help="a whole song instead; its vocal is separated from it first")
-    add = sung.add_argument
+    add = recording.add_argument
+    text = f"for --mix and --stems: {OWN_SEPARATOR} (default), demucs or bs-roformer, when installed"
+    add("--separator", default=OWN_SEPARATOR, metavar="NAME", help=text)
+    text = "cents of the singer over A = 440 Hz; auto (default) listens, off plays at 440 Hz"
+    add("--tuning", default="auto", metavar="auto|off|CENTS", help=text)
+
+    add = group("the band", "who plays, from where on, how loud").add_argument
+    styles = f": {', '.join(own_styles)}" if (own_styles := _shipped_styles()) else ", if the model knows any"
+    text = f"style of the band{styles} (default: each candidate in one that is usual at the tempo)"
+    add("--style", metavar="NAME", help=text)
+    text = f"what does not play: any of {', '.join(STEMS)}, with commas between"
+    add("--without", type=_split_names, default=(), metavar="NAMES", help=text)
+    text = "the band begins BARS bars before the singer's first (default: with the recording)"
+    add("--intro", type=int, metavar="BARS", help=text)
+    add("--prefix", metavar="FILE", help="a given start of the accompaniment that the band goes on from")
+    text = f"loudness of the accompaniment over the vocal's, in dB (default: {own.accompaniment_db:g})"
+    add("--level", dest="accompaniment_db", type=float, metavar="DB", help=text)
+
+    add = group(
+        "the song's plan", "what you know of the song; the rest is read out of the singing"
+    ).add_argument
     text = "beats per minute (default: as it is sung)"
     add("--tempo", dest="tempo_bpm", type=float, metavar="BPM", help=text)
     text = f"meter of the song: {', '.join(METER_NAMES.values())} (default: that of the style, or 4/4)"
@@ -58,19 +79,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--key", metavar="KEY", help=text)
     text = "chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)"
     add("--chords", metavar="FILE", help=text)
-    text = "cents of the singer over A = 440 Hz; auto (default) listens, off plays at 440 Hz"
-    add("--tuning", default="auto", metavar="auto|off|CENTS", help=text)
-    add("--prefix", metavar="FILE", help="a given start of the accompaniment that the band goes on from")
 
-    text = "what is played (defaults are those of the model in the package)"
-    add = parser.add_argument_group(text).add_argument
-    styles = f": {', '.join(own_styles)}" if (own_styles := _shipped_styles()) else ", if the model knows any"
-    text = f"style of the band{styles} (default: each candidate in one that is usual at the tempo)"
-    add("--style", metavar="NAME", help=text)
-    text = f"what does not play: any of {', '.join(STEMS)}, with commas between"
-    add("--without", type=_split_names, default=(), metavar="NAMES", help=text)
-    text = "the band begins BARS bars before the singer's first (default: with the recording)"
-    add("--intro", type=int, metavar="BARS", help=text)
+    add = group("results", "what is written").add_argument
+    text = "folder for the result (default: <vocal>-accompaniment, here)"
+    add("--out", type=Path, metavar="DIR", help=text)
+    text = "wav: 16 bits, dithered (default); wav24, float, flac: for more work on it; mp3: to send"
+    add("--format", default="wav", choices=FORMATS, help=text)
+    text = "make N, ranked by fit, best first (default: 1)"
+    add("--variations", type=int, default=1, metavar="N", help=text)
+    add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
+    add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
+    text = f"write any of {', '.join(EXPORTED)}, with commas between, or all: the score, chords, a click"
+    add("--export", type=_split_exports, default=(), metavar="KINDS", help=text)
+
+    add = group(
+        "sampling", "how chance composes; defaults are those of the model in the package"
+    ).add_argument
     add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
     text = f"how strictly the band follows the singer; 1 = no guidance (default: {own.guidance:g})"
     add("--cfg", dest="guidance", type=float, metavar="X", help=text)
@@ -86,24 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, metavar="N", help=text)
     text = f"steps of the renderer: more are slower and finer (default: {own.steps})"
     add("--steps", type=int, metavar="N", help=text)
-    text = f"loudness of the accompaniment over the vocal's, in dB (default: {own.accompaniment_db:g})"
-    add("--level", dest="accompaniment_db", type=float, metavar="DB", help=text)
 
-    add = parser.add_argument_group("what is written").add_argument
-    text = "folder for the result (default: <vocal>-accompaniment, here)"
-    add("--out", type=Path, metavar="DIR", help=text)
-    text = "wav: 16 bits, dithered (default); wav24, float, flac: for more work on it; mp3: to send"
-    add("--format", default="wav", choices=FORMATS, help=text)
-    text = "make N, ranked by fit, best first (default: 1)"
-    add("--variations", type=int, default=1, metavar="N", help=text)
-    add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
-    add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
-    text = f"write any of {', '.join(EXPORTED)}, with commas between, or all: the score, chords, a click"
-    add("--export", type=_split_exports, default=(), metavar="KINDS", help=text)
-    text = f"for --mix and --stems: {OWN_SEPARATOR} (default), demucs or bs-roformer, when installed"
-    add("--separator", default=OWN_SEPARATOR, metavar="NAME", help=text)
-
-    add = parser.add_argument_group("where it is computed").add_argument
+    add = group("machine", "where it is computed, by which model").add_argument
     add("--model", type=Path, metavar="DIR", help="bundle folder (default: the model in the package)")
     add("--device", default="auto", choices=DEVICES, help="default: auto")
     add("--progress", action="store_true", help="show the progress bar even when this is no terminal")

@@ -15,6 +15,23 @@ from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.evaluation.fuzz import make_recording
 
 OURS = ["accompaniment.wav", "mix.wav", "report.json"]
+GROUPS = {
+    "the recording": "--vocal --mix --tuning",
+    "the band": "--style --without --intro --level",
+    "the song's plan": "--tempo --meter --downbeat --key --chords",
+    "results": "--out --format --variations --stems --export",
+    "sampling": "--seed --cfg --temperature --top-k --top-p --candidates --steps",
+    "machine": "--model --device --progress",
+}
+SETTINGS_SHOWN = {
+    "--cfg": "guidance",
+    "--temperature": "temperature",
+    "--top-k": "top_k",
+    "--top-p": "top_p",
+    "--candidates": "candidates",
+    "--steps": "steps",
+    "--level": "accompaniment_db",
+}
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -46,14 +63,23 @@ def test_help_and_bad_options_are_instant(arguments, code, told):
     assert not {"torch", "numpy", "transformers"} & set(done.stdout.split())
 
 
-def test_help_shows_what_the_shipped_model_does_by_default(capsys):
+def test_help_is_grouped_by_task_and_shows_what_the_shipped_model_does_by_default(capsys):
     own = json.loads((default_bundle() / "bundle.json").read_text())["defaults"]
     settings = GenerationSettings(**own)
     with pytest.raises(SystemExit):
         main(["--help"])
-    printed = " ".join(capsys.readouterr().out.split("--cfg X")[-1].split())
-    for name in ("guidance", "temperature", "top_k", "top_p", "candidates", "steps", "accompaniment_db"):
-        shown, printed = printed.split("(default: ", 1)[1].split(")", 1)
+    printed = capsys.readouterr().out
+    groups = re.split(r"^(\S[^\n]*):$", printed, flags=re.MULTILINE)
+    options = {
+        name: set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
+        for name, text in zip(groups[1::2], groups[2::2], strict=True)
+    }
+    assert list(options) == ["options", *GROUPS]
+    for name, few in GROUPS.items():
+        assert set(few.split()) <= options[name], name
+    printed = " ".join(printed.split())
+    for option, name in SETTINGS_SHOWN.items():
+        shown = printed.split(f" {option} ")[-1].split("(default: ", 1)[1].split(")", 1)[0]
         assert shown == f"{getattr(settings, name):g}", name
 
 
