@@ -1,7 +1,8 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
 Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
-         [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] [--card FILE] --out DIR --half
+         [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] --out DIR --half \\
+         [--card FILE | --data pop909 --data "my songs (mine)" --results results.json --licence apache-2.0]
 """
 
 import argparse
@@ -14,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from duotok.recipes.accompany.card import DATA, model_card, read_figures
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError
 
@@ -51,15 +53,22 @@ def default_bundle() -> Path:
     return Path(str(files("duotok.recipes"))) / "small" / "bundle"
 
 
-def load_bundle(folder: str | Path | None = None) -> Bundle:
-    """Load a bundle folder (None: the shipped one).
+def find_bundle(source: str | Path | None = None, *, revision: str | None = None) -> Path:
+    """Return the folder of a model: itself, that of the hub's "owner/name[@revision]", None: the shipped."""
+    from duotok.tokenizer.common.hub import local_folder
+
+    return local_folder(default_bundle() if source is None else source, revision)
+
+
+def load_bundle(source: str | Path | None = None, *, revision: str | None = None) -> Bundle:
+    """Load a bundle: a folder, or "owner/name" of the hub at a revision (None: the shipped one).
 
     Raises CheckpointError, in one line, when a file is missing, damaged or not listed, the format is another
-    one, or the parts are not those of one training run.
+    one, the parts are not those of one training run, or the hub has no such model.
     """
     from duotok.renderer.renderer import Renderer
 
-    folder = default_bundle() if folder is None else Path(folder)
+    folder = find_bundle(source, revision=revision)
     description = read_bundle_description(folder)
     _check_files(folder, description)
     part_of = _open_functions()
@@ -187,6 +196,24 @@ def assemble_bundle(
     return out
 
 
+def write_card(
+    folder: Path,
+    *,
+    data: Iterable[str] = (),
+    figures: Sequence[str] = (),
+    licence: str | None = None,
+) -> None:
+    """Write the card of a bundle into its folder; see model_card. Raises CheckpointError and DataError."""
+    from duotok.tokenizer.common.files import read_json_mapping, write_text
+
+    description = read_bundle_description(folder)
+    extra = read_json_mapping(folder / "lm" / "config.json", "bundle").get("extra")
+    if isinstance(extra, dict) and "finetuned" in extra:
+        data = [*data, "songs of the person who fine-tuned it, which are not in this folder"]
+    about = {"styles": read_styles(folder), "data": list(data), "figures": figures, "licence": licence}
+    write_text(folder / CARD, model_card(description, **about))
+
+
 # What a component remembers of another that it was trained on.
 _RECORDED = {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/vae"}
 
@@ -293,18 +320,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--out", True, "bundle folder to write; replaced when it exists"),
     ):
         parser.add_argument(option, type=Path, required=required, metavar="DIR", help=text)
-    text = f"model card, copied as {CARD} (default: the one of the bundle that is replaced)"
+    text = f"model card, copied as {CARD} (default: the one of the bundle that is replaced, or a new one)"
     parser.add_argument("--card", type=Path, metavar="FILE", help=text)
+    text = (
+        f"what it learned from, for a new card: {', '.join(DATA)}, or a text with the licence in it; again "
+    )
+    parser.add_argument("--data", action="append", default=[], metavar="NAME", help=text + "for more")
+    text = "figures of evaluation.score, for a new card"
+    parser.add_argument("--results", type=Path, metavar="FILE", help=text)
+    text = "of the weights, for a new card, as the hub calls it: apache-2.0, cc-by-4.0, ..."
+    parser.add_argument("--licence", metavar="NAME", help=text)
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
     text = "generation setting this model works best with, e.g. guidance=2.0; may be repeated"
     parser.add_argument("--default", action="append", default=[], metavar="KEY=VALUE", help=text)
     options = vars(parser.parse_args(argv))
+    about = {name: options.pop(name) for name in ("data", "results", "licence")}
+    if options["card"] is not None and any(about.values()):
+        parser.error("--card is the whole card; --data, --results and --licence are for one that is written")
 
     def assemble() -> None:
         from duotok.recipes.accompany.request import parse_defaults
 
+        results = about.pop("results")
+        about["figures"] = [] if results is None else read_figures(results)
         out = assemble_bundle(defaults=parse_defaults(options.pop("default")), **options)
+        if any(about.values()) or not (out / CARD).is_file():
+            write_card(out, **about)
         size_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         print(f"{out}: {size_bytes / 1e6:.1f} MB")
 

@@ -112,7 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="N", help=text)
 
     add = group("machine", "where it is computed, by which model").add_argument
-    add("--model", type=Path, metavar="DIR", help="bundle folder (default: the model in the package)")
+    text = "folder of a model, or owner/name[@revision] on the hub (default: the model in the package)"
+    add("--model", metavar="MODEL", help=text)
     add("--device", default="auto", choices=DEVICES, help="default: auto")
     add("--progress", action="store_true", help="show the progress bar even when this is no terminal")
     return parser
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guard(lambda: _generate(**vars(arguments)), interrupted="nothing was written")
 
 
-def _generate(out: Path | None, model: Path | None, device: str, progress: bool, **fields: Any) -> None:
+def _generate(out: Path | None, model: str | None, device: str, progress: bool, **fields: Any) -> None:
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")

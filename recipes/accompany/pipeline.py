@@ -209,10 +209,15 @@ class Accompanist:
                 part.to(self.device)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, *, device: str = "cpu") -> "Accompanist":
-        """Load a bundle folder (None: the one that ships with the package); device: auto, cpu, cuda, mps."""
+    def from_pretrained(
+        cls, folder: str | Path | None = None, *, revision: str | None = None, device: str = "cpu"
+    ) -> "Accompanist":
+        """Load a bundle folder, or "owner/name" of the hub at a revision (None: the one in the package).
+
+        device: auto, cpu, cuda, mps. Raises CheckpointError and ConfigError.
+        """
         found = choose_device(device)  # one that is missing is told before the model is loaded
-        return cls(load_bundle(folder), str(found))
+        return cls(load_bundle(folder, revision=revision), str(found))
 
     def accompany(
         self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--track", choices=TRACKS, default="accompaniment", help="what --audio holds (default: accompaniment)"
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder of rendered.wav and codes.safetensors")
-    add("--model", type=Path, metavar="DIR", help="model bundle (default: the one in the package)")
+    add("--model", metavar="MODEL", help="folder, or owner/name[@revision] (default: the one in the package)")
     add("--steps", type=int, help="solver steps of the decoder (default: the model's)")
     add("--guidance", type=float, help="of the decoder; 1 = none (default: the model's)")
     add("--seed", type=int, default=0)
@@ -69,14 +69,14 @@ def render(arguments: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from duotok.recipes.accompany.bundle import default_bundle, load_bundle
+    from duotok.recipes.accompany.bundle import find_bundle, load_bundle
     from duotok.recipes.accompany.mix import load_vocal, match_level
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.accompany.request import resolve_settings
     from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
     recording = None if arguments.audio is None else load_vocal(arguments.audio, what="recording")
-    folder = arguments.model or default_bundle()
+    folder = find_bundle(arguments.model)
     device = choose_device(arguments.device)
     bundle = load_bundle(folder)
     chosen = {"steps": arguments.steps, "render_guidance": arguments.guidance}

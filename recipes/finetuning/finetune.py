@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--songs", type=Path, required=True, metavar="DIR", help="folder of songs (or a text list of them)")
     add("--out", type=Path, required=True, metavar="MODEL", help="folder of the new model")
-    add("--model", type=Path, metavar="DIR", help="bundle to start from (default: the model of this package)")
+    told = "to start from: a folder, or owner/name[@revision] on the hub (default: the model of this package)"
+    add("--model", metavar="MODEL", help=told)
     add("--name", help="name of the new model in reports (default: the folder's)")
     told = "train low-rank adapters instead of all weights; needs peft"
     add("--lora", dest="lora_rank", type=int, metavar="RANK", help=told)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _finetune(arguments: argparse.Namespace) -> str:
     known = {each.name for each in fields(FinetuneSettings)}
     settings = FinetuneSettings(**{name: value for name, value in vars(arguments).items() if name in known})
-    from duotok.recipes.accompany.bundle import default_bundle, load_bundle
+    from duotok.recipes.accompany.bundle import find_bundle, load_bundle
     from duotok.recipes.accompany.pipeline import choose_device
     from duotok.recipes.corpus.songs.recordings import find_songs
     from duotok.recipes.finetuning.learning import require_free, require_peft, train_model
@@ -90,7 +91,7 @@ def _finetune(arguments: argparse.Namespace) -> str:
     discard_unfinished(work)  # what a killed run left must not be taken for songs
     songs = find_songs(arguments.songs)
     device = choose_device(arguments.device)
-    source = arguments.model or default_bundle()
+    source = find_bundle(arguments.model)
     bundle = load_bundle(source)
     listened = _listen(arguments, songs, bundle, source, work, device)
     with _kept_on(arguments.device):

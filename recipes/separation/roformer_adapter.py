@@ -20,8 +20,6 @@ from typing import Any
 import torch
 import yaml
 from bs_roformer import BSRoformer  # pyright: ignore[reportMissingImports]
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,6 +28,7 @@ from torch.nn import functional
 from duotok.recipes.separation.stems import complete_stems, separate_in_pieces
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, resample
 from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.hub import local_folder
 
 CONFIG_FILES = ("config.json", "config.yaml", "config.yml")
 WEIGHTS_FILE = "model.safetensors"
@@ -94,14 +93,9 @@ def _find_folder(checkpoint: str) -> Path:
     path = Path(checkpoint)
     if path.is_file():
         raise ConfigError(f"{path} is a file; give the folder with {WEIGHTS_FILE} and {CONFIG_FILES[0]}")
+    path = local_folder(checkpoint)
     if not path.is_dir():
-        if path.is_absolute() or checkpoint.startswith(".") or checkpoint.count("/") != 1:
-            raise ConfigError(f"{checkpoint} is neither a folder nor a hub id of the form owner/name")
-        try:
-            path = Path(snapshot_download(checkpoint, allow_patterns=[*CONFIG_FILES, WEIGHTS_FILE]))
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ConfigError(f"cannot get {checkpoint} from the hub: {reason}; give a folder") from error
+        raise ConfigError(f"{checkpoint} is neither a folder nor a hub id of the form owner/name")
     if not (path / WEIGHTS_FILE).is_file():
         raise ConfigError(f"{path / WEIGHTS_FILE} is missing; pickled checkpoints must be converted first")
     return path

@@ -83,6 +83,7 @@ fi
 python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
+    --data pop909 --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
     --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
     --default steps=8 --default render_guidance=1
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"

@@ -161,7 +161,24 @@ def test_command(tiny_components, tmp_path, capsys):
     assert (out / "README.md").read_text() == "# Mine\n"  # of the one that was replaced
     bundle = load_bundle(out)
     assert (bundle.name, bundle.defaults) == ("mine", {"guidance": 2.5})
-    assert str(out) in capsys.readouterr().out
+    results = tmp_path / "results.json"
+    results.write_text('{"generate.harmony": 1.234, "generate.rtf_30s": 0.25}')
+    told = ["--data", "pop909", "--data", "my <b>songs</b> | (mine)", "--licence", "cc-by-4.0"]
+    told += ["--results", str(results)]
+    assert main([*parts, *told, "--out", str(out), "--half", "--name", "mine", "--default", "steps=3"]) == 0
+    written = (out / "README.md").read_text()
+    for line in (
+        'license: "cc-by-4.0"',
+        "# DuoTok mine",
+        "- scores of POP909 (MIT)",
+        "- my b songs /b (mine)",
+    ):
+        assert f"\n{line}\n" in written
+    assert "(1.0 is chance) | 1.23 |\n" in written and "0.25 s" in written and "steps 3." in written
+    assert "ballad, rock, waltz" in written and "| `separator/` |" not in written
+    results.write_text("{}")
+    assert main([*parts, "--results", str(results), "--out", str(out)]) == 1
+    assert "none of the figures" in capsys.readouterr().err.splitlines()[-1]
     assert main([*parts[:-1], str(tmp_path / "nothing"), "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from .config import config_from_dict
 from .errors import CheckpointError
 from .files import read_json_mapping, whole_folder, write_json, write_tensors
+from .hub import local_folder
 
 FORMAT = 1
 SHARD_BYTES = 15_000_000
@@ -148,9 +149,12 @@ class Component(nn.Module, Generic[ConfigT]):
             write_json(temporary / "config.json", description, indent=2)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a folder (CPU, eval, float32); CheckpointError where it is damaged or of another kind."""
-        folder = Path(folder)
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """Read a folder, or "owner/name" of the hub at a revision (CPU, eval, float32).
+
+        Raises CheckpointError where it is damaged, of another kind or cannot be fetched.
+        """
+        folder = local_folder(folder, revision)
         description = read_description(folder, cls.KIND)
         state = {n: t.float() if t.is_floating_point() else t for n, t in _read_shards(folder).items()}
         with _no_larger_than(sum(tensor.numel() for tensor in state.values()), folder):
@@ -185,6 +189,10 @@ AnyComponent = TypeVar("AnyComponent", bound=Component[Any])
 
 
 def open_component(folder: str | Path, family: Iterable[type[AnyComponent]]) -> AnyComponent:
-    """Read a folder (CPU, eval) as the class of its KIND; CheckpointError: damaged or of none of these."""
+    """Read a folder, or "owner/name[@revision]" of the hub (CPU, eval), as the class of its KIND.
+
+    Raises CheckpointError where it is damaged, of none of these or cannot be fetched.
+    """
     classes = {cls.KIND: cls for cls in family}
+    folder = local_folder(folder)
     return classes[read_description(folder, *classes)["kind"]].from_pretrained(folder)
