@@ -67,3 +67,34 @@ def test_console_scripts_exist():
         module, _, function = target.partition(":")
         path = (ROOT / Path(*module.split(".")[1:])).with_suffix(".py")
         assert path.is_file() and f"def {function}(" in path.read_text(encoding="utf-8"), target
+
+
+def read_stages() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage of the Dockerfile: {stage: [(instruction, rest of the line)]}."""
+    stages: dict[str, list[tuple[str, str]]] = {}
+    for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines():
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            stages[rest.partition(" AS ")[2]] = []
+        if stages and instruction.isupper():
+            list(stages.values())[-1].append((instruction, rest))
+    return stages
+
+
+def test_the_container_is_made_by_the_lines_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    use, test = [line for line in readme.split("```")[1].splitlines() if "pip install" in line]
+    stages = read_stages()
+    assert list(stages) == ["checkout", "test", ""]
+    assert ("RUN", use) in stages["checkout"] and ("RUN", test) in stages["test"]
+
+
+def test_nobody_in_the_container_is_root():
+    stages = read_stages()
+    for stage in ("checkout", ""):
+        assert [rest for instruction, rest in stages[stage] if instruction == "USER"] == ["band"]
+        steps = [instruction for instruction, _ in stages[stage]]
+        assert steps[steps.index("USER") :].count("RUN") == (stage == "checkout")
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".git", ".venv*", "runs", "data"} <= set(ignored)
+    assert not {path.split("/")[0] for path in ("tests", "examples", ".typing", *FOLDERS)} & set(ignored)
