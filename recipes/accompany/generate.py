@@ -22,7 +22,7 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
-from duotok.tokenizer.common.command import guard, parse_arguments
+from duotok.tokenizer.common.command import add_completion, guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.common.files import printable
 
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     own = _shipped_settings()
     parser.add_argument("--version", action="version", version=f"duotok {version('duotok')}")
+    add_completion(parser)
 
     group = parser.add_argument_group
     recording = group("the recording", "what is sung, and how it is heard")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from duotok.recipes.accompany.output import OutputFolder, write_report
-from duotok.tokenizer.common.command import guard, parse_arguments
+from duotok.tokenizer.common.command import add_completion, guard, parse_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--separator", default="mask-head", metavar="NAME", help=text)
     add("--checkpoint", metavar="PATH", help="its weights (default: those of this package, or the package's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
+    add_completion(parser)
     return parser
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duotok.recipes.finetuning.finetune_settings import FEWEST_TO_HOLD_OUT, FinetuneSettings
-from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.command import add_completion, guard
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--work", type=Path, metavar="DIR", help="where to keep what is heard (default: MODEL.work, removed)")
     add("--seed", type=int, default=default.seed, metavar="N", help=f"of the training {shown}")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
+    add_completion(parser)
     return parser
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.command import add_completion, guard
 
 SYSTEMS = ("original", "vae", "round_trip", "generated")
 
@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="listen", description="Makes a blinded listening test (MOS, 1 to 5) and scores its ratings."
     )
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     sounds = commands.add_parser("sounds", help="make sounds from a corpus: originals and what a model makes")
     sounds.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import DuoTokError
 from .files import failure_reason, printable
@@ -22,6 +23,7 @@ EXTRAS = {
     "music21": "score",
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
     "webdataset": "songs",
+    "shtab": "completion",
     "peft": "lora",
     **dict.fromkeys(("accelerate", "deepspeed", "tensorboard"), "train"),
 }
@@ -146,6 +148,39 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
         else:
             joined.append(argument)
     return parser.parse_args(joined)
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints what a shell completes a command by, and ends; the other options need not be there."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: argparse.Namespace, shell: Any, option: str | None = None
+    ) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.exit(1, f"error: shtab is missing; in the checkout: pip install '.[{EXTRAS['shtab']}]'\n")
+        parsers = [parser]
+        for each in parsers:
+            for action in each._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                elif (known := _PATHS.get(str(action.metavar))) or action.type is Path:
+                    action.complete = shtab.DIRECTORY if known == "folder" else shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+# What the words that stand for an option's value in --help are names of.
+_PATHS = {"FILE": "file", "PATH": "file", "CSV": "file", "DIR": "folder", "MODEL": "folder"}
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option --print-completion, whose output a shell completes it by (shtab)."""
+    text = 'print what lets the shell complete this command, for: eval "$(%(prog)s --print-completion bash)"'
+    parser.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"), help=text
+    )
 
 
 def peak_memory_gb() -> float:
