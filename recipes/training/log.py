@@ -1,12 +1,14 @@
-"""The log of a run: rows to log.jsonl, TensorBoard and Weights & Biases, read back, and drawn as curves.
+"""The log of a run: rows to log.jsonl, TensorBoard or a tracker, read back, and drawn as curves.
 
 Run: python -m duotok.recipes.training.log runs/small/lm [runs/small/lm2 ...] --out curves.png
 The PNG has one panel per kind of figure; thick lines are smoothed, what was logged is behind them.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import secrets
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.signal import lfilter
 
+from duotok.recipes.training.task import TRACKERS
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
@@ -49,24 +52,27 @@ def section_of(name: str) -> str:
 class RunLog:
     """Writes the rows of one run folder; only the main process makes one that writes."""
 
-    def __init__(self, out: Path, *, first_step: int, wandb: str, settings: dict[str, Any], on: bool) -> None:
-        """first_step: steps already taken; settings: shown by Weights & Biases in its project `wandb`."""
+    def __init__(
+        self, out: Path, *, first_step: int, log_to: str, settings: dict[str, Any], on: bool
+    ) -> None:
+        """first_step: steps already taken; log_to: see TrainConfig; settings: shown by a tracker."""
         self._path = out / FILE_NAME
         self._on = on
         self._board: Any = None
-        self._wandb_run: Any = None
-        if wandb and find_spec("wandb") is None:
-            raise ConfigError(f"the run is to log to {wandb!r}, but wandb is missing: pip install wandb")
+        self._tracker: Any = None
+        kind, _, project = log_to.partition(":")
+        if kind in TRACKERS and find_spec(kind) is None:
+            raise ConfigError(f"the run is to log to {kind}, but {kind} is missing: pip install {kind}")
         if on and self._path.exists():  # what a killed run or a full disk left of a row goes
             content = self._path.read_bytes()
             self._path.write_bytes(content[: content.rfind(b"\n") + 1])
-        if on and find_spec("tensorboard") is not None:
+        if on and kind == "tensorboard" and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             # Rows that a killed run wrote after its last checkpoint are taken back.
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
-        if on and wandb:
-            self._wandb_run = _start_wandb(out, wandb, settings)
+        if on and kind in TRACKERS:
+            self._tracker = _start_tracker(kind, out, project or "duotok", settings)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -74,8 +80,9 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
-        if self._wandb_run is not None:
-            self._wandb_run.finish()
+        if self._tracker is not None:
+            with contextlib.redirect_stdout(sys.stderr):
+                self._tracker.finish()
 
     def write(self, row: dict[str, float]) -> None:
         """Write one row; it has at least "step"."""
@@ -97,8 +104,8 @@ class RunLog:
                 f"cannot write the log {self._path} ({error.strerror or error}); free some space, then run "
                 "the same command again to go on from the last checkpoint"
             ) from error
-        if self._wandb_run is not None:
-            self._wandb_run.log(tagged, step=step)
+        if self._tracker is not None:
+            self._tracker.log(tagged, step=step)
 
 
 def read_log(folder: Path) -> Rows:
@@ -125,17 +132,24 @@ def read_log(folder: Path) -> Rows:
     return rows
 
 
-def _start_wandb(out: Path, project: str, settings: dict[str, Any]) -> Any:
-    wandb = import_module("wandb")
-    name_file = out / "wandb_run.txt"  # so that a resumed run goes on in the same place
+def _start_tracker(kind: str, out: Path, project: str, settings: dict[str, Any]) -> Any:
+    """Open the run in a project of the tracker, where a resumed run goes on; return its module."""
+    tracker = import_module(kind)
+    name_file = out / f"{kind}_run.txt"
     if not name_file.exists():
-        name_file.write_text(wandb.util.generate_id(), encoding="utf-8")
-    place = {"dir": str(out), "name": out.resolve().name, "id": name_file.read_text(encoding="utf-8").strip()}
+        name_file.write_text(secrets.token_hex(4), encoding="utf-8")
+    run, name = name_file.read_text(encoding="utf-8").strip(), out.resolve().name
+    if kind == "wandb":
+        place, failures = {"dir": str(out), "name": name, "id": run}, (tracker.errors.Error, OSError)
+    else:
+        place, failures = {"name": f"{name}-{run}", "embed": False}, (OSError, ValueError, RuntimeError)
     try:
-        return wandb.init(project=project, resume="allow", config=settings, **place)
-    except (wandb.errors.Error, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"Weights & Biases does not start: {reason}; leave --wandb away") from error
+        with contextlib.redirect_stdout(sys.stderr):
+            tracker.init(project=project, resume="allow", config=settings, **place)
+    except failures as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{kind} does not start: {reason}; leave --log-to away") from error
+    return tracker
 
 
 def panel_of(name: str) -> str:

@@ -135,7 +135,7 @@ def run_training(
 
         settings = {**dataclasses.asdict(config), "processes": accelerator.num_processes}
         enter, step, device = stack.enter_context, state.step, accelerator.device
-        log = enter(RunLog(out, first_step=step, wandb=config.wandb, settings=settings, on=is_main))
+        log = enter(RunLog(out, first_step=step, log_to=config.log_to, settings=settings, on=is_main))
         process = accelerator.process_index
         batches = enter(open_batches(task, config, process=process, first_step=step, device=device))
         total = limit if minutes is None else None

@@ -19,7 +19,8 @@ def recipe_main(description: str, config_class: type, build: Callable[[Any], Tas
     add("--minutes", type=float, help="train for this long in all instead of train.steps")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     add("--deepspeed", type=Path, help="DeepSpeed config; start with torchrun")
-    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well (train.wandb)")
+    text = "tensorboard, trackio[:PROJECT], wandb[:PROJECT] or none (train.log_to; default: tensorboard)"
+    add("--log-to", metavar="WHERE", help=text)
 
     def train(arguments: argparse.Namespace) -> None:
         import torch
@@ -28,7 +29,7 @@ def recipe_main(description: str, config_class: type, build: Callable[[Any], Tas
         from duotok.tokenizer.common.config import load_config
 
         show_progress_messages()
-        overrides = [*arguments.set, *([f"train.wandb={arguments.wandb}"] if arguments.wandb else [])]
+        overrides = [*arguments.set, *([f"train.log_to={arguments.log_to}"] if arguments.log_to else [])]
         config = load_config(config_class, arguments.config, overrides)
         losses = train_recipe(
             build, config, arguments.out, minutes=arguments.minutes, deepspeed=arguments.deepspeed

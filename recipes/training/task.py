@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from duotok.tokenizer.common.errors import ConfigError
 
+TRACKERS = ("trackio", "wandb")  # packages of one interface
+LOGS = ("tensorboard", *TRACKERS, "none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -29,12 +32,19 @@ class TrainConfig:
     checkpoint_minutes: float = 3.0
     log_every: int = 20  # steps
     validate_every: int = 0  # steps, where the recipe has a validation; 0 turns it off
-    wandb: str = ""  # project of Weights & Biases to log to as well
+    # Where figures go beside log.jsonl: tensorboard (where installed), trackio or wandb[:PROJECT], none.
+    log_to: str = "tensorboard"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ConfigError(f"train.precision must be auto, fp32 or bf16, got {self.precision!r}")
+        kind, _, project = self.log_to.partition(":")
+        if kind not in LOGS or (project and kind not in TRACKERS) or self.log_to.endswith(":"):
+            raise ConfigError(
+                f"train.log_to must be {', '.join(LOGS)}, or trackio:PROJECT or wandb:PROJECT, "
+                f"got {self.log_to!r}"
+            )
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")

@@ -3,6 +3,10 @@
 import importlib
 import importlib.util
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -43,7 +47,7 @@ def train(out, **changes) -> None:
 
 def write_run(folder, steps: int, scale: float) -> None:
     folder.mkdir(parents=True)
-    with RunLog(folder, first_step=0, wandb="", settings={}, on=True) as log:
+    with RunLog(folder, first_step=0, log_to="none", settings={}, on=True) as log:
         for step in range(1, steps + 1):
             row = {name: scale / step for name in NAMES if step % 2 or "validation" not in name}
             log.write(
@@ -81,30 +85,61 @@ def test_rows_taken_again_replace_the_earlier_ones(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path):
-    with RunLog(tmp_path, first_step=0, wandb="", settings={}, on=False) as log:
+    with RunLog(tmp_path, first_step=0, log_to="none", settings={}, on=False) as log:
         log.write({"step": 1, "total": 1.0})
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_and_biases_is_asked_for_by_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["trackio", "wandb"])
+def test_a_tracker_that_is_missing_is_told_before_the_first_step(kind, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "duotok.recipes.training.log.find_spec", lambda name: None if name == "wandb" else real(name)
+        "duotok.recipes.training.log.find_spec", lambda name: None if name == kind else real(name)
     )
-    with pytest.raises(ConfigError, match="log to 'songs', but wandb is missing: pip install wandb"):
-        train(tmp_path, wandb="songs")
+    with pytest.raises(ConfigError, match=f"log to {kind}, but {kind} is missing: pip install {kind}"):
+        train(tmp_path, log_to=f"{kind}:songs")
+    assert not (tmp_path / "log.jsonl").exists()
     train(tmp_path)
+
+
+@pytest.mark.parametrize("log_to", ["paper", "tensorboard:songs", "trackio:", ""])
+def test_where_to_log_is_checked(log_to):
+    with pytest.raises(ConfigError, match=f"train.log_to must be .* got {log_to!r}"):
+        TrainConfig(log_to=log_to)
 
 
 def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train(tmp_path, wandb="songs")
+    train(tmp_path, log_to="wandb:songs")
     name = (tmp_path / "wandb_run.txt").read_text()
-    train(tmp_path, wandb="songs")
+    train(tmp_path, log_to="wandb:songs")
     assert (tmp_path / "wandb_run.txt").read_text() == name
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))) >= 1
+
+
+def test_trackio_keeps_the_figures_and_goes_on_in_the_same_run(tmp_path):
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    script = "import sys; from pathlib import Path; from duotok.recipes.training.log import RunLog\n"
+    script += "for step in (1, 2):\n"
+    script += (
+        "    with RunLog(Path('lm'), first_step=0, log_to='trackio', settings={'a': 1}, on=True) as log:\n"
+    )
+    script += "        log.write({'step': step, 'seconds': 1.0, 'total': 2.0 / step, 'learning_rate': 0.1})\n"
+    (tmp_path / "lm").mkdir()
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "kept"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    rows = sqlite3.connect(tmp_path / "kept" / "duotok.db").execute(
+        "select run_name, step, metrics from metrics"
+    )
+    found = [(name, step, json.loads(figures)) for name, step, figures in rows]
+    name = f"lm-{(tmp_path / 'lm' / 'trackio_run.txt').read_text()}"
+    assert [(run, step) for run, step, _ in found] == [(name, 1), (name, 2)]
+    assert found[1][2] == {"loss/total": 1.0, "optimizer/learning_rate": 0.1}
+    assert len(read_log(tmp_path / "lm")) == 2 and not (tmp_path / "lm" / "tensorboard").exists()
 
 
 def test_tensorboard_holds_the_same_figures(tmp_path):
