@@ -179,7 +179,12 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
     """Give a command the option --print-completion, whose output a shell completes it by (shtab)."""
     text = 'print what lets the shell complete this command, for: eval "$(%(prog)s --print-completion bash)"'
     parser.add_argument(
-        "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"), help=text
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,  # no setting of the command
+        help=text,
     )
 
 
