@@ -69,9 +69,10 @@ class Autoencoder(Component[ConfigT], ABC):
         after: Tensor,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """latents [latent_dim, frames] -> wave [2, samples] that fits sound which is there already, as it can.
+        """latents [latent_dim, frames] -> wave [2, samples] that goes on from sound and leads into other.
 
-        before, after: what it begins and ends with [2, samples of whole frames], of no length where nothing is.
+        before, after: what it begins and ends with [2, samples of whole frames], perhaps of no length; who
+        cannot go by them may leave them.
         """
         return self.decode_song(latents, self._require_samples(latents.shape[-1], None), progress)
 

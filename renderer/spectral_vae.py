@@ -183,7 +183,9 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         """
         stft = self.features.stft
         magnitudes = self.features.mid_magnitudes(features)
-        mid = griffin_lim(magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid, held_end=held_end)
+        mid = griffin_lim(
+            magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid, held_end=held_end
+        )
         side = stft.inverse(self.features.side_spectrum(features, stft(mid)))
         return torch.stack([mid + side, mid - side], dim=1)
 
