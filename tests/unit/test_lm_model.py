@@ -410,6 +410,33 @@ def test_a_given_prefix_is_kept_and_continued() -> None:
     assert torch.equal(generate_track(lm, vocal[:5], prefix=prefix, seed=0), prefix[:5])
 
 
+def test_a_stretch_ends_where_it_is_told_and_hears_the_singer_further() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(20), torch.arange(3)
+    whole = lm.compose(vocal, seeds=[0, 1], prefix=prefix)
+    stretch = lm.compose(vocal, seeds=[0, 1], prefix=prefix, stop=12)
+    assert torch.equal(stretch.codes, whole.codes[:, :12])
+    assert not torch.equal(lm.compose(vocal[:12], seeds=[0, 1], prefix=prefix).codes, stretch.codes)
+    windows = SamplingConfig(window_frames=8, overlap_frames=2)
+    assert lm.compose(vocal, seeds=[0], prefix=prefix, stop=17, sampling=windows).codes.shape == (1, 17)
+
+
+def test_what_follows_is_judged_as_it_was_drawn() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(16), torch.arange(5)
+    drawn = lm.compose(vocal, seeds=[0, 1, 2], prefix=prefix, sampling=SamplingConfig(guidance=1.0))
+    judged = lm.judge(vocal, drawn.codes, first=5)
+    assert drawn.likelihood_nats is not None
+    assert torch.allclose(judged, drawn.likelihood_nats, atol=1e-4) and len(set(judged.tolist())) == 3
+    # After the codes that it was drawn from, an end is likelier than after others.
+    greedy = SamplingConfig(temperature=0, guidance=1.0)
+    own = lm.compose(vocal, seeds=[0], prefix=drawn.codes[0, :10], sampling=greedy).codes[0]
+    other = torch.cat([drawn.codes[1, :10], own[10:]])
+    right, wrong = lm.judge(vocal, torch.stack([own, other]), first=10).tolist()
+    assert right > wrong
+    for codes, first in ((own, 0), (own[None], 16), (own[None, :9], 2)):
+        with pytest.raises(DataError, match="do not fit 16 frames"):
+            lm.judge(vocal, codes, first=first)
+
+
 def test_the_mirror_direction() -> None:
     lm = make_lm()
     vocal = generate_track(lm, torch.arange(20), seed=0, track="vocal")
