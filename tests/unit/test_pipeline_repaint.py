@@ -130,20 +130,22 @@ def test_the_beginning_and_the_end(accompanist, vocal, original, tmp_path):
 
 
 def test_joints_are_like_any_other_place(original, repainted):
-    wave = read(repainted).mean(axis=1) / 2**31
     size = 960  # 20 ms
-    frames = wave[: len(wave) // size * size].reshape(-1, size)
-    levels = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
-    spectra = np.log(np.abs(np.fft.rfft(frames * np.hanning(size))) + 1e-4)
-    steps, flux = np.abs(np.diff(levels)), np.clip(np.diff(spectra, axis=0), 0, None).mean(axis=1)
-    quiet = slice(round(0.5 * SAMPLE_RATE_HZ / size), round(6 * SAMPLE_RATE_HZ / size))
-    for time in STRETCH:
-        near = slice(*(round((time + away) * SAMPLE_RATE_HZ / size) for away in (-0.06, 0.02)))
-        assert steps[near].max() <= np.percentile(steps[quiet], 99)
-        assert flux[near].max() <= np.percentile(flux[quiet], 99)
-        jumps = np.abs(np.diff(wave))
-        joint = round(time * SAMPLE_RATE_HZ)
-        assert jumps[joint - FADE - 2 : joint + 2].max() <= jumps.max()
+
+    def measure(folder):
+        wave = read(folder).mean(axis=1) / 2**31
+        frames = wave[: len(wave) // size * size].reshape(-1, size)
+        levels = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
+        spectra = np.log(np.abs(np.fft.rfft(frames * np.hanning(size))) + 1e-4)
+        jumps = np.abs(np.diff(frames.reshape(-1))[:-1]).reshape(-1, 2).max(axis=1)
+        return np.abs(np.diff(levels)), np.clip(np.diff(spectra, axis=0), 0, None).mean(axis=1), jumps
+
+    for usual, found in zip(measure(original), measure(repainted), strict=True):
+        rate = len(found) / SECONDS
+        largest = usual[round(0.5 * rate) : round(6 * rate)].max()  # of what was composed at once
+        for time in STRETCH:
+            near = slice(round((time - 0.06) * rate), round((time + 0.02) * rate))
+            assert found[near].max() <= largest
 
 
 def test_candidates_are_ranked_by_what_follows(accompanist, vocal, original, repainted):
@@ -178,7 +180,6 @@ def test_wishes_hold_for_the_stretch_only(accompanist, vocal, original):
     silent = made.accompaniment[:, round(3.6 * SAMPLE_RATE_HZ) : round(4.2 * SAMPLE_RATE_HZ)]
     assert not silent.any()  # "N" is kept
     assert made.report["repaints"][0]["style"] == "waltz"
-    assert "D:min7 as D:min" in " ".join(made.report["warnings"])
 
 
 def test_again_and_with_a_score(accompanist, vocal, repainted, tmp_path):
@@ -191,7 +192,7 @@ def test_again_and_with_a_score(accompanist, vocal, repainted, tmp_path):
 
 
 def test_only_the_window_is_composed_and_rendered(accompanist, make_singing, tmp_path, monkeypatch):
-    vocal = torch.from_numpy(make_singing(62.0).T)
+    vocal = torch.from_numpy(make_singing(35.0).T)
     folder = accompanist.accompany(vocal, seed=3, steps=1).save(tmp_path / "a")
     bundle, seen = accompanist.bundle, []
     for part, name in (
@@ -206,11 +207,11 @@ def test_only_the_window_is_composed_and_rendered(accompanist, make_singing, tmp
             return real(given, *rest, **options)
 
         monkeypatch.setattr(part, name, spy)
-    made = accompanist.repaint(folder, (40.0, 42.0), vocal, steps=1, candidates=2)
+    made = accompanist.repaint(folder, (32.0, 33.0), vocal, steps=1, candidates=1)
     composed, encoded, rendered = seen
-    assert composed[0] <= 750 and rendered[0] <= 50 + 150 and encoded[1] <= 1_920 * 210
+    assert composed[0] <= 750 and rendered[0] <= 25 + 150 and encoded[1] <= 1_920 * 185
     first, last = changed(folder, made.save(tmp_path / "b"))
-    assert first >= 40 * SAMPLE_RATE_HZ - FADE and last < 42 * SAMPLE_RATE_HZ
+    assert first >= 32 * SAMPLE_RATE_HZ - FADE and last < 33 * SAMPLE_RATE_HZ
 
 
 @pytest.mark.parametrize(
