@@ -280,17 +280,24 @@ def join_stretch(stretch: Repainting, painted: Tensor, begin: int) -> tuple[Tens
     if (late := max(start, samples - tail)) < right:
         new[:, late - start :] *= fall(tail)[late - (samples - tail) :][: right - late]
     vocal = stretch.vocal[:, start:right]
-    new = _limit(new, vocal, PEAK_LIMIT / take.own_gain, PEAK_LIMIT / take.mix_gain)
     old = original.accompaniment[:, start:right] / take.own_gain
-    kept = torch.zeros(right - start)  # share of the old band
-    kept[: left - start] = fall(left - start)
+    joined = new.clone()
+    lead = left - start
+    joined[:, :lead] = _cross_fade(old[:, :lead], new[:, :lead], fall(lead))
     if stretch.last < frames:
-        kept[right - start - fade :] = fall(fade).flip(0)
-    joined = torch.lerp(new, old, kept)
+        joined[:, -fade:] = _cross_fade(old[:, -fade:], new[:, -fade:], fall(fade).flip(0))
+    joined = _limit(joined, vocal, PEAK_LIMIT / take.own_gain, PEAK_LIMIT / take.mix_gain)
     accompaniment, mix = (map_blocks(torch.clone, wave) for wave in (original.accompaniment, original.mix))
     accompaniment[:, start:right] = take.own_gain * joined
     mix[:, start:right] = take.mix_gain * (vocal + joined)
     return accompaniment, mix
+
+
+def _cross_fade(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+    """The sum of waves [2, n] by the share [n] that is kept of the old one, whether they are alike or not."""
+    alike = (old * new).sum() / (old.norm() * new.norm()).clamp_min(1e-9)
+    power = kept.square() + (1 - kept).square() + 2 * alike.clamp(0, 1) * kept * (1 - kept)
+    return torch.lerp(new, old, kept) / power.sqrt()
 
 
 def _limit(band: Tensor, vocal: Tensor, own_limit: float, mix_limit: float) -> Tensor:
