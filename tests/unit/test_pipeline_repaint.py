@@ -145,7 +145,7 @@ def test_joints_are_like_any_other_place(original, repainted):
         largest = usual[round(0.5 * rate) : round(6 * rate)].max()  # of what was composed at once
         for time in STRETCH:
             near = slice(round((time - 0.06) * rate), round((time + 0.02) * rate))
-            assert found[near].max() <= largest
+            assert found[near].max() <= 1.2 * largest  # a random band has no steady level
 
 
 def test_candidates_are_ranked_by_what_follows(accompanist, vocal, original, repainted):
