@@ -169,6 +169,7 @@ def test_wishes_hold_for_the_stretch_only(accompanist, vocal, original):
         original, STRETCH, vocal, steps=1, chords=chart, style="waltz", without=("drums",)
     )  # fmt: skip
     before, after = Take.read(original / "codes.safetensors").sheet, made.take.sheet
+    assert before is not None and after is not None
     assert torch.equal(before[:70], after[:70]) and torch.equal(before[110:], after[110:])
     assert after[70:85, CHORD].unique().tolist() == [14] and len(after[70:110, STYLE].unique()) == 1
     rows = made.report["lead_sheet"]["chords"]
