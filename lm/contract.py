@@ -77,6 +77,7 @@ class LanguageModel(Component[ConfigT], ABC):
         prefix: Tensor | None = None,
         sheet: Tensor | None = None,
         again: Tensor | None = None,
+        stop: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Candidates:
         """Return one candidate per seed, as long as the source; what a seed gives depends on no other seed.
@@ -85,8 +86,19 @@ class LanguageModel(Component[ConfigT], ABC):
         candidate begins with, in the same form. sheet [frames, COLUMNS]: the lead sheet, or one for each seed
         [seeds, frames, COLUMNS], which differ in how the band plays; None: as the model reads it, if it can.
         again [frames] int64: the earlier frame whose codes a frame takes, -1 where the model composes: what
-        is sung again is played again. progress is called with the number of frames done.
+        is sung again is played again. stop: the frame before which the candidates end, of a source that is
+        heard further. progress is called with the number of frames done.
         Raises DataError for codes that are not this model's.
+        """
+
+    @abstractmethod
+    def judge(
+        self, source_codes: Tensor, codes: Tensor, *, first: int, sheet: Tensor | None = None
+    ) -> Tensor:
+        """Return how likely the codes from frame `first` on are, after those before: nats per code [rows].
+
+        source_codes: [frames] or [codebooks, frames], one window of them; codes: rows of the same form;
+        sheet: [frames, COLUMNS], for all rows.
         """
 
     @abstractmethod

@@ -61,6 +61,21 @@ class Autoencoder(Component[ConfigT], ABC):
         samples = self._require_samples(latents.shape[-1], samples)
         return self._from_network(self._decode_in_chunks(latents, progress or (lambda frames: None)), samples)
 
+    @torch.no_grad()
+    def decode_between(
+        self,
+        latents: Tensor,
+        before: Tensor,
+        after: Tensor,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """latents [latent_dim, frames] -> wave [2, samples] that goes on from sound and leads into other.
+
+        before, after: what it begins and ends with [2, samples of whole frames], perhaps of no length; who
+        cannot go by them may leave them.
+        """
+        return self.decode_song(latents, self._require_samples(latents.shape[-1], None), progress)
+
     @abstractmethod
     def _encode(self, wave: Tensor) -> Tensor:
         """wave [batch, 2, samples] at the network's rate -> latents [batch, latent_dim, frames]."""

@@ -270,12 +270,15 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         guidance: float,
         generator: torch.Generator,
         known_latents: Tensor | None = None,
+        latents_after: Tensor | None = None,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
         guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
         generator: of the CPU, so that all devices draw the same.
-        known_latents [batch, latent_dim, k]: of the first k frames, given back as they are.
+        known_latents [batch, latent_dim, k]: of the first k frames, given back as they are. latents_after:
+        the same of the last frames, held while the rest is drawn (RePaint, arXiv 2201.09865); the network,
+        which has learned to go on from a start, is not told that they are known.
         """
         walk = Solver(self.config.objective, steps)
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
@@ -285,18 +288,19 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
             )
         batch, frames25, _ = features.shape
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
-        known = self._known(known_latents, shape, features)
+        told = self._known(known_latents, None, shape, features)
+        known = self._known(known_latents, latents_after, shape, features)
         copies = 1 if guidance == 1 else 2
         dropped = torch.arange(copies * batch, device=features.device) >= batch if copies == 2 else None
         condition = self.encode_condition(features.repeat(copies, 1, 1), dropped)
-        known_copies = Known(*(part.repeat(copies, 1, 1) for part in known))
+        told_copies = Known(*(part.repeat(copies, 1, 1) for part in told))
         noise = torch.randn(shape, generator=generator).to(features)
         latents = noise
         for run, time in enumerate(walk.times.to(features)):
             time = time.expand(batch)
             held = self.path.mix(known.latents, noise, time[:, None, None])
             latents = torch.where(known.mask > 0, held, latents)
-            target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, known_copies)
+            target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, told_copies)
             if copies == 2:
                 conditional, unconditional = target.chunk(2)
                 target = unconditional + guidance * (conditional - unconditional)
@@ -304,16 +308,22 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         latents = self.denormalize(latents)
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents
+        if latents_after is not None:
+            latents[:, :, shape[2] - latents_after.shape[2] :] = latents_after
         return latents
 
-    def _known(self, latents: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Known:
+    def _known(
+        self, first: Tensor | None, last: Tensor | None, shape: tuple[int, int, int], like: Tensor
+    ) -> Known:
         clean, mask = like.new_zeros(shape), like.new_zeros(shape[0], 1, shape[2])
-        if latents is not None:
-            count = latents.shape[2]
-            if latents.shape[:2] != shape[:2] or count > shape[2]:
-                raise ConfigError(f"known_latents {tuple(latents.shape)} do not fit into latents {shape}")
-            clean[:, :, :count] = self.normalize(latents)
-            mask[:, :, :count] = 1
+        for name, latents in (("known_latents", first), ("latents_after", last)):
+            if latents is not None:
+                count = latents.shape[2]
+                if latents.shape[:2] != shape[:2] or count > shape[2]:
+                    raise ConfigError(f"{name} {tuple(latents.shape)} do not fit into latents {shape}")
+                place = slice(0, count) if name == "known_latents" else slice(shape[2] - count, shape[2])
+                clean[:, :, place] = self.normalize(latents)
+                mask[:, :, place] = 1
         return Known(latents=clean, mask=mask)
 
     def require(

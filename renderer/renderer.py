@@ -94,22 +94,28 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
+        before: Tensor | None = None,
+        after: Tensor | None = None,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
         Windows of 30 s; each continues the last 3 s of the one before. progress is called after each window
-        with the number of feature frames it added.
+        with the number of feature frames it added. before, after [latent_dim, up to 150]: the latents that
+        these are to begin and to end with.
         """
         decoder = self._decoder(track)
         generator = torch.Generator().manual_seed(seed)
         rendered: list[Tensor] = []
         tail: Tensor | None = None
         for window in plan_windows(len(features)):
-            known = None if tail is None else tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
+            known = None if before is None else before[None]
+            if tail is not None:
+                known = tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
+            end = {} if after is None or window.stop < len(features) else {"latents_after": after[None]}
             part = features[None, window.start : window.stop]
             with native_autocast(features.device):
                 tail = decoder.sample(
-                    part, steps=steps, guidance=guidance, generator=generator, known_latents=known
+                    part, steps=steps, guidance=guidance, generator=generator, known_latents=known, **end
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:
@@ -123,6 +129,15 @@ class Renderer:
                 f"the VAE needs latents [{self.vae.latent_dim}, frames], got {tuple(latents.shape)}"
             )
         return self.vae.decode_song(latents, samples, progress)
+
+    def decode_between(
+        self, latents: Tensor, before: Tensor, after: Tensor, progress: Progress | None = None
+    ) -> Tensor:
+        """Return the wave of latents as `decode` does, which goes on from a wave and leads into another.
+
+        before, after [2, whole frames of latents]: what the wave begins and ends with, and be it nothing.
+        """
+        return self.vae.decode_between(latents, before, after, progress)
 
     def _decoder(self, track: str) -> DiffusionDecoder:
         if track not in self.decoders:

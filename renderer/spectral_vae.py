@@ -174,15 +174,39 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
     def _decode(self, latents: Tensor) -> Tensor:
         return self.synthesize(self.decode_features(latents))
 
-    def synthesize(self, features: Tensor, held_mid: Tensor | None = None) -> Tensor:
-        """features [batch, frames, dim] -> wave [batch, 2, samples]; held_mid: spectrum of known frames."""
+    def synthesize(
+        self, features: Tensor, held_mid: Tensor | None = None, held_end: Tensor | None = None
+    ) -> Tensor:
+        """features [batch, frames, dim] -> wave [batch, 2, samples].
+
+        held_mid, held_end: spectrum of the first and of the last frames, where they are known.
+        """
         stft = self.features.stft
         magnitudes = self.features.mid_magnitudes(features)
-        mid = griffin_lim(magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid)
+        mid = griffin_lim(
+            magnitudes, stft, iterations=self.config.phase_iterations, held=held_mid, held_end=held_end
+        )
         side = stft.inverse(self.features.side_spectrum(features, stft(mid)))
         return torch.stack([mid + side, mid - side], dim=1)
 
-    def _decode_in_chunks(self, latents: Tensor, progress: Callable[[int], None]) -> Tensor:
+    @torch.no_grad()
+    def decode_between(
+        self,
+        latents: Tensor,
+        before: Tensor,
+        after: Tensor,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Decode with the phases of the sound before and after, see `Autoencoder.decode_between`."""
+        return self._decode_in_chunks(latents, progress or (lambda frames: None), before, after)
+
+    def _decode_in_chunks(
+        self,
+        latents: Tensor,
+        progress: Callable[[int], None],
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+    ) -> Tensor:
         """latents [latent_dim, frames] -> wave [2, frames * hop]: chunks that go on where the sound ends.
 
         Frames that the finished sound already fills keep its spectrum during the phase search: both sides of
@@ -191,12 +215,16 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         hop, frames = self.hop_samples, latents.shape[-1]
         wave = new_wave(2, frames * hop)
         done = 0  # frames whose sound is final
+        if before is not None:
+            wave[:, : before.shape[-1]] = before
+            done = before.shape[-1] // hop
         while done < frames:
             start = max(0, done - OVERLAP_FRAMES)
             stop = min(frames, start + self.CHUNK_FRAMES)
             if frames - stop < OVERLAP_FRAMES:
                 stop = frames  # no tiny last chunk
-            chunk = self._decode_chunk(latents, start, stop, wave[:, start * hop : done * hop]).cpu()
+            past = wave[:, start * hop : done * hop]
+            chunk = self._decode_chunk(latents, start, stop, past, after if stop == frames else None).cpu()
             final = stop if stop == frames else stop - TAIL_FRAMES
             chunk = chunk[:, : (final - start) * hop]
             if done:
@@ -211,15 +239,21 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
             done = final
         return wave
 
-    def _decode_chunk(self, latents: Tensor, start: int, stop: int, past: Tensor) -> Tensor:
-        """Decode frames start..stop to [2, (stop - start) * hop]; past [2, k * hop] is how they begin."""
+    def _decode_chunk(
+        self, latents: Tensor, start: int, stop: int, past: Tensor, future: Tensor | None = None
+    ) -> Tensor:
+        """Decode frames start..stop to [2, (stop - start) * hop].
+
+        past, future [2, k * hop]: how they begin and end.
+        """
         reach = self.decoder.reach_frames if self.decoder is not None else 0
         low, high = max(0, start - reach), min(latents.shape[-1], stop + reach)
         features = self.decode_features(latents[None, :, low:high])[:, start - low : stop - low]
-        held = None
-        if past.shape[-1]:
-            stft = self.features.stft
-            # Only frames whose whole window lies inside the finished sound are known.
-            known = past.shape[-1] // self.hop_samples - -(-stft.fft_size // (2 * self.hop_samples))
+        # Only frames whose whole window lies inside the finished sound are known.
+        held, held_end, stft = None, None, self.features.stft
+        half = -(-stft.fft_size // (2 * self.hop_samples))
+        if (known := past.shape[-1] // self.hop_samples - half) > 0:
             held = stft(past.mean(dim=0, keepdim=True).to(features.device))[..., :known]
-        return self.synthesize(features, held)[0]
+        if future is not None and future.shape[-1] // self.hop_samples > half:
+            held_end = stft(future.mean(dim=0, keepdim=True).to(features.device))[..., half:]
+        return self.synthesize(features, held, held_end)[0]

@@ -178,15 +178,22 @@ def advance_phases(magnitudes: Tensor, stft: Stft, first_phase: Tensor | None = 
 
 
 def griffin_lim(
-    magnitudes: Tensor, stft: Stft, *, iterations: int, momentum: float = 0.99, held: Tensor | None = None
+    magnitudes: Tensor,
+    stft: Stft,
+    *,
+    iterations: int,
+    momentum: float = 0.99,
+    held: Tensor | None = None,
+    held_end: Tensor | None = None,
 ) -> Tensor:
     """Return waves [batch, frames * hop] with about these magnitudes [batch, bins, frames]; deterministic.
 
     Fast Griffin-Lim (Perraudin, Balazs and Sondergaard, 2013) from the phases of advance_phases.
-    held: complex spectrum [batch, bins, k] of the first k frames, known from sound that is already there; it
-    stays as it is.
+    held, held_end: complex spectra [batch, bins, k] of the first and of the last k frames, known from sound
+    that is already there; they stay as they are.
     """
     known = 0 if held is None else held.shape[-1]
+    until = magnitudes.shape[-1] - (0 if held_end is None else held_end.shape[-1])
     if held is None:
         phases = advance_phases(magnitudes, stft)
     else:
@@ -197,6 +204,8 @@ def griffin_lim(
         target = with_magnitudes(direction, magnitudes)
         if held is not None:
             target[..., :known] = held
+        if held_end is not None:
+            target[..., until:] = held_end
         return target
 
     target = impose(torch.polar(torch.ones_like(phases), phases))

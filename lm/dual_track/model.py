@@ -293,6 +293,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         prefix: Tensor | None = None,
         sheet: Tensor | None = None,
         again: Tensor | None = None,
+        stop: int | None = None,
         progress: Callable[[int], None] | None = None,
         track: str = "accompaniment",
     ) -> Candidates:
@@ -308,8 +309,9 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         if not seeds or not len(source_codes):
             raise DataError("give at least one seed and one frame of source codes")
         frames = len(source_codes)
-        done = given[:frames].expand(len(seeds), -1).to(self.device)
-        if done.shape[1] == frames:
+        stop = frames if stop is None else stop
+        done = given[:stop].expand(len(seeds), -1).to(self.device)
+        if done.shape[1] == stop:
             return Candidates(codes=done.cpu(), likelihood_nats=None, likelihood_alone_nats=None)
         if again is not None and (again.shape != (frames,) or bool((again >= torch.arange(frames)).any())):
             raise DataError(f"again must name an earlier frame of {frames}, or -1, for each of them")
@@ -323,11 +325,33 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             sampling = replace(sampling, playing_guidance=1.0)
         uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
         codes, nats = sample_song(
-            self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress
+            self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress, stop
         )
         nats = nats.cpu()
         alone = nats[-1] if sampling.guidance != 1.0 else None
         return Candidates(codes=codes.cpu(), likelihood_nats=nats[0], likelihood_alone_nats=alone)
+
+    @torch.no_grad()
+    def judge(
+        self, source_codes: Tensor, codes: Tensor, *, first: int, sheet: Tensor | None = None
+    ) -> Tensor:
+        """Return how likely accompaniment codes are, see `LanguageModel.judge`; codes [rows, frames]."""
+        vocal = self._check_codes(source_codes, "vocal").to(self.device)[None]
+        if codes.ndim != 2 or codes.shape[1] != vocal.shape[1] or not 0 <= first < codes.shape[1]:
+            raise DataError(f"{tuple(codes.shape)} codes from {first} on do not fit {vocal.shape[1]} frames")
+        options: dict[str, Any] = {}
+        if sheet is not None:
+            options["sheet"] = commit(check_sheet(sheet, len(sheet), self.config.playing_sizes))[None]
+        elif self.sheet_reader is not None:
+            options["sheet"] = commit(self.sheet_reader.read(vocal))
+        nats = []
+        for row in codes:  # one by one, as their windows are long
+            row = self._check_codes(row, "accompaniment").to(self.device)[None]
+            layout = self.lay_out({"vocal": vocal, "accompaniment": row}, "vocal_to_accompaniment", **options)
+            hidden = self.hidden_states(layout)[:, first - row.shape[1] :]
+            likely = self.codes_of("accompaniment").logits(hidden).log_softmax(dim=-1)
+            nats.append(likely.gather(2, row[:, first:, None]).mean())
+        return torch.stack(nats).cpu()
 
     def _check_codes(self, codes: Tensor, track: str) -> Tensor:
         if codes.ndim != 1:

@@ -199,22 +199,24 @@ def sample_song(
     sheet: Tensor | None = None,
     again: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
+    stop: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Continue `done` [candidates, k] to the length of source [frames], k < frames, by window stitching.
 
     uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [candidates, frames,
     COLUMNS]. again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. Returns
-    codes [candidates, frames] and, of the sampled ones, mean log-probabilities in nats with the source and,
-    under guidance, without it [branches, candidates].
+    codes [candidates, frames], up to frame `stop`, and, of the sampled ones, mean log-probabilities in nats
+    with the source and, under guidance, without it [branches, candidates].
     """
     frames, given = len(source), done.shape[1]
+    stop = frames if stop is None else stop
     sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(done), device=source.device)
     copied = torch.zeros(frames, dtype=torch.bool) if again is None else again.cpu() >= 0
-    # Where a run of sampled or of copied frames ends; the last is the end of the song.
-    turns = [*(torch.nonzero(copied.diff())[:, 0] + 1).tolist(), frames]
+    # Where a run of sampled or of copied frames ends; the last is the end of what is asked for.
+    turns = [*(turn for turn in (copied.diff().nonzero()[:, 0] + 1).tolist() if turn < stop), stop]
     with one_thread():
-        while done.shape[1] < frames:
+        while done.shape[1] < stop:
             turn = next(turn for turn in turns if turn > done.shape[1])
             if again is not None and copied[done.shape[1]]:
                 for frame in again[done.shape[1] : turn].tolist():  # it may be a copy itself
@@ -232,7 +234,7 @@ def sample_song(
                 min(turn - start, sampler.frames),
             )
             done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
-    return done, nats / max(1, frames - given - int(copied[given:].sum()))
+    return done, nats / max(1, stop - given - int(copied[given:stop].sum()))
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def settle_band(request: Request, band: BandConfig | None) -> Request:
     if request.meter is not None and request.beats_per_bar not in band.meters():
         known = ", ".join(METER_NAMES[beats] for beats in band.meters())
         raise ConfigError(f"this model has heard no band in {request.meter}; it plays in {known}")
-    if request.style is None or request.meter is not None:
+    if request.style is None or request.meter is not None or request.repaint is not None:
         return request
     _, beats = max((count, beats) for style, beats, _, count in band.heard if style == request.style)
     return replace(request, meter=METER_NAMES[beats])
@@ -101,7 +101,7 @@ class Arrangement:
         """Return the style of each candidate: what is asked for, else what the request's seed draws."""
         if self.band is None or self.request.style is not None:
             return [self.request.style] * number
-        line, rng = self.plan.time_line, np.random.default_rng(self.request.seed)
+        line, rng = self.plan.time_line, np.random.default_rng(self.request.seed or 0)
         return self.band.draw(number, beats=line.beats_per_bar, beats_per_minute=line.tempo_bpm, rng=rng)
 
     def tell(self, style: str | None, seed: int) -> Tensor:
@@ -157,11 +157,12 @@ def describe_band(
         "drawn": style is not None and request.style is None,
         "meter": None if plan is None else METER_NAMES[plan.time_line.beats_per_bar],
         "without": list(request.without),
-        "levels": [] if plan is None or sheet is None else _describe_levels(sheet, plan.time_line.rate_hz),
+        "levels": [] if plan is None or sheet is None else describe_levels(sheet, plan.time_line.rate_hz),
     }
 
 
-def _describe_levels(sheet: Tensor, rate_hz: float) -> list[list[Any]]:
+def describe_levels(sheet: Tensor, rate_hz: float) -> list[list[Any]]:
+    """Rows of start and end in seconds and how much each stem plays, of a sheet [frames, COLUMNS]."""
     told = sheet[:, list(STEM_COLUMNS.values())]
     changes = (told[1:] != told[:-1]).any(dim=1).nonzero()[:, 0] + 1
     rows = []

@@ -81,11 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
     text = "chords to play, a line '0.0 2.4 C:maj' for each (default: those that fit the singing)"
     add("--chords", metavar="FILE", help=text)
 
+    add = group("a stretch anew", "of an earlier result, the rest as it is").add_argument
+    text = "seconds of mix.wav that are composed anew; --chords, --style and --without hold for these"
+    add("--repaint", metavar="START-END", help=text)
+    add("--from", dest="original", metavar="DIR", help="the folder of that result")
+
     add = group("results", "what is written").add_argument
     text = "folder for the result (default: <vocal>-accompaniment, here)"
     add("--out", type=Path, metavar="DIR", help=text)
     text = "wav: 16 bits, dithered (default); wav24, float, flac: for more work on it; mp3: to send"
-    add("--format", default="wav", choices=FORMATS, help=text)
+    add("--format", choices=FORMATS, help=text)
     text = "make N, ranked by fit, best first (default: 1)"
     add("--variations", type=int, default=1, metavar="N", help=text)
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
@@ -96,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = group(
         "sampling", "how chance composes; defaults are those of the model in the package"
     ).add_argument
-    add("--seed", type=int, default=0, help="another number, another accompaniment (default: 0)")
+    text = "another number, another accompaniment (default: 0; of --repaint: drawn)"
+    add("--seed", type=int, metavar="N", help=text)
     text = f"how strictly the band follows the singer; 1 = no guidance (default: {own.guidance:g})"
     add("--cfg", dest="guidance", type=float, metavar="X", help=text)
     text = f"how strictly it keeps to style and levels; 1 = no guidance (default: {own.playing_guidance:g})"
@@ -132,10 +138,16 @@ def _generate(out: Path | None, model: str | None, device: str, progress: bool, 
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     inputs = request.files
     request = request.read()
-    samples, wanted = request.song.wave.shape[-1], {"renderings": request.renderings, "stems": request.stems}
-    samples += (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
-    written = {"separated": request.mix is not None, "format": request.format, "exports": request.export}
-    expected = expected_files(samples, **wanted, **written)
+    samples = request.song.wave.shape[-1] + (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
+    samples = getattr(request.original, "samples", samples)
+    expected = expected_files(
+        samples,
+        renderings=request.renderings,
+        stems=request.stems,
+        separated=request.mix is not None,
+        format=request.format or "wav",
+        exports=request.export,
+    )
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 

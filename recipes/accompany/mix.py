@@ -181,28 +181,32 @@ class Mixdown:
     vocal_lufs: float
     accompaniment_lufs: float  # of `accompaniment`, before the fade
     mix_gain_db: float  # common gain of both tracks in the mix; 0 unless the sum would clip
+    gain: float  # of `accompaniment` over the one that was given
+    own_gain: float  # the part of it that holds its peak, which the band in the mix is without
 
 
-def join_prefix(prefix: Tensor, band: Tensor) -> Tensor:
+def join_prefix(prefix: Tensor, band: Tensor) -> float:
     """Put a given start [2, k] in place of a band's own [2, samples], and the rest at its level; in place.
 
+    Return the gain of the rest.
     The band was made to go on from the start, so both are as loud where they sound together: near the joint.
     There, the start's last samples, played backwards and faded out, hide the change.
     """
-    length = prefix.shape[-1]
+    length, gain = prefix.shape[-1], 1.0
     near, whole = (
         measure_loudness(prefix[:, start:]) - measure_loudness(band[:, start:length])
         for start in (max(0, length - round(_LEVEL_SECONDS * SAMPLE_RATE_HZ)), 0)
     )
     if math.isfinite(near) and math.isfinite(whole):
         change_db = whole + min(max(near - whole, -_FURTHEST_DB), _FURTHEST_DB)
-        band = amplify(band, 10 ** (change_db / 20))
+        gain = 10 ** (change_db / 20)
+        amplify(band, gain)
     fade = min(round(_JOINT_SECONDS * SAMPLE_RATE_HZ), length, band.shape[-1] - length)
     angles = (torch.arange(fade) + 0.5) / fade * (math.pi / 2)
     after = band[:, length : length + fade]
     after.copy_(prefix[:, length - fade :].flip(-1) * angles.cos() + after * angles.sin())
     band[:, :length] = prefix
-    return band
+    return gain
 
 
 def mix_down(
@@ -221,7 +225,7 @@ def mix_down(
         level += gain_db
     gain = 10 ** (gain_db / 20)
     accompaniment = map_blocks(lambda band: band * gain, accompaniment)
-    _fade_end(accompaniment, max(fade_seconds, _FADE_SECONDS))
+    _fade_end(accompaniment, find_fade(fade_seconds))
     mix = map_blocks(torch.add, vocal, accompaniment)
     mix_gain = _peak_gain(mix)
     own_gain = _peak_gain(accompaniment)
@@ -231,14 +235,25 @@ def mix_down(
         vocal_lufs=vocal_lufs,
         accompaniment_lufs=level + 20 * math.log10(own_gain),
         mix_gain_db=20 * math.log10(mix_gain),
+        gain=gain * own_gain,
+        own_gain=own_gain,
     )
 
 
+def find_fade(seconds: float) -> float:
+    """How long the end fades that is to fade for these seconds; a note that is cut off needs some."""
+    return max(seconds, _FADE_SECONDS)
+
+
+def fall(samples: int) -> Tensor:
+    """Weights [samples] that fall from 1 to 0 along half a cosine, the last one 0."""
+    return (0.5 + 0.5 * torch.linspace(0, math.pi, samples + 1, dtype=torch.float64)[1:].cos()).float()
+
+
 def _fade_end(wave: Tensor, seconds: float) -> None:
-    """Let the last seconds of wave [channels, samples] fall to nothing along half a cosine, in place."""
+    """Let the last seconds of wave [channels, samples] fall to nothing as in `fall`, in place."""
     samples = min(wave.shape[-1], round(seconds * SAMPLE_RATE_HZ))
-    angles = torch.linspace(0, math.pi, samples + 1, dtype=torch.float64)[1:]
-    wave[:, wave.shape[-1] - samples :] *= (0.5 + 0.5 * angles.cos()).to(wave)
+    wave[:, wave.shape[-1] - samples :] *= fall(samples).to(wave)
 
 
 def _peak_gain(wave: Tensor) -> float:

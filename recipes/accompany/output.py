@@ -36,6 +36,7 @@ FORMATS = {
 _STEMS = ("drums", "bass", "other")
 _WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
 _HEADER_BYTES, _REPORT_BYTES = 100, 20_000
+_CODES_BYTES = 2_000  # and 18 for each of 25 frames a second
 
 
 class Export(NamedTuple):
@@ -277,6 +278,7 @@ def expected_files(
         files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in _STEMS for suffix in suffixes}
     if separated:
         files[f"separated-vocal{ending}"] = plain
+    files |= {f"codes{end}.safetensors": _CODES_BYTES + samples // 80 for end in ["", *suffixes]}
     for kind in exports:
         size = _HEADER_BYTES + 2 * samples if kind == "click" else _EXPORT_BYTES
         files |= {exported_name(kind, suffix): size for suffix in suffixes}

@@ -7,9 +7,7 @@ accompaniment.save("song-accompaniment")
 
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,19 @@ from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.export import bring_notes_back, find_sung_notes, write_exports
-from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, join_prefix, mix_down
+from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, find_fade, join_prefix, mix_down
+from duotok.recipes.accompany.original import Take, describe_recording
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
-from duotok.recipes.accompany.rank import Fit, TrackReading, measure_fit, rank, read_track
+from duotok.recipes.accompany.rank import Composition, TrackReading, measure_fit, rank, read_track
+from duotok.recipes.accompany.repaint import (
+    Repainting,
+    begin_stretch,
+    compose_stretch,
+    describe_stretch,
+    join_stretch,
+    paint_stretch,
+    sound_stretch,
+)
 from duotok.recipes.accompany.request import (
     DEVICES,
     OWN_SEPARATOR,
@@ -34,6 +42,7 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
+from duotok.recipes.accompany.stages import STAGES, Progress, StageClock
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
@@ -48,6 +57,7 @@ from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.common.long_waves import peak
+from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import (
     CHROMA_RATE_HZ,
@@ -63,22 +73,8 @@ from duotok.tokenizer.music.score_reader import Note, Score
 from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 from duotok.tokenizer.music.tuning import PitchClock
 
-STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
-Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 _CANDIDATES_AT_ONCE = 8
 _LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composition:
-    """One candidate before it is sound."""
-
-    seed: int
-    codes: Tensor  # [frames] accompaniment codes at 25 Hz
-    told: ReadOut  # what they say, a batch of one on the CPU
-    fit: Fit  # to the vocal
-    style: str | None = None  # None of a model that knows none
-    sheet: Tensor | None = None  # [frames, COLUMNS] that it was played from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +88,8 @@ class Sketches:
     pitched: Vocal  # the same at A = 440 Hz, to which everything is composed
     pitch_clock: PitchClock | None  # from one to the other; None: they are the same
     tuning: Mapping[str, Any]  # what the report says of it
-    told: ReadOut  # what the vocal's codes say
+    vocal_codes: Tensor  # [frames]
+    told: ReadOut  # what they say
     pitches: np.ndarray  # sung MIDI pitch at PITCH_RATE_HZ, NaN where nothing is sung
     plan: SongPlan | None  # that the band plays from
     intro_seconds: float  # by how much all of it is longer than what was given
@@ -108,7 +105,7 @@ class Accompaniment:
 
     accompaniment: Tensor  # [2, samples], its last quarter of a second faded out
     mix: Tensor  # [2, samples], vocal and accompaniment
-    codes: Tensor  # [frames] accompaniment codes at 25 Hz
+    take: Take  # what was played, and by which gains it is heard
     report: dict[str, Any]  # ready for JSON
     stems: Mapping[str, Tensor] = field(default_factory=dict)  # drums, bass, other [2, samples], if asked for
     separated_vocal: Tensor | None = None  # [2, samples], of a mix
@@ -116,6 +113,11 @@ class Accompaniment:
     exports: tuple[str, ...] = ()  # see Request.export
     notes: Score = field(default_factory=dict)  # what the band plays, if it is exported
     melody: Sequence[Note] = ()  # what is sung, if it is exported
+
+    @property
+    def codes(self) -> Tensor:
+        """Accompaniment codes [frames] at 25 Hz."""
+        return self.take.codes
 
     @property
     def score(self) -> float:
@@ -154,47 +156,12 @@ class Accompaniment:
             write_audio(folder / f"separated-vocal{ending}", self.separated_vocal, subtype=subtype)
         write_audio(folder / f"accompaniment{suffix}{ending}", self.accompaniment, subtype=subtype)
         write_audio(folder / f"mix{suffix}{ending}", self.mix, subtype=subtype)
+        self.take.write(folder / f"codes{suffix}.safetensors")
         if self.exports:
             write_exports(self.exports, folder, suffix, report, self.notes, self.melody)
         if not suffix:
             write_report(folder, report)
         return report
-
-
-class StageClock:
-    """Measures the stages and passes their progress on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside; a stage that comes again replaces its time."""
-        self.tell(name, 0.0)
-        began = time.perf_counter()
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise ConfigError("the device has too little memory; use --device cpu") from error
-        self.seconds[name] = time.perf_counter() - began
-        self.tell(name, 1.0)
-
-    def tell(self, name: str, share: float) -> None:
-        """Say how much of a stage is done, 0 to 1."""
-        if self._progress is not None:
-            self._progress(name, min(share, 1.0))
-
-    def counter(self, name: str, total: int) -> Callable[[int], None]:
-        """A callback that is given how much was added."""
-        done = 0
-
-        def add(amount: int) -> None:
-            nonlocal done
-            done += amount
-            self.tell(name, done / total)
-
-        return add
 
 
 class Accompanist:
@@ -229,6 +196,22 @@ class Accompanist:
         """
         return next(self.vary(asked, progress=progress, **fields))
 
+    def repaint(
+        self,
+        original: str | Path,
+        stretch: tuple[float, float],
+        vocal: str | Path | Tensor,
+        *,
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> Accompaniment:
+        """Compose a stretch of an earlier result of a vocal anew (its folder; seconds), the rest as it is.
+
+        fields: of Request; chords, style and without hold for the stretch. Raises as `accompany` does.
+        """
+        request = Request(vocal=vocal, original=original, repaint=stretch, **fields)
+        return self.accompany(request, progress=progress)
+
     def vary(
         self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
     ) -> Iterator[Accompaniment]:
@@ -243,17 +226,18 @@ class Accompanist:
         Several accompaniments are numbered by rank, and the best is also there without a number.
         """
         sketches = self.compose(request, progress=progress)
-        count, ending = request.renderings, FORMATS[request.format][0]
+        count, ending = request.renderings, FORMATS[sketches.request.format or "wav"][0]
         suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
         reports = [
             self.perform(sketches, composition).write(folder, suffix)
             for composition, suffix in zip(sketches.ranked, suffixes, strict=False)
         ]
-        for kind in ("accompaniment", "mix") if count > 1 else ():
+        copied = {"accompaniment": ending, "mix": ending, "codes": ".safetensors"}
+        for kind, end in copied.items() if count > 1 else ():
             try:
-                shutil.copyfile(folder / f"{kind}-1{ending}", folder / f"{kind}{ending}")
+                shutil.copyfile(folder / f"{kind}-1{end}", folder / f"{kind}{end}")
             except OSError as error:
-                raise AudioError(f"cannot write {kind}{ending}: {error.strerror or error}") from error
+                raise AudioError(f"cannot write {kind}{end}: {error.strerror or error}") from error
         report = reports[0]
         if request.variations > 1:
             files = [
@@ -277,7 +261,7 @@ class Accompanist:
 
     def compose(
         self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
-    ) -> Sketches:
+    ) -> Sketches | Repainting:
         """Compose the candidates of a request and rank them by their codes; nothing is rendered yet."""
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
         request = settle_band(request.read(), self.bundle.lm.band)
@@ -286,6 +270,8 @@ class Accompanist:
             raise ConfigError("this model reads no score out of what it plays; leave midi out of --export")
         separator = self._open_separator(request)
         clock = StageClock(progress)
+        if request.repaint is not None:
+            return self._compose_stretch(request, settings, separator, clock)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
             vocal, wishes, intro = self._lead_in(vocal, request)
@@ -309,10 +295,9 @@ class Accompanist:
             arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
             confused = () if plan is None else plan.warnings
             vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
-        seeds = range(request.seed, request.seed + max(settings.candidates, request.variations))
-        names = ("guidance", "playing_guidance", "temperature", "top_k", "top_p")
+        seeds = _count_seeds(request, settings)
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
-        sampling = SamplingConfig(**{name: getattr(settings, name) for name in names})
+        sampling = _choose_sampling(settings)
         compositions: list[Composition] = []
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
@@ -347,6 +332,7 @@ class Accompanist:
             pitched=pitched,
             pitch_clock=pitch_clock,
             tuning=tuning,
+            vocal_codes=vocal_codes,
             told=told,
             pitches=pitches,
             plan=plan,
@@ -404,8 +390,10 @@ class Accompanist:
         told = self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
         return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
 
-    def perform(self, sketches: Sketches, composition: Composition) -> Accompaniment:
+    def perform(self, sketches: Sketches | Repainting, composition: Composition) -> Accompaniment:
         """Render a composition, set the level, listen to the result."""
+        if isinstance(sketches, Repainting):
+            return self._perform_stretch(sketches, composition)
         tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
         vocal, settings, clock = sketches.vocal, sketches.settings, sketches.clock
         codes, pitched, pitch_clock = composition.codes, sketches.pitched, sketches.pitch_clock
@@ -427,9 +415,9 @@ class Accompanist:
             wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
             level_db: float | None = settings.accompaniment_db
-            prefix = sketches.request.prefix
+            prefix, joined_gain = sketches.request.prefix, 1.0
             if isinstance(prefix, Tensor):
-                band = join_prefix(prefix, band)
+                joined_gain = join_prefix(prefix, band)
                 if sketches.request.accompaniment_db is None and peak(prefix) > 0:
                     level_db = None  # the prefix says how loud the band is
             fade_seconds = 0.5 * sketches.arrangement.ending_seconds if sketches.arrangement else 0.0
@@ -460,6 +448,7 @@ class Accompanist:
             melody = bring_notes_back(melody, pitch_clock)
         report = {
             "vocal": vocal.name,
+            "recording": describe_recording(sketches.request.song.wave),
             **music,
             "tuning": dict(sketches.tuning),
             "ranking": composition.fit.describe(),
@@ -471,18 +460,120 @@ class Accompanist:
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
             "warnings": [*vocal.warnings, *_warn_of_level(mixdown, sketches.request.accompaniment_db)],
         }
+        take = Take(
+            codes=codes,
+            vocal_codes=sketches.vocal_codes,
+            sheet=composition.sheet,
+            cents=None if pitch_clock is None else pitch_clock.cents,
+            samples=samples,
+            band_gain=joined_gain * mixdown.gain,
+            own_gain=mixdown.own_gain,
+            mix_gain=10 ** (mixdown.mix_gain_db / 20),
+            fade_seconds=find_fade(fade_seconds),
+            frame_rate_hz=rate_hz,
+            tokenizer_fingerprint=str(tokenizer.fingerprint),
+        )
         return Accompaniment(
             accompaniment=mixdown.accompaniment,
             mix=mixdown.mix,
-            codes=codes,
+            take=take,
             report=report,
             stems=stems,
             separated_vocal=None if sketches.request.mix is None else vocal.wave,
-            format=sketches.request.format,
+            format=sketches.request.format or "wav",
             exports=exports,
             notes=score,
             melody=melody,
         )
+
+    def _compose_stretch(
+        self, request: Request, settings: GenerationSettings, separator: Separator | None, clock: StageClock
+    ) -> Repainting:
+        """Compose the candidates of a stretch and rank them, `compose` of a repaint."""
+        with clock.stage("listen"):
+            stretch = begin_stretch(request, self.bundle, settings)
+        compositions: list[Composition] = []
+        seeds, sampling = _count_seeds(request, settings), _choose_sampling(settings)
+        with clock.stage("compose"):
+            for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
+                together = seeds[start : start + _CANDIDATES_AT_ONCE]
+
+                def tell(share: float, start: int = start, count: int = len(together)) -> None:
+                    clock.tell("compose", (start + count * share) / len(seeds))
+
+                compositions += compose_stretch(
+                    stretch, self.bundle, self._read_out, together, sampling, tell
+                )
+            order = rank([each.fit for each in compositions])
+        ranked = [compositions[number] for number in order]
+        return replace(stretch, ranked=ranked, separator=separator, stages=clock)
+
+    def _perform_stretch(self, stretch: Repainting, composition: Composition) -> Accompaniment:
+        """Render a stretch and put it into the song, `perform` of a repaint."""
+        clock, request, original = stretch.stages, stretch.request, stretch.original
+        assert clock is not None
+        with clock.stage("paint"):
+            count = clock.counter("paint", len(composition.codes))
+            painted = paint_stretch(stretch, composition, self.bundle, self.device, count)
+        with clock.stage("sound"):
+            count = clock.counter("sound", painted[0].shape[-1])
+            wave, begin = sound_stretch(stretch, composition, self.bundle, painted, count)
+        with clock.stage("mix"):
+            accompaniment, mix = join_stretch(stretch, wave, begin)
+            report = describe_stretch(stretch, composition, wave, begin)
+            lufs = _rounded(measure_loudness(accompaniment), 2)
+            report["levels"] = {**report["levels"], "accompaniment_lufs": lufs}
+            stems: Mapping[str, Tensor] = {}
+            if request.stems and stretch.separator is not None:
+                stems = _split(accompaniment, stretch.separator)
+        report |= {
+            "settings": {
+                **asdict(stretch.settings),
+                "accompaniment_db": report["settings"]["accompaniment_db"],
+            },
+            "device": str(self.device),
+            "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
+            "warnings": list(stretch.warnings),
+        }
+        score, melody = self._read_score(request, composition.codes, stretch)
+        return Accompaniment(
+            accompaniment=accompaniment,
+            mix=mix,
+            take=replace(original.take, codes=composition.codes, sheet=composition.sheet),
+            report=report,
+            stems=stems,
+            separated_vocal=original.separated_vocal,
+            format=original.format,
+            exports=request.export,
+            notes=score,
+            melody=melody,
+        )
+
+    def _read_score(
+        self, request: Request, codes: Tensor, stretch: Repainting
+    ) -> tuple[Score, Sequence[Note]]:
+        """What is played and sung in the whole song, if it is to be exported."""
+        score, melody, clock = {}, list[Note](), stretch.clock
+        if "midi" in request.export and self.bundle.score_reader is not None:
+            features = self.bundle.tokenizer.features(codes[None].to(self.device), "accompaniment")[0]
+            score = dict(self.bundle.score_reader.read(features))
+        if request.export:
+            sung = stretch.vocal if clock is None else clock.bring_to_pitch(stretch.vocal)
+            melody = find_sung_notes(sung_pitch(sung))
+        if clock is not None:
+            score = {stem: bring_notes_back(notes, clock) for stem, notes in score.items()}
+            melody = bring_notes_back(melody, clock)
+        return score, melody
+
+
+def _count_seeds(request: Request, settings: GenerationSettings) -> range:
+    first = request.seed or 0
+    return range(first, first + max(settings.candidates, request.variations))
+
+
+def _choose_sampling(settings: GenerationSettings) -> SamplingConfig:
+    names = ("guidance", "playing_guidance", "temperature", "top_k", "top_p")
+    return SamplingConfig(**{name: getattr(settings, name) for name in names})
 
 
 def choose_device(name: str) -> torch.device:

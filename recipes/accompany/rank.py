@@ -38,6 +38,7 @@ WEIGHTS = {
     "information_bits": 0.1,
     "support": 0.5,
     "noise": -0.5,
+    "joint_bits": 0.5,  # by judgement: a tenth of a bit in each code that follows is as 5 % out of key
 }
 _MEL_RATE_HZ = 100.0
 # How often each pitch class above a chord's root is sung over major and minor triads: shares of time in the
@@ -76,6 +77,8 @@ class Fit:
     noise: float  # share of the singer's pauses with a loud band that plays no chord
     information_bits: float | None  # what the vocal told the language model about each code
     likelihood_bits: float | None  # mean log2 probability of a code, given the vocal
+    # Of a stretch: the same of the codes that follow on it and stay as they are.
+    joint_bits: float | None = None
 
     @property
     def score(self) -> float:
@@ -86,7 +89,21 @@ class Fit:
     def describe(self) -> dict[str, float | None]:
         """The score and its parts, for report.json."""
         parts = {name: None if value is None else round(value, 4) for name, value in asdict(self).items()}
+        if self.joint_bits is None:
+            del parts["joint_bits"]
         return {"score": round(self.score, 4), **parts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """One candidate before it is sound."""
+
+    seed: int
+    codes: Tensor  # [frames] accompaniment codes at 25 Hz
+    told: ReadOut  # what they say, a batch of one on the CPU
+    fit: Fit  # to the vocal
+    style: str | None = None  # None of a model that knows none
+    sheet: Tensor | None = None  # [frames, COLUMNS] that it was played from
 
 
 def rank(fits: Sequence[Fit], styles: Sequence[str | None] = (), kept: int = 1) -> list[int]:
@@ -131,8 +148,9 @@ def measure_fit(
     *,
     likelihood_nats: float | None = None,
     information_nats: float | None = None,
+    joint_nats: float | None = None,
 ) -> Fit:
-    """How one accompaniment fits; likelihoods as `duotok.lm.contract.Candidates` has them."""
+    """How one accompaniment fits; likelihoods as `duotok.lm.contract` has them."""
     blocks = min(len(vocal.chroma), len(accompaniment.chroma))
     sung, band = vocal.sounding[:blocks], accompaniment.sounding[:blocks]
     classes = vocal.chroma[:blocks].argmax(dim=1)
@@ -154,6 +172,7 @@ def measure_fit(
         noise=_measure_noise(sung, accompaniment),
         information_bits=_bits(information_nats),
         likelihood_bits=_bits(likelihood_nats),
+        joint_bits=_bits(joint_nats),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duotok.recipes.accompany.original import CODES, codes_header
 from duotok.recipes.accompany.output import OutputFolder, write_report
 from duotok.tokenizer.common.command import guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, DataError
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from duotok.tokenizer.model import DuoTokenizer
 
 TRACKS = ("vocal", "accompaniment")
-CODES_KIND = "duotok-codes"
-SOUND, CODES = "rendered.wav", "codes.safetensors"
+SOUND = "rendered.wav"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +130,9 @@ def write_codes(path: Path, found: TrackCodes, tokenizer: "DuoTokenizer") -> Non
 
     from duotok.tokenizer.common.files import write_tensors
 
-    header = {"track": found.track, "samples": str(found.samples), **_header(tokenizer)}
+    header = codes_header(tokenizer.frame_rate_hz, tokenizer.fingerprint)
+    header |= {"track": found.track, "samples": str(found.samples)}
     write_tensors(path, {"codes": found.codes.to(torch.int32)}, header)
-
-
-def _header(tokenizer: "DuoTokenizer") -> dict[str, str]:
-    """What is written into a codes file beside the codes and must be the same in the model that reads it."""
-    rate, fingerprint = f"{tokenizer.frame_rate_hz:g}", str(tokenizer.fingerprint)
-    return {"kind": CODES_KIND, "frame_rate_hz": rate, "tokenizer_fingerprint": fingerprint}
 
 
 def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
@@ -152,7 +147,7 @@ def read_codes(path: Path, tokenizer: "DuoTokenizer") -> TrackCodes:
         raise DataError(f"{path} does not exist; check the path") from error
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} is no codes file; make one by accompany.render --audio") from error
-    for name, value in _header(tokenizer).items():
+    for name, value in codes_header(tokenizer.frame_rate_hz, tokenizer.fingerprint).items():
         if header.get(name) != value:
             raise DataError(
                 f"{path} has the {name.replace('_', ' ')} {header.get(name)}, this model needs {value}; "

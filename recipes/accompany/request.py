@@ -3,6 +3,7 @@
 Kept apart from the pipeline so that a command line can show settings without loading torch.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duotok.recipes.accompany.mix import Vocal
+    from duotok.recipes.accompany.original import Original
     from duotok.recipes.accompany.wishes import Chart, SheetWishes
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -46,6 +48,17 @@ _OPTIONS = {
     "accompaniment_db": "--level",
     "tuning": "--tuning",
 }
+# What a repaint takes from its original, and how the option is called.
+_SETTLED = {
+    "prefix": "--prefix",
+    "intro": "--intro",
+    "tempo_bpm": "--tempo",
+    "downbeat_seconds": "--downbeat",
+    "key": "--key",
+    "meter": "--meter",
+    "accompaniment_db": "--level",
+}
+_SHORTEST_STRETCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +92,8 @@ class Request:
     vocal: "str | Path | Tensor | Vocal | Sequence[str | Path | Tensor] | None" = None
     mix: "str | Path | Tensor | Vocal | None" = None  # a whole song, of which the vocal is separated first
     separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
-    format: str = "wav"  # of what is written, one of FORMATS; stems are always floats
+    # Of what is written, one of FORMATS; stems are always floats. None: wav, or that of the original.
+    format: str | None = None
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
     export: tuple[str, ...] = ()  # which of EXPORTED are written beside the sound
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
@@ -92,7 +106,11 @@ class Request:
     without: tuple[str, ...] = ()  # which of STEMS do not play
     meter: str | None = None  # 2/4, 3/4, 4/4 or 6/8; None: the usual one of the style, or 4/4
     intro: int | None = None  # bars before the singer's first that the band begins; None: with the recording
-    seed: int = 0  # of the first candidate; the others have the numbers after it
+    # A stretch that is composed anew, in seconds of mix.wav, or "32.0-48.0", and the folder of that result;
+    # chords, style and without are then those of the stretch, all else is as it was.
+    repaint: tuple[float, float] | str | None = None
+    original: "str | Path | Original | None" = None
+    seed: int | None = None  # of the first candidate; the others have the numbers after it. None: 0, or drawn
     variations: int = 1  # how many accompaniments are wanted, best first
     keep: int | None = None  # how many of the variations are rendered; None: all
     guidance: float | None = None
@@ -110,12 +128,14 @@ class Request:
             raise ConfigError("give either a vocal or a mix, and not both")
         if isinstance(self.vocal, (list, tuple)) and not self.vocal:
             raise ConfigError("vocal must name one take at least, got none")
-        if self.format not in FORMATS:
+        self._check_repaint()
+        if self.format is not None and self.format not in FORMATS:
             raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         if self.tuning not in ("auto", "off"):
             object.__setattr__(self, "tuning", _read_cents(self.tuning))
-        for name in ("seed", "variations", *(("intro",) if self.intro is not None else ())):
-            _check_number(name, getattr(self, name))
+        for name in ("seed", "variations", "intro"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
         if self.meter not in (None, *METER_NAMES.values()):
             *names, last = METER_NAMES.values()
             raise ConfigError(f"meter must be {', '.join(names)} or {last}, got {self.meter!r}")
@@ -144,6 +164,31 @@ class Request:
         known = (self.tempo_bpm, self.downbeat_seconds, self.key)
         if any(value is not None for value in known) or isinstance(self.chords, list):
             self.wishes()
+
+    def _check_repaint(self) -> None:
+        """Bring the stretch into form; ConfigError where it, or what is wished for it, cannot be."""
+        if (self.repaint is None) != (self.original is None):
+            raise ConfigError("give both the stretch to repaint (--repaint) and the original of it (--from)")
+        if self.repaint is None:
+            return
+        stretch: Any = self.repaint
+        try:
+            start, end = map(float, stretch.split("-") if isinstance(stretch, str) else stretch)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"repaint must be START-END in seconds, as 32.0-48.0, got {stretch!r}"
+            ) from error
+        if not 0 <= start < end < float("inf"):
+            raise ConfigError(f"repaint must begin at 0 s or later and end after that, got {start:g}-{end:g}")
+        if end - start < _SHORTEST_STRETCH_SECONDS:
+            raise ConfigError(
+                f"repaint must be {_SHORTEST_STRETCH_SECONDS:g} s or longer, got {start:g}-{end:g}"
+            )
+        object.__setattr__(self, "repaint", (start, end))
+        asked = [option for name, option in _SETTLED.items() if getattr(self, name) is not None]
+        asked += ["--tuning"] if self.tuning != "auto" else []
+        if asked:
+            raise ConfigError(f"a repaint keeps what its original settled; leave out {', '.join(asked)}")
 
     @property
     def files(self) -> "list[str | Path]":
@@ -205,10 +250,27 @@ class Request:
         told: list[str] = []
         prefix = None if self.prefix is None else load_prefix(self.prefix, song, told.append)[0]
         song = replace(song, warnings=(*song.warnings, *told))
+        if self.original is not None:
+            return self._read_original(song, **{name: song}, chords=chart)
         seconds = song.wave.shape[-1] / SAMPLE_RATE_HZ
         if self.downbeat_seconds is not None and self.downbeat_seconds >= seconds:
             raise ConfigError(f"the downbeat ({self.downbeat_seconds:g} s) is past the end ({seconds:.1f} s)")
         return replace(self, **{name: song}, chords=chart, prefix=prefix)
+
+    def _read_original(self, song: "Vocal", **read: Any) -> "Request":
+        """The request with what was read and its original, which was made of this song; a seed is drawn."""
+        from duotok.recipes.accompany.original import Original, open_original
+
+        original = self.original if isinstance(self.original, Original) else open_original(str(self.original))
+        assert isinstance(self.repaint, tuple)
+        original.require_recording(song.wave)
+        original.require_stretch(*self.repaint)
+        if self.format not in (None, original.format):
+            raise ConfigError(f"{original.name} is of the format {original.format}; leave out --format")
+        seed = self.seed
+        while seed is None or (self.seed is None and seed == original.report.get("seed")):
+            seed = secrets.randbelow(2**31)
+        return replace(self, **read, original=original, format=original.format, seed=seed)
 
 
 def resolve_settings(

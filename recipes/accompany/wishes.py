@@ -175,14 +175,22 @@ def make_plan(
         beats_per_bar=wishes.beats_per_bar or BEATS_PER_BAR,
     )
     sheet = plan.sheet
-    for start, end, label in wishes.chart or ():
+    write_chords(sheet, wishes.chart or (), rate_hz, 0, len(sheet))
+    differs = sheet[plan.again.clamp_min(0), CHORD] != sheet[:, CHORD]
+    return replace(plan, again=plan.again.masked_fill(differs, -1)) if wishes.chart else plan
+
+
+def write_chords(
+    sheet: Tensor, chart: Sequence[tuple[float, float, str]], rate_hz: float, begin: int, stop: int
+) -> None:
+    """Write the chords of a chart into frames begin..stop of a sheet [frames, COLUMNS], in place."""
+    for start, end, label in chart:
         # A frame has the chord that sounds in its middle.
-        first, last = (int(np.ceil(min(time * rate_hz, len(sheet)) - 0.5)) for time in (start, end))
+        places = (int(np.ceil(min(time * rate_hz, len(sheet)) - 0.5)) for time in (start, end))
+        first, last = (min(max(place, begin), stop) for place in places)
         number, share = nearest_triad(label)
         if number != UNKNOWN_CHORD:
             sheet[first:last, CHORD], sheet[first:last, CHORD_TRUST] = number, round(share * WRITTEN)
-    differs = sheet[plan.again.clamp_min(0), CHORD] != sheet[:, CHORD]
-    return replace(plan, again=plan.again.masked_fill(differs, -1)) if wishes.chart else plan
 
 
 def _hear_start(start: Tensor, place: np.ndarray, chord: np.ndarray, rate_hz: float) -> int:
@@ -242,12 +250,11 @@ def describe_plan(plan: SongPlan | None, fifths: int = 0) -> dict[str, Any] | No
     if plan is None:
         return None
     sheet, line = plan.sheet, plan.time_line
-    chords, frames, rate_hz = sheet[:, CHORD].numpy(), len(sheet), line.rate_hz
+    frames, rate_hz = len(sheet), line.rate_hz
 
     def seconds(frame: float) -> float:
         return round(float(frame) / rate_hz, 4)
 
-    edges = [0, *(np.flatnonzero(np.diff(chords)) + 1).tolist(), frames]
     other = plan.other_tempo
     return {
         "trust": {"bars": _mean_trust(sheet[:, PLACE_TRUST]), "chords": _mean_trust(sheet[:, CHORD_TRUST])},
@@ -257,12 +264,19 @@ def describe_plan(plan: SongPlan | None, fifths: int = 0) -> dict[str, Any] | No
         "keys": [[seconds(first), seconds(last), name_key(key)] for first, last, key in plan.keys]
         if plan.has_singer
         else None,
-        "chords": [
-            [seconds(first), seconds(last), name_chord(int(chords[first]), fifths)]
-            for first, last in pairwise(edges)
-        ],
+        "chords": name_chords(sheet, rate_hz, fifths),
         "sections": [[seconds(s.start), seconds(s.end), s.name, s.letter] for s in plan.sections],
     }
+
+
+def name_chords(sheet: Tensor, rate_hz: float, fifths: int) -> list[list[Any]]:
+    """Rows of start and end in seconds and chord of a sheet [frames, COLUMNS], spelled in a key."""
+    chords = sheet[:, CHORD].numpy()
+    edges = [0, *(np.flatnonzero(np.diff(chords)) + 1).tolist(), len(chords)]
+    return [
+        [round(first / rate_hz, 4), round(last / rate_hz, 4), name_chord(int(chords[first]), fifths)]
+        for first, last in pairwise(edges)
+    ]
 
 
 def _mean_trust(levels: Tensor) -> float | None:

@@ -14,17 +14,20 @@ from duotok.recipes.accompany.generate import main
 from duotok.recipes.accompany.request import GenerationSettings
 from duotok.recipes.evaluation.fuzz import make_recording
 
-OURS = ["accompaniment.wav", "mix.wav", "report.json"]
+WAVES = ["accompaniment.wav", "mix.wav"]
+OURS = ["accompaniment.wav", "codes.safetensors", "mix.wav", "report.json"]
 GROUPS = {
     "the recording": "--vocal --mix --tuning",
     "the band": "--style --without --intro --level",
     "the song's plan": "--tempo --meter --downbeat --key --chords",
+    "a stretch anew": "--repaint --from",
     "results": "--out --format --variations --stems --export",
-    "sampling": "--seed --cfg --temperature --top-k --top-p --candidates --steps",
+    "sampling": "--seed --cfg --style-cfg --temperature --top-k --top-p --candidates --steps",
     "machine": "--model --device --progress",
 }
 SETTINGS_SHOWN = {
     "--cfg": "guidance",
+    "--style-cfg": "playing_guidance",
     "--temperature": "temperature",
     "--top-k": "top_k",
     "--top-p": "top_p",
@@ -91,7 +94,7 @@ def test_the_command_from_a_shell(base, vocal_file, tmp_path):
     out = tmp_path / "song-accompaniment"
     assert sorted(path.name for path in out.iterdir()) == OURS
     given = soundfile.info(vocal_file)
-    for name in OURS[:2]:
+    for name in WAVES:
         wave, rate = soundfile.read(out / name, always_2d=True)
         assert (rate, wave.shape) == (48_000, (round(given.frames * 48_000 / 44_100), 2))
         assert 0 < np.abs(wave).max() < 1
@@ -105,7 +108,7 @@ def test_same_seed_same_bytes(base, vocal_file, tmp_path):
         assert (
             main(["--vocal", str(vocal_file), "--out", str(tmp_path / name), "--seed", str(seed), *base]) == 0
         )
-    files = {name: [(tmp_path / name / file).read_bytes() for file in OURS[:2]] for name in "abc"}
+    files = {name: [(tmp_path / name / file).read_bytes() for file in WAVES] for name in "abc"}
     assert files["a"] == files["b"]
     assert files["a"][0] != files["c"][0]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
@@ -119,7 +122,8 @@ def test_variations_are_ranked(base, vocal_file, tmp_path):
     assert (
         main(["--vocal", str(vocal_file), "--out", str(out), "--seed", "2", "--variations", "3", *base]) == 0
     )
-    numbered = [f"{kind}-{rank}.wav" for kind in ("accompaniment", "mix") for rank in (1, 2, 3)]
+    kinds = ("accompaniment.wav", "codes.safetensors", "mix.wav")
+    numbered = [kind.replace(".", f"-{rank}.") for kind in kinds for rank in (1, 2, 3)]
     assert sorted(path.name for path in out.iterdir()) == sorted([*OURS, *numbered])
     assert (out / "accompaniment.wav").read_bytes() == (out / "accompaniment-1.wav").read_bytes()
     report = json.loads((out / "report.json").read_text())
@@ -206,7 +210,7 @@ def test_takes_from_a_phone_and_a_flac_back(base, tmp_path, make_singing):
         options = ["--vocal", harmony.name, "--format", ending, *base]
         done = run("--vocal", lead.name, *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        names = [f"accompaniment.{ending}", f"mix.{ending}", "report.json"]
+        names = [f"accompaniment.{ending}", "codes.safetensors", f"mix.{ending}", "report.json"]
         assert sorted(path.name for path in out.iterdir()) == names
     report = json.loads((out / "report.json").read_text())
     assert report["vocal"] == r"caf\xe9.m4a + harmony.webm" and report["files"] == names

@@ -410,6 +410,35 @@ def test_a_given_prefix_is_kept_and_continued() -> None:
     assert torch.equal(generate_track(lm, vocal[:5], prefix=prefix, seed=0), prefix[:5])
 
 
+def test_a_stretch_ends_where_it_is_told_and_hears_the_singer_further() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(20), torch.arange(3)
+    whole = lm.compose(vocal, seeds=[0, 1], prefix=prefix)
+    stretch = lm.compose(vocal, seeds=[0, 1], prefix=prefix, stop=12)
+    assert torch.equal(stretch.codes, whole.codes[:, :12])
+    assert not torch.equal(lm.compose(vocal[:12], seeds=[0, 1], prefix=prefix).codes, stretch.codes)
+    windows = SamplingConfig(window_frames=8, overlap_frames=2)
+    assert lm.compose(vocal, seeds=[0], prefix=prefix, stop=17, sampling=windows).codes.shape == (1, 17)
+
+
+def test_what_follows_is_judged_as_it_was_drawn() -> None:
+    lm, vocal, prefix = make_lm(), make_vocal(16), torch.arange(5)
+    drawn = lm.compose(vocal, seeds=[0, 1, 2], prefix=prefix, sampling=SamplingConfig(guidance=1.0))
+    judged = lm.judge(vocal, drawn.codes, first=5)
+    assert drawn.likelihood_nats is not None
+    assert torch.allclose(judged, drawn.likelihood_nats, atol=1e-4) and len(set(judged.tolist())) == 3
+    # After the codes that they were drawn from, ends are likelier than after others.
+    with torch.no_grad():
+        lm.codes_of("accompaniment").residual_out.weight.mul_(4)
+    as_it_is = SamplingConfig(guidance=1.0, temperature=1.0, top_k=0, top_p=1.0)
+    own = lm.compose(vocal, seeds=range(40), sampling=as_it_is).codes
+    other = torch.cat([own[:, :10].roll(1, dims=0), own[:, 10:]], dim=1)
+    right, wrong = (lm.judge(vocal, codes, first=10) for codes in (own, other))
+    assert right.mean() > wrong.mean() + 0.02
+    for codes, first in ((own[0], 0), (own, 16), (own[:, :9], 2)):
+        with pytest.raises(DataError, match="do not fit 16 frames"):
+            lm.judge(vocal, codes, first=first)
+
+
 def test_the_mirror_direction() -> None:
     lm = make_lm()
     vocal = generate_track(lm, torch.arange(20), seed=0, track="vocal")

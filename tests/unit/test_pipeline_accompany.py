@@ -152,9 +152,10 @@ def test_several_windows(accompanist, make_singing):
     assert float(seconds.min()) > 0.05 * float(seconds.max())
 
 
-def test_save_leaves_three_files(result, tmp_path):
+def test_save_leaves_four_files(result, tmp_path):
     folder = result.save(tmp_path / "out")
-    assert sorted(path.name for path in folder.iterdir()) == ["accompaniment.wav", "mix.wav", "report.json"]
+    names = ["accompaniment.wav", "codes.safetensors", "mix.wav", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     info = soundfile.info(folder / "mix.wav")
     assert (info.samplerate, info.channels, info.frames) == (48_000, 2, result.mix.shape[1])
     assert torch.allclose(read_audio(folder / "accompaniment.wav"), result.accompaniment, atol=1e-4)

@@ -73,7 +73,8 @@ def test_what_follows_a_given_start_is_as_loud_and_joined_without_a_step():
     times = torch.arange(4 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     given = 0.3 * torch.sin(2 * torch.pi * 220 * times[: 2 * SAMPLE_RATE_HZ + 33]).repeat(2, 1)
     band = 0.05 * torch.sin(2 * torch.pi * 330 * times).repeat(2, 1)
-    joined, joint = join_prefix(given, band.clone()), given.shape[1]
+    joined, joint = band.clone(), given.shape[1]
+    join_prefix(given, joined)
     assert torch.equal(joined[:, :joint], given) and joined.shape == band.shape
     before, after = joined[:, joint - SAMPLE_RATE_HZ : joint], joined[:, joint : joint + SAMPLE_RATE_HZ]
     assert measure_loudness(after) == pytest.approx(measure_loudness(before), abs=0.1)
@@ -81,5 +82,6 @@ def test_what_follows_a_given_start_is_as_loud_and_joined_without_a_step():
     faded = joint + round(0.05 * SAMPLE_RATE_HZ)
     gain = joined[:, faded:].norm() / band[:, faded:].norm()
     assert torch.allclose(joined[:, faded:], gain * band[:, faded:], atol=1e-4)
-    silent = join_prefix(torch.zeros_like(given), band.clone())
+    silent = band.clone()
+    join_prefix(torch.zeros_like(given), silent)
     assert torch.equal(silent[:, faded:], band[:, faded:])  # silence has no level to follow

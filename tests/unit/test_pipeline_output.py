@@ -163,6 +163,8 @@ def test_a_disk_without_room_is_known_before_the_work(tmp_path):
 def test_the_room_that_is_asked_for_is_what_is_written(tmp_path, options):
     wave = torch.rand(2, 48_000, generator=torch.Generator().manual_seed(0)) - 0.5
     for name, expected in expected_files(48_000, **options).items():
+        if name.startswith("codes"):
+            continue
         is_stem = any(stem in name for stem in ("drums", "bass", "other"))
         write_audio(tmp_path / name, wave, subtype="FLOAT" if is_stem else FORMATS[options["format"]][1])
         least = 0.99 if name.endswith(".wav") else 0.6

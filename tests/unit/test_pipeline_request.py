@@ -39,7 +39,7 @@ def test_chosen_over_bundle_over_general():
         "intro": (-1, 17, 1.5),
         "without": (("flute",), ("drums", "bass", "chords")),
         "meter": ("5/4", 3),
-        "format": ("aiff", None),
+        "format": ("aiff", 16),
         "tuning": (101, -100.5, "flat", float("nan")),
     }.items(),
 )

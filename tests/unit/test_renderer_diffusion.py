@@ -65,6 +65,18 @@ def test_known_frames_come_back_exactly_and_the_rest_listens_to_them(objective, 
         assert not torch.allclose(latents[:, :, count:], other[:, :, count:])
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_between_two_known_parts_the_rest_listens_to_both(objective):
+    decoder, features = make_decoder(objective=objective), torch.randn(2, 9, 12)
+    before, after = torch.randn(2, 6, 4), torch.randn(2, 6, 5)
+    latents = draw(decoder, features, known_latents=before, latents_after=after)
+    assert torch.equal(latents[:, :, :4], before) and torch.equal(latents[:, :, 13:], after)
+    for other in ({"known_latents": before + 1, "latents_after": after}, {"known_latents": before}):
+        assert not torch.allclose(latents[:, :, 4:13], draw(decoder, features, **other)[:, :, 4:13])
+    with pytest.raises(ConfigError, match="latents_after"):
+        draw(decoder, features, latents_after=torch.zeros(2, 6, 19))
+
+
 def test_guidance_one_is_the_plain_conditional_model():
     decoder = make_decoder()
     features = torch.randn(1, 6, 12)

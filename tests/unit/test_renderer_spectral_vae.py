@@ -167,6 +167,25 @@ def test_held_frames_keep_their_sound():
     assert (found - wave)[:, later].norm() < 0.5 * wave[:, later].norm()
 
 
+@torch.no_grad()
+def test_a_stretch_meets_the_sound_on_both_sides(vae):
+    wave = play_chords(5, 3.0)[:, : 140 * 960]
+    latents = vae.encode(wave[None])[0]
+    before, after = wave[:, : 40 * 960], wave[:, 100 * 960 :]
+    found = vae.decode_between(latents, before, after)
+    nothing = wave[:, :0]
+    alone, half = vae.decode(latents[None])[0], vae.decode_between(latents, before, nothing)
+
+    def miss(given: Tensor, start: int, stop: int) -> float:
+        part = slice(start * 960, stop * 960)
+        return float((given - wave)[:, part].norm() / wave[:, part].norm())
+
+    assert found.shape == wave.shape and torch.equal(found[:, : 38 * 960], wave[:, : 38 * 960])
+    assert miss(found, 38, 42) < 0.5 * miss(alone, 38, 42)  # waves, not only spectra
+    assert miss(found, 100, 136) < 0.5 * min(miss(alone, 100, 136), miss(half, 100, 136))
+    assert torch.allclose(vae.decode_between(latents, nothing, nothing), alone)
+
+
 def test_bands_share_every_bin_and_are_narrower_below():
     frequencies = torch.linspace(0, RATE / 2, 2049)
     filters = band_filters(frequencies, 32)

@@ -150,6 +150,7 @@ class PitchClock:
         speeds = 2 ** (np.interp(middles, at, curve) / 1200)
         self._pitched = np.concatenate([[0.0], np.cumsum(speeds * np.diff(self._song))])
         self.seconds = seconds
+        self.cents = np.asarray(cents, dtype=float)
 
     def to_pitched(self, seconds: Any) -> Any:
         """Where moments of the song are when it is at pitch, in seconds: of one, or an array of them."""
@@ -164,14 +165,22 @@ class PitchClock:
         """Seconds at pitch for each second of the song."""
         return float(self.to_pitched(self.seconds)) / self.seconds
 
-    def bring_to_pitch(self, wave: Tensor) -> Tensor:
-        """Return a wave of the song [channels, samples], from its start on, as it sounds at pitch."""
-        length = float(self.to_pitched(wave.shape[-1] / SAMPLE_RATE_HZ)) * SAMPLE_RATE_HZ
-        return _read_at(wave, self.to_song, int(np.ceil(length - 1e-6)))
+    def bring_to_pitch(self, wave: Tensor, samples: int | None = None, start: float = 0.0) -> Tensor:
+        """Return a wave of the song [channels, n], from its start on, as it sounds at pitch.
 
-    def bring_back(self, wave: Tensor, samples: int) -> Tensor:
-        """Return what was made at pitch [channels, n] in the singer's tuning: [channels, samples]."""
-        return _read_at(wave, self.to_pitched, samples)
+        samples: how many, all by default, from `start` on, in seconds at pitch; only these are computed.
+        """
+        if samples is None:
+            length = float(self.to_pitched(wave.shape[-1] / SAMPLE_RATE_HZ)) * SAMPLE_RATE_HZ
+            samples = int(np.ceil(length - 1e-6))
+        return _read_at(wave, lambda seconds: self.to_song(seconds + start), samples)
+
+    def bring_back(self, wave: Tensor, samples: int, start: float = 0.0, wave_start: float = 0.0) -> Tensor:
+        """Return what was made at pitch [channels, n] in the singer's tuning: [channels, samples].
+
+        start: of what is returned, in seconds of the song; wave_start: of the wave, in seconds at pitch.
+        """
+        return _read_at(wave, lambda seconds: self.to_pitched(seconds + start) - wave_start, samples)
 
 
 def _read_at(wave: Tensor, where: Callable[[np.ndarray], np.ndarray], samples: int) -> Tensor:
@@ -183,7 +192,7 @@ def _read_at(wave: Tensor, where: Callable[[np.ndarray], np.ndarray], samples: i
     for start in range(0, samples, _BLOCK_SAMPLES):
         end = min(start + _BLOCK_SAMPLES, samples)
         places = where(np.arange(start, end) / SAMPLE_RATE_HZ) * SAMPLE_RATE_HZ
-        first, last = int(places[0]) - _MARGIN, int(places[-1]) + _MARGIN
+        first, last = int(np.floor(places[0])) - _MARGIN, int(np.floor(places[-1])) + _MARGIN
         piece = wave[:, max(0, first) : max(0, last)].float().cpu()
         missing = (max(0, -first), last - max(0, first) - piece.shape[-1])
         piece = torch.nn.functional.pad(piece, missing).T.contiguous().numpy()
