@@ -237,7 +237,11 @@ class Accompanist:
 
         Several accompaniments are numbered by rank, and the best is also there without a number.
         """
-        sketches = self.compose(request, progress=progress)
+        return self.write_sketches(self.compose(request, progress=progress), folder)
+
+    def write_sketches(self, sketches: Sketches, folder: Path) -> dict[str, Any]:
+        """The same of what has been composed."""
+        request = sketches.request
         count, ending = request.renderings, FORMATS[request.format][0]
         suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
         reports = [

@@ -22,6 +22,7 @@ EXTRAS = {
     "music21": "score",
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
     "webdataset": "songs",
+    **dict.fromkeys(("fastapi", "gradio", "multipart", "python_multipart", "uvicorn"), "serve"),
     "peft": "lora",
     **dict.fromkeys(("accelerate", "deepspeed", "tensorboard"), "train"),
 }
