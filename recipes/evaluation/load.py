@@ -76,35 +76,34 @@ class _Service:
 def measure_load(
     data: Path, vocal: bytes, *, jobs: int, bundle: Path | None = None, kills: int = 2, workers: int = 1
 ) -> dict[str, Any]:
-    """Send a vocal (the bytes of a file) so many times at once, kill the service meanwhile; return figures."""
-    service, began = _Service(data, bundle, workers, jobs), time.monotonic()
-    with ThreadPoolExecutor(min(jobs, 100)) as pool:
-        form = [_make_form({"seed": str(number)}, vocal) for number in range(jobs)]
-        accepted = list(pool.map(lambda each: service.ask("/songs", *each)["id"], form))
-    accepted_seconds = time.monotonic() - began
+    """Send a vocal (the bytes of a WAV) so many times at once, kill the service meanwhile; return figures."""
+    began, form = time.monotonic(), [_make_form({"seed": str(number)}, vocal) for number in range(jobs)]
     kill_at = [round(jobs * _KILLED_BY * (number + 1) / kills) for number in range(kills)]
     seen: dict[str, tuple[int, int]] = {}  # song -> which report it had when it was first found done
     memory: dict[int, int] = {}  # songs done -> bytes of the last process
-    restarts = 0
-    while True:
-        health = service.ask("/health")
-        done = jobs - health["queued"] - health["running"]
-        if restarts < kills and done >= kill_at[restarts]:
-            service.end(signal.SIGKILL)
-            for song_id, report in _find_reports(data).items():
-                seen.setdefault(song_id, report)
-            service = _Service(data, bundle, workers, jobs)
-            restarts, memory = restarts + 1, {}
-            continue
-        memory[done] = service.memory_bytes()
-        if done >= jobs:
-            break
-        time.sleep(_LOOK_SECONDS)
-    seconds = time.monotonic() - began
-    songs = [service.ask(f"/songs/{song_id}") for song_id in accepted]
-    service.end(signal.SIGTERM)
+    restarts, service = 0, _Service(data, bundle, workers, jobs)
+    try:
+        with ThreadPoolExecutor(min(jobs, 100)) as pool:
+            accepted = list(pool.map(lambda each: service.ask("/songs", *each)["id"], form))
+        accepted_seconds, done = time.monotonic() - began, 0
+        while done < jobs:
+            time.sleep(_LOOK_SECONDS)
+            health = service.ask("/health")
+            done = jobs - health["queued"] - health["running"]
+            if restarts < kills and done >= kill_at[restarts]:
+                service.end(signal.SIGKILL)
+                for song_id, report in _find_reports(data).items():
+                    seen.setdefault(song_id, report)
+                restarts, memory, service = restarts + 1, {}, _Service(data, bundle, workers, jobs)
+                done = 0
+            else:
+                memory[done] = service.memory_bytes()
+        seconds = time.monotonic() - began
+        songs = [service.ask(f"/songs/{song_id}") for song_id in accepted]
+    finally:
+        service.end(signal.SIGTERM)
     reports = _find_reports(data)
-    with closing(sqlite3.connect(f"file:{data / 'songs.sqlite'}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(data / "songs.sqlite")) as database:
         attempts = [row[0] for row in database.execute("SELECT attempts FROM songs")]
     states = Counter(song["state"] for song in songs)
     return {
@@ -168,7 +167,8 @@ def _read_vocal(path: Path | None, seconds: float) -> bytes:
         times = np.arange(round(seconds * _RATE_HZ)) / _RATE_HZ
         pitches = 60 + np.array([0, 2, 4, 5, 7])[(times * 2).astype(int) % 5]
         frequencies = 440 * 2 ** ((pitches - 69) / 12)
-        wave = 0.1 * sum(np.sin(2 * np.pi * k * frequencies * times) / k for k in range(1, 5))
+        harmonics = np.arange(1, 5)[:, None]
+        wave = 0.1 * (np.sin(2 * np.pi * harmonics * frequencies * times) / harmonics).sum(axis=0)
     file = io.BytesIO()
     soundfile.write(file, wave, _RATE_HZ, "PCM_16", format="WAV")
     return file.getvalue()

@@ -84,6 +84,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         server_header=False,
     )
     socket = config.bind_socket()
+    socket.listen()  # who comes before all is ready waits
     host, port = socket.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port}: songs are in {arguments.data}", flush=True)
     try:
