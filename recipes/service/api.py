@@ -38,6 +38,7 @@ from duotok.recipes.service.settings import (
 )
 from duotok.recipes.service.worker import Workers
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.files import shown_name
 
 if TYPE_CHECKING:
     from duotok.recipes.accompany.pipeline import Accompanist
@@ -59,7 +60,7 @@ class Limits:
     keep_days: float = 7.0  # songs are deleted after that
 
     @property
-    def bytes(self) -> int:
+    def upload_bytes(self) -> int:
         return round(self.megabytes * 1e6)
 
 
@@ -123,7 +124,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.styles, app.state.limits, app.state.accompanist = styles, limits, accompanist
-    app.add_middleware(_Door, token=token, hosts=hosts, most_bytes=limits.bytes, queue=queue)
+    app.add_middleware(_Door, token=token, hosts=hosts, most_bytes=limits.upload_bytes, queue=queue)
     app.add_exception_handler(RequestValidationError, _tell_fields)
     for kind, status in {
         UnknownSongError: 404,
@@ -224,7 +225,7 @@ def _submit(
     with TemporaryDirectory(dir=queue.incoming) as folder:
         paths, names, prefix = [], [], None
         for number, (field, upload) in enumerate(uploads):
-            path, name = Path(folder) / f"upload-{number}", upload.filename or f"the {field}"
+            path, name = Path(folder) / f"upload-{number}", shown_name(upload.filename or f"the {field}")
             with open(path, "wb") as file:
                 shutil.copyfileobj(upload.file, file)
             try:

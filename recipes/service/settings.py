@@ -4,6 +4,7 @@ SongSettings is made out of Request itself, so that a new field of the one is a 
 that a client sends is ever taken for a path: chords are the chart itself, and recordings come as uploads.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def check_recording(path: Path, name: str, most_seconds: float) -> float:
     try:
         seconds = audio_seconds(path, most_seconds=most_seconds)
     except AudioError as error:
-        raise AudioError(name_recordings(str(error), {name: path})) from error
+        raise AudioError(name_recordings(str(error), {path: name})) from error
     if seconds > most_seconds:
         raise TooLongError(f"{shown_name(name)} is too long; this service takes up to {most_seconds:g} s")
     return seconds
@@ -130,7 +131,7 @@ def read_request(settings: Mapping[str, Any], files: Mapping[str, Path], names: 
     takes = [path for stored, path in files.items() if stored.startswith("vocal")]
     field, source = ("vocal", takes) if takes else ("mix", files["mix-1"])
     request = make_request(settings, **{field: source, "prefix": files.get("prefix-1")}).read()
-    called = {names[stored]: path for stored, path in files.items()}
+    called = {path: names[stored] for stored, path in files.items()}
     song = replace(
         request.song,
         name=" + ".join(shown_name(names[stored]) for stored in files if stored != "prefix-1"),
@@ -139,9 +140,10 @@ def read_request(settings: Mapping[str, Any], files: Mapping[str, Path], names: 
     return replace(request, **{field: song})
 
 
-def name_recordings(text: str, called: Mapping[str, Path]) -> str:
-    """A message without where our files lie; called: what a recording is called -> where it is."""
-    for name, path in called.items():
-        for written in (shown_name(path), str(path), path.name):
-            text = text.replace(written, shown_name(name))
-    return text
+def name_recordings(text: str, called: Mapping[Path, str]) -> str:
+    """A message without where our files lie; called: where a recording is -> what its singer calls it."""
+    names = {}
+    for path, name in called.items():
+        names |= dict.fromkeys((shown_name(path), str(path), path.name), shown_name(name))
+    written = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w-])({written})(?![\w-])", lambda found: names[found[1]], text)

@@ -5,6 +5,7 @@ of the decoder, generators of chance, files) is made for each; and how many thre
 matter of the thread that asks. Processes would need a model each.
 """
 
+import os
 import threading
 import time
 import uuid
@@ -72,8 +73,8 @@ class Workers:
         except _StoppedError:
             queue.give_back(song.id, worker)
         except DuoTokError as error:
-            called = {song.names[stored]: path for stored, path in files.items()}
-            queue.fail(song.id, worker, name_recordings(str(error), called))
+            told = name_recordings(str(error), {path: song.names[stored] for stored, path in files.items()})
+            queue.fail(song.id, worker, told.replace(f"{queue.folder}{os.sep}", ""))
         except (
             BaseException
         ) as error:  # a fault of ours; the worker ends with it, and another takes its place

@@ -245,7 +245,10 @@ def test_messages_do_not_tell_where_recordings_lie(depth, tmp_path):
     with pytest.raises(AudioError, match="^my song.wav is not readable as audio") as caught:
         check_recording(path, "my song.wav", 10)
     assert "a long" not in str(caught.value)
-    assert name_recordings("vocal-1 ends at 2.4 s", {"x\ny": path}) == "x\\ny ends at 2.4 s"
+    other = path.with_name("vocal-10")
+    called = {path: "vocal-1.wav", other: "x\ny"}
+    told = name_recordings(f"vocal-1 + vocal-10 end, {path}", called)
+    assert told == "vocal-1.wav + x\\ny end, vocal-1.wav"
 
 
 @pytest.mark.parametrize("ending", ["wav", "m4a"])
