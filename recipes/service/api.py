@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -373,8 +373,10 @@ def _holds(headers: dict[str, str], token: str) -> bool:
     """Whether a request brings the token, as a bearer or as the password that a browser asks for."""
     way, _, value = headers.get("authorization", "").partition(" ")
     if way.lower() == "basic":
-        with suppress(ValueError):
+        try:
             value = b64decode(value, validate=True).decode("utf-8").partition(":")[2]
+        except ValueError:
+            return False
     elif way.lower() != "bearer":
         return False
     return secrets.compare_digest(value.strip().encode(), token.encode())

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from duotok.recipes.accompany.request import DEVICES
@@ -57,40 +58,40 @@ def _serve(arguments: argparse.Namespace) -> None:
     is_loopback = _check(arguments, token)
     import uvicorn
 
-    from duotok.recipes.accompany.pipeline import Accompanist
-    from duotok.recipes.service.api import Limits, create_app
     from duotok.recipes.service.queue import SongQueue
-    from duotok.recipes.service.song_page import mount_page
 
-    queue = SongQueue(arguments.data, bound=arguments.most_queued)
-    app = create_app(
-        queue,
-        Accompanist.from_pretrained(arguments.model, device=arguments.device),
-        workers=arguments.workers,
-        limits=Limits(
-            seconds=arguments.most_seconds,
-            megabytes=arguments.most_megabytes,
-            keep_days=arguments.keep_days,
-        ),
-        token=token,
-        hosts=_LOOPBACK if is_loopback and token is None else None,
-    )
-    config = uvicorn.Config(
-        mount_page(app, queue),
-        host=arguments.host,
-        port=arguments.port,
-        log_level="warning",
-        timeout_graceful_shutdown=5,
-        server_header=False,
-    )
-    socket = config.bind_socket()
-    socket.listen()  # who comes before all is ready waits
-    host, port = socket.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port}: songs are in {arguments.data}", flush=True)
-    try:
+    # Cheap checks first: the options, the folder; then the model.
+    with closing(SongQueue(arguments.data, bound=arguments.most_queued)) as queue:
+        from duotok.recipes.accompany.pipeline import Accompanist
+        from duotok.recipes.service.api import Limits, create_app
+        from duotok.recipes.service.song_page import mount_page
+
+        app = create_app(
+            queue,
+            Accompanist.from_pretrained(arguments.model, device=arguments.device),
+            workers=arguments.workers,
+            limits=Limits(
+                seconds=arguments.most_seconds,
+                megabytes=arguments.most_megabytes,
+                keep_days=arguments.keep_days,
+            ),
+            token=token,
+            hosts=_LOOPBACK if is_loopback and token is None else None,
+        )
+        config = uvicorn.Config(
+            mount_page(app, queue),
+            host=arguments.host,
+            port=arguments.port,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+        socket = config.bind_socket()
+        socket.listen()  # who comes before all is ready waits
+        host, port = socket.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"{url}: songs are in {arguments.data}", flush=True)
         uvicorn.Server(config).run(sockets=[socket])
-    finally:
-        queue.close()
 
 
 def _check(arguments: argparse.Namespace, token: str | None) -> bool:
