@@ -147,7 +147,8 @@ def create_app(
             raise _field_error("mix" if form.mix else "vocal", "give either a vocal or a mix, and not both")
         settings = form.model_dump(exclude=set(RECORDINGS), exclude_unset=True)
         try:
-            settle_band(make_request(settings), accompanist.bundle.lm.band)
+            given = {"vocal": "vocal", "prefix": "prefix"} if form.prefix else {}  # not looked at yet
+            settle_band(make_request(settings, **given), accompanist.bundle.lm.band)
         except ConfigError as error:
             raise _field_error(_guess_field(settings, accompanist.bundle.lm.band), str(error)) from error
         uploads = [("mix", form.mix)] if form.mix else [("vocal", take) for take in form.vocal]
@@ -419,13 +420,13 @@ def _tell_fields(_: Request, error: Exception) -> Response:
 
 
 def _guess_field(settings: dict[str, Any], band: Any) -> str:
-    """Which of the settings a band cannot play."""
+    """Which of the settings a band cannot play; none of them: it is what begins the song."""
     for name in settings:
         try:
             settle_band(make_request({name: settings[name]}), band)
         except ConfigError:
             return name
-    return "style"
+    return "prefix"
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
