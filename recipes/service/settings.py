@@ -80,9 +80,9 @@ class _Checked(BaseModel):
 def _describe_fields() -> dict[str, Any]:
     described = {}
     for each in fields(Request):
-        if each.name in RECORDINGS:
-            continue
         kind = str | None if each.name == "chords" else each.type
+        if "Path" in str(kind):  # a text would be taken for one; RECORDINGS are uploads
+            continue
         limits: dict[str, Any] = {"le": _MOST[each.name]} if each.name in _MOST else {}
         if kind in (str, str | None):
             limits["max_length"] = _LONGEST_CHART if each.name == "chords" else _LONGEST_TEXT
