@@ -22,14 +22,12 @@ from duotok.recipes.accompany.request import (
     Request,
     resolve_settings,
 )
+from duotok.recipes.accompany.stages import STAGE_NAMES, WholeProgress
 from duotok.tokenizer.common.command import add_completion, guard, parse_arguments
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 from duotok.tokenizer.common.files import printable
 
-# Share of the computing time of each stage, for one bar over all of them.
-_TOGETHER = {"listen": ("listening", 5), "compose": ("composing", 45)}  # once for all variations
 _MOST_SAMPLES_OF_A_BAR = 7 * 48_000  # of six beats, as slow as may be
-_EACH = {"paint": ("playing", 30), "sound": ("sounding", 15), "mix": ("mixing", 5)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -198,14 +196,13 @@ class _Bar:
     def __init__(self, shown: bool, renderings: int) -> None:
         from tqdm import tqdm
 
-        self._once, self._each = (sum(width for _, width in part.values()) for part in (_TOGETHER, _EACH))
+        self._whole = WholeProgress(renderings)
         self._bar = tqdm(
-            total=self._once + self._each * renderings,
+            total=1.0,
             disable=not shown,
             file=sys.stderr,
             bar_format="{desc:<10} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
         )
-        self._finished, self._stage = 0, ""
 
     def __enter__(self) -> "_Bar":
         return self
@@ -214,14 +211,9 @@ class _Bar:
         self._bar.close()
 
     def tell(self, stage: str, share: float) -> None:
-        """Move on to a share of a stage; the last stages come again for every accompaniment."""
-        stages, place = (_TOGETHER, 0) if stage in _TOGETHER else (_EACH, self._once)
-        names = list(stages)
-        self._finished += (self._stage, stage) == (list(_EACH)[-1], list(_EACH)[0])
-        self._stage = stage
-        place += sum(stages[name][1] for name in names[: names.index(stage)])
-        place += self._each * self._finished + share * stages[stage][1]
-        self._bar.set_description_str(stages[stage][0], refresh=False)
+        """Move on to a share of a stage."""
+        place = self._whole.tell(stage, share)
+        self._bar.set_description_str(STAGE_NAMES[stage], refresh=False)
         self._bar.update(max(0.0, place - self._bar.n))
 
 

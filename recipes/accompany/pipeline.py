@@ -225,8 +225,12 @@ class Accompanist:
 
         Several accompaniments are numbered by rank, and the best is also there without a number.
         """
-        sketches = self.compose(request, progress=progress)
-        count, ending = request.renderings, FORMATS[sketches.request.format or "wav"][0]
+        return self.write_sketches(self.compose(request, progress=progress), folder)
+
+    def write_sketches(self, sketches: Sketches | Repainting, folder: Path) -> dict[str, Any]:
+        """The same of what has been composed."""
+        request = sketches.request
+        count, ending = request.renderings, FORMATS[request.format or "wav"][0]
         suffixes = [""] if count == 1 else [f"-{rank}" for rank in range(1, count + 1)]
         reports = [
             self.perform(sketches, composition).write(folder, suffix)

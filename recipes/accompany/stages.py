@@ -1,15 +1,23 @@
-"""The stages of an accompaniment: how long each takes, and how far it is."""
+"""The stages of an accompaniment: how long each takes, how far it is, and how far all of them are."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from duotok.tokenizer.common.errors import ConfigError
 
 STAGES = ("listen", "compose", "paint", "sound", "mix")  # the last three for every accompaniment
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
+# Share of the computing time of each stage.
+_TOGETHER = {"listen": 5, "compose": 45}  # once for all variations
+_EACH = {"paint": 30, "sound": 15, "mix": 5}
+STAGE_NAMES = {
+    "listen": "listening",
+    "compose": "composing",
+    "paint": "playing",
+    "sound": "sounding",
+    "mix": "mixing",
+}
 
 
 class StageClock:
@@ -22,6 +30,8 @@ class StageClock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what happens inside; a stage that comes again replaces its time."""
+        import torch  # not needed to count shares, as --help and the service's client do
+
         self.tell(name, 0.0)
         began = time.perf_counter()
         try:
@@ -46,3 +56,24 @@ class StageClock:
             self.tell(name, done / total)
 
         return add
+
+
+class WholeProgress:
+    """Makes one share of all the work out of shares of stages."""
+
+    def __init__(self, renderings: int) -> None:
+        self._once, self._each = sum(_TOGETHER.values()), sum(_EACH.values())
+        self._total = self._once + self._each * renderings
+        self._finished, self._stage = 0, ""
+
+    def tell(self, stage: str, share: float) -> float:
+        """Return the share of all (0 to 1) where a stage is at a share of its own.
+
+        The last stages come again for every accompaniment.
+        """
+        stages, place = (_TOGETHER, 0) if stage in _TOGETHER else (_EACH, self._once)
+        names = list(stages)
+        self._finished += (self._stage, stage) == (list(_EACH)[-1], list(_EACH)[0])
+        self._stage = stage
+        place += sum(stages[name] for name in names[: names.index(stage)])
+        return (place + self._each * self._finished + share * stages[stage]) / self._total

@@ -103,20 +103,25 @@ class SheetWishes:
 
 
 def read_chart(path: str | Path) -> Chart:
+    """Read the chord chart in a file; see parse_chart."""
+    text = read_small_text(path, _LONGEST_CHART_BYTES, wanted="lines such as '0.0 2.4 C:maj' in a text file")
+    return parse_chart(text, shown_name(path))
+
+
+def parse_chart(text: str, name: str) -> Chart:
     """Read a chord chart: a line "start end chord" per chord, in seconds; returns the chords in order.
 
+    name: what messages call it.
     Chords are in Harte's syntax ("C:min7/b3", "N" for none, "X" for any) or a lead sheet's ("Cm7", "N.C.").
     Empty lines and what follows a "#" that begins a word are skipped. Raises DataError, which names the line.
     """
-    text = read_small_text(path, _LONGEST_CHART_BYTES, wanted="lines such as '0.0 2.4 C:maj' in a text file")
-    path = shown_name(path)
     chart: Chart = []
     places: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
         if not words:
             continue
-        place = f"{path}, line {number}"
+        place = f"{name}, line {number}"
         try:
             start, end, label = words
             chart.append((float(start), float(end), label))
@@ -124,7 +129,7 @@ def read_chart(path: str | Path) -> Chart:
             raise DataError(f"{place}: {line.strip()[:60]!r} is not 'start end chord'") from error
         places.append(place)
     if not chart:
-        raise DataError(f"{path} has no chords; {_EXAMPLE}")
+        raise DataError(f"{name} has no chords; {_EXAMPLE}")
     return _check_chart(chart, places)
 
 

@@ -15,6 +15,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "renderer": ("tokenizer",),
     "recipes/separation": LIBRARIES,
     "recipes/accompany": (*LIBRARIES, "recipes/separation"),
+    "recipes/service": (*LIBRARIES, "recipes/accompany"),
     "recipes/training": LIBRARIES,
     "recipes/corpus/popband": (*LIBRARIES, "recipes/corpus", "recipes/lm"),  # tokens in place of audio
     "recipes/corpus": (*LIBRARIES, "recipes/separation"),

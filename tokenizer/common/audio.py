@@ -1,5 +1,6 @@
 """Reading any recording as float32 at 48 kHz, resampling, and writing waves safely."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +29,12 @@ _ENDLESS_BYTES = 0x7FFFF000  # sizes from here on are written by what does not k
 _LARGEST_WAV_BYTES = 4_000_000_000
 
 
-def audio_seconds(path: str | Path) -> float:
-    """Return the length of a recording in seconds, from its header."""
-    with _open(path) as file:
+def audio_seconds(path: str | Path, *, most_seconds: float = math.inf) -> float:
+    """Return the length of a recording in seconds, from its header; of one above most_seconds, any above it.
+
+    Where the header does not say it, the recording is decoded, but not further than it has to be.
+    """
+    with _open(path, most_seconds=most_seconds) as file:
         return file.frames / file.samplerate
 
 
@@ -155,7 +159,9 @@ class _Cut(NamedTuple):
 
 
 @contextmanager
-def _open(path: str | Path, tell: Callable[[str], None] | None = None) -> Iterator[soundfile.SoundFile]:
+def _open(
+    path: str | Path, tell: Callable[[str], None] | None = None, most_seconds: float = math.inf
+) -> Iterator[soundfile.SoundFile]:
     """Open a recording whose header can be true; AudioError for all that goes wrong with it."""
     name = shown_name(path)
     with open_input(path, wanted="an audio file (WAV, FLAC, MP3, M4A, OGG)", error=AudioError) as raw:
@@ -163,7 +169,7 @@ def _open(path: str | Path, tell: Callable[[str], None] | None = None) -> Iterat
         if size == 0:
             raise AudioError(f"{name} is an empty file, not readable as audio; give a recording with sound")
         try:
-            with _open_decoded(raw, path, size, tell or (lambda _: None)) as file:
+            with _open_decoded(raw, path, size, tell or (lambda _: None), most_seconds) as file:
                 if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:
                     raise AudioError(
                         f"{name} says that it has {file.samplerate} samples a second; give a recording of "
@@ -181,18 +187,20 @@ def _open(path: str | Path, tell: Callable[[str], None] | None = None) -> Iterat
 
 
 def _open_decoded(
-    raw: BinaryIO, path: str | Path, size: int, tell: Callable[[str], None]
+    raw: BinaryIO, path: str | Path, size: int, tell: Callable[[str], None], most_seconds: float
 ) -> soundfile.SoundFile:
     """Open by soundfile, or by FFmpeg what that does not know, or does not know the length of."""
     name, most = shown_name(path), size * _HIGHEST_COMPRESSION
     try:
         file = soundfile.SoundFile(_handle(raw, path), closefd=False)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError):
-        if decoded := decode_media(raw, name, most, tell):
+        if decoded := decode_media(raw, name, most, tell, most_seconds):
             return decoded
         raise
     # After each read soundfile seeks, which is not exact in an MP3: what is read piece by piece has gaps.
-    if (file.format == "MP3" or file.frames == 0) and (decoded := decode_media(raw, name, most, tell)):
+    if (file.format == "MP3" or file.frames == 0) and (
+        decoded := decode_media(raw, name, most, tell, most_seconds)
+    ):
         return decoded
     if found := re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
         claimed, there = map(int, found.groups())

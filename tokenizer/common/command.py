@@ -24,6 +24,7 @@ EXTRAS = {
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
     "webdataset": "songs",
     "shtab": "completion",
+    **dict.fromkeys(("fastapi", "gradio", "multipart", "python_multipart", "uvicorn"), "serve"),
     "peft": "lora",
     **dict.fromkeys(("accelerate", "deepspeed", "tensorboard"), "train"),
 }

@@ -3,6 +3,7 @@
 It comes out as a file of no name that soundfile reads, so that all else is as with any recording.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
@@ -26,11 +27,15 @@ _BYTES_PER_SAMPLE = 4
 
 
 def decode_media(
-    file: BinaryIO, name: str, most_samples: int, tell: Callable[[str], None]
+    file: BinaryIO,
+    name: str,
+    most_samples: int,
+    tell: Callable[[str], None],
+    most_seconds: float = math.inf,
 ) -> soundfile.SoundFile | None:
     """Return the first sound of an open file, at its own rate; None where there is none.
 
-    name: of the file, for messages; most_samples: where decoding stops, for files that lie; tell: is given a
+    name: of the file, for messages; most_samples, most_seconds: about where decoding stops; tell: is given a
     line for whatever of the sound is not there. Raises AudioError where the disk has no room.
     """
     import av
@@ -44,7 +49,7 @@ def decode_media(
         with av.open(file, "r", metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 return None
-            rate_hz, channels, samples, damaged = _decode(container, sound, most_samples)
+            rate_hz, channels, samples, damaged = _decode(container, sound, most_samples, most_seconds)
             is_endless = container.format.name == "mp3" and not _tells_length(file)
             claimed = 0 if is_endless else round(_claimed_seconds(container, file) * rate_hz)
     except (FFmpegError, ValueError):  # what is no container, or too damaged a one
@@ -70,7 +75,9 @@ def decode_media(
     return soundfile.SoundFile(sound, "r", rate_hz, channels, "FLOAT", "LITTLE", "RAW")
 
 
-def _decode(container: "InputContainer", sound: BinaryIO, most_samples: int) -> tuple[int, int, int, int]:
+def _decode(
+    container: "InputContainer", sound: BinaryIO, most_samples: int, most_seconds: float
+) -> tuple[int, int, int, int]:
     """Write floats [samples, channels] into a file; return rate, channels, samples, packets left out."""
     import av
     from av.error import FFmpegError
@@ -78,7 +85,7 @@ def _decode(container: "InputContainer", sound: BinaryIO, most_samples: int) -> 
     rate_hz = channels = samples = damaged = 0
     resampler = None
     packets = container.demux(audio=0)
-    while samples <= most_samples:
+    while samples <= min(most_samples, most_seconds * (rate_hz or 1) + _PADDING_SAMPLES):
         try:
             packet = next(packets, None)
         except FFmpegError:  # what follows cannot be told apart

@@ -1,0 +1,241 @@
+"""The service with a model: songs by HTTP, from the upload to what can be heard."""
+
+import io
+import json
+import time
+import zipfile
+from base64 import b64encode
+
+import pytest
+import soundfile
+from fastapi.testclient import TestClient
+
+from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.evaluation.load import main as measure_load
+from duotok.recipes.service.api import Limits, create_app
+from duotok.recipes.service.queue import ENDED, SongQueue
+
+
+@pytest.fixture(scope="module")
+def accompanist(tiny_bundle):
+    return Accompanist.from_pretrained(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def service(accompanist, tmp_path_factory):
+    """(client, queue) of a service that two workers work in."""
+    queue = SongQueue(tmp_path_factory.mktemp("service") / "data", bound=20)
+    with TestClient(create_app(queue, accompanist, workers=2, limits=Limits(seconds=30))) as client:
+        yield client, queue
+    queue.close()
+
+
+@pytest.fixture
+def idle(accompanist, tmp_path):
+    """(client, queue) of a service that is not started, and so has no workers."""
+    queue = SongQueue(tmp_path / "data", bound=2)
+    limits = Limits(seconds=5, megabytes=0.5)
+    app = create_app(queue, accompanist, limits=limits, token="secret", hosts=["testserver"])
+    yield TestClient(app, headers={"Authorization": "Bearer secret"}), queue
+    queue.close()
+
+
+@pytest.fixture
+def sung(make_singing):
+    def record(seconds: float = 1.5, level: float = 1.0) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, level * make_singing(seconds, rate_hz=16_000), 16_000, format="WAV")
+        return file.getvalue()
+
+    return record
+
+
+def post(client, recording, name="my song.wav", **fields):
+    return client.post("/songs", files={"vocal": (name, recording)}, data=fields)
+
+
+def wait_until(is_so):
+    end = time.monotonic() + 300
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def wait(client, song_id):
+    wait_until(lambda: client.get(f"/songs/{song_id}").json()["state"] in ENDED)
+    return client.get(f"/songs/{song_id}").json()
+
+
+def test_the_whole_life_of_songs(service, accompanist, sung, tmp_path):
+    client, queue = service
+    fields = {"seed": 5, "candidates": 2, "export": "lab,click", "without": ["drums"], "chords": "0 1 C"}
+    answers = [post(client, sung(), **fields) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    song_id, other_id = (answer.json()["id"] for answer in answers)
+    assert answers[0].headers["location"] == f"/songs/{song_id}"
+    lines = client.get(f"/songs/{song_id}/events").text.splitlines()
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    shares = [song["fraction"] for song in told]
+    assert shares == sorted(shares) and len(set(shares)) > 3
+    assert told[-1]["state"] == "done" and {"compose", "paint", "mix"} <= {song["stage"] for song in told}
+    ranked = next(song["ranking"] for song in told if song["state"] == "running" and song["ranking"])
+    assert sorted(entry["seed"] for entry in ranked) == [5, 6]
+    song, other = wait(client, song_id), wait(client, other_id)
+    assert song["files"] == ["accompaniment.wav", "chords.lab", "click.wav", "mix.wav", "report.json"]
+    report = client.get(f"/songs/{song_id}/report.json").json()
+    assert report == song["report"] and report["vocal"] == "my song.wav"
+    assert report["band"]["without"] == ["drums"] and report["seed"] == ranked[0]["seed"]
+    # Two workers at once make what one makes alone.
+    (tmp_path / "my song.wav").write_bytes(sung())
+    request = {"seed": 5, "candidates": 2, "without": ("drums",), "chords": [(0.0, 1.0, "C")]}
+    accompanist.accompany(tmp_path / "my song.wav", **request).save(tmp_path / "alone")
+    for each in (song, other):
+        found = client.get(f"/songs/{each['id']}/mix.wav")
+        assert found.headers["content-type"].startswith("audio/")
+        assert found.content == (tmp_path / "alone" / "mix.wav").read_bytes()
+    part = client.get(f"/songs/{song_id}/mix.wav", headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"RIFF")
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/songs/{song_id}/all.zip").content)) as archive:
+        assert archive.testzip() is None and archive.namelist() == song["files"]
+        assert archive.read("mix.wav") == found.content
+    assert client.delete(f"/songs/{song_id}").status_code == 204
+    assert not (queue.folder / "songs" / song_id).exists()
+    for path in ("", "/events", "/mix.wav", "/all.zip"):
+        assert client.get(f"/songs/{song_id}{path}").status_code == 404
+    assert client.delete(f"/songs/{song_id}").status_code == 404
+    assert client.get(f"/songs/{other_id}/mix.wav").status_code == 200
+
+
+def test_a_mix_several_takes_and_a_start_are_taken(service, sung):
+    client, _ = service
+    takes = [("vocal", ("lead.wav", sung())), ("vocal", ("../high.wav", sung(1.2)))]
+    start = ("prefix", ("start.wav", sung(0.5)))
+    first = client.post("/songs", files=[*takes, start]).json()["id"]
+    too_long = client.post("/songs", files=[takes[0], ("prefix", ("start.wav", sung(2)))]).json()["id"]
+    song = wait(client, first)
+    assert song["report"]["vocal"] == "lead.wav + ../high.wav" and song["report"]["prefix_seconds"] > 0.4
+    failed = wait(client, too_long)
+    assert failed["state"] == "failed" and failed["error"].startswith("the prefix has 2.00 s")
+
+
+def test_what_is_wrong_with_a_song_is_said_in_one_line(service, sung):
+    client, queue = service
+    song = wait(client, post(client, sung(level=0), name="/root/quiet.wav").json()["id"])
+    assert song["state"] == "failed" and song["files"] == []
+    assert song["error"] == "/root/quiet.wav is silent; give a recording in which somebody sings"
+    lost = post(client, sung(), style="nothing such")
+    assert lost.status_code == 422 and lost.json()["detail"][0]["loc"] == ["body", "style"]
+    assert str(queue.folder) not in song["error"] + lost.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_costs_one_song_and_no_worker(service, vocal_file):
+    client, queue = service
+    broken = [queue.submit({"seed": 1, "no such field": 1}, vocal_file) for _ in range(2)]
+    for song_id in broken:
+        song = wait(client, song_id)
+        assert song["error"] == "the service could not make this song (TypeError)"
+    assert wait(client, queue.submit({"seed": 1}, vocal_file))["state"] == "done"
+
+
+def test_a_song_being_made_can_be_deleted_and_waits_for_the_next_start(accompanist, tmp_path, sung):
+    queue = SongQueue(tmp_path / "data", bound=9)
+    folders = queue.folder / "songs"
+    with TestClient(create_app(queue, accompanist)) as client:
+        first, second = (post(client, sung(9), seed=n, candidates=16).json()["id"] for n in range(2))
+        wait_until(lambda: queue.look(first).stage == "compose")
+        assert client.delete(f"/songs/{first}").status_code == 204
+        wait_until(lambda: queue.look(second).stage == "compose")
+        assert [path.name for path in folders.iterdir()] == [second]
+    assert queue.look(second).state == "queued" and queue.look(second).fraction == 0
+    assert [path.name for path in (folders / second).iterdir()] == ["given"]
+    queue.close()
+
+
+def test_what_may_not_come_in_is_refused_before_it_is_read(idle, sung):
+    client, queue = idle
+    song = {"files": {"vocal": ("song.wav", sung())}}
+    basic = b64encode(b"anybody:secret").decode()
+    assert client.get("/styles", headers={"Authorization": f"Basic {basic}"}).status_code == 200
+    for wrong in ("", "Bearer", "Bearer Secret", "Basic secret", f"Basic {b64encode(b'secret:x').decode()}"):
+        refused = client.post("/songs", headers={"Authorization": wrong}, **song)
+        assert refused.status_code == 401 and "Bearer" in refused.headers["www-authenticate"]
+    assert client.get("/health", headers={"Authorization": ""}).json()["status"] == "ok"
+    assert client.get("/styles", headers={"Host": "rebound.example"}).status_code == 400
+    for elsewhere in ({"Origin": "https://other.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert client.post("/songs", headers=elsewhere, **song).status_code == 403
+    assert "access-control-allow-origin" not in client.get("/styles", headers={"Origin": "x"}).headers
+    assert client.post("/songs", headers={"Origin": "http://testserver"}, **song).status_code == 202
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body, length in ((b"", {"Content-Length": "9000000"}), (iter([b"x" * 3_000_000]), {})):
+        answer = client.post("/songs", content=body, headers={**form, **length})
+        assert answer.status_code == 413 and "up to 0.5 MB" in answer.json()["detail"]
+    assert client.post("/songs", **song).status_code == 202
+    full = client.post("/songs", **song)
+    assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+    assert queue.count("queued") == 2 and not list(queue.incoming.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "status", "field"),
+    [
+        ({}, {"seed": 1}, 422, "vocal"),
+        ({"vocal": 1, "mix": 1}, {}, 422, "mix"),
+        ({}, {"vocal": "/etc/passwd"}, 422, "vocal"),
+        ({"vocal": b"some text"}, {}, 422, "vocal"),
+        ({"vocal": 1, "prefix": b"RIFF"}, {}, 422, "prefix"),
+        ({"vocal": 2, "prefix": 1}, {"intro": 1}, 422, "prefix"),
+        ({"vocal": 1}, {"sed": 1}, 422, "sed"),
+        ({"vocal": 1}, {"seed": "x"}, 422, "seed"),
+        ({"vocal": 1}, {"meter": "2/4", "style": "polka"}, 422, "style"),
+        ({"vocal": 1}, {"chords": "../../chart"}, 422, "chords"),
+        ({"vocal": 6}, {}, 413, None),
+        ({"vocal": 1}, {}, 202, None),
+    ],
+)
+def test_wrong_uploads_and_fields_are_named(files, fields, status, field, idle, sung):
+    client, queue = idle
+    uploads = {
+        name: (f"{name}.wav", sung(content + 0.1) if isinstance(content, int) else content)
+        for name, content in files.items()
+    }
+    answer = client.post("/songs", files=uploads or None, data=fields)
+    assert answer.status_code == status, answer.text
+    if field is not None:
+        told = answer.json()["detail"]
+        assert field in [each["loc"][1] for each in told] and all("\n" not in each["msg"] for each in told)
+    assert queue.count("queued") == (status == 202) and not list(queue.incoming.iterdir())
+
+
+def test_no_path_of_a_client_reaches_the_files(idle, sung):
+    client, queue = idle
+    (queue.folder / "songs" / "report.json").write_text("{}")
+    for path in ("%2e%2e", "..%2f..%2fsongs.sqlite", "../songs.sqlite", "report.json", "%2fetc%2fpasswd"):
+        assert client.get(f"/songs/{path}").status_code == 404
+        assert client.get(f"/songs/{path}/report.json").status_code == 404
+        song_id = queue.look(client.post("/songs", files={"vocal": ("../../x", sung())}).json()["id"]).id
+        assert client.get(f"/songs/{song_id}/{path}").status_code == 404
+        assert client.delete(f"/songs/{song_id}/../x").status_code in (404, 405)
+        client.delete(f"/songs/{song_id}")
+    assert not (queue.folder.parent / "x").exists()
+
+
+def test_the_description_has_every_way_and_setting(idle):
+    described = idle[0].get("/openapi.json").json()
+    assert {"/songs", "/songs/{song_id}", "/songs/{song_id}/events", "/songs/{song_id}/all.zip"} <= set(
+        described["paths"]
+    )
+    form = described["components"]["schemas"]["SongForm"]["properties"]
+    assert {"vocal", "mix", "prefix", "tempo_bpm", "style"} <= set(form)
+    assert described["components"]["schemas"]["SongView"]["properties"]["state"]["examples"] == ["running"]
+    assert {"202", "413", "422", "429"} <= set(described["paths"]["/songs"]["post"]["responses"])
+
+
+def test_nothing_is_lost_or_made_twice_when_the_process_is_killed(tiny_bundle, tmp_path):
+    out, bundle = tmp_path / "load.json", str(tiny_bundle)
+    options = ["--jobs=3", "--kills=1", "--seconds=1.2", f"--bundle={bundle}", f"--out={out}"]
+    assert measure_load(options) == 0
+    figures = json.loads(out.read_text())
+    assert figures["kills"] == 1 and figures["states"] == {"done": 3} and figures["of_one_seed_each"] == 3
+    assert figures["lost"] == figures["made_again_after_done"] == figures["left_half_made"] == 0
+    assert figures["begun_again_after_kill"] <= 1
