@@ -13,17 +13,23 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "tokenizer": ("tokenizer/common",),
     "lm": ("tokenizer",),
     "renderer": ("tokenizer",),
+    "recipes/workers": LIBRARIES,
     "recipes/separation": LIBRARIES,
     "recipes/accompany": (*LIBRARIES, "recipes/separation"),
     "recipes/training": LIBRARIES,
-    "recipes/corpus/popband": (*LIBRARIES, "recipes/corpus", "recipes/lm"),  # tokens in place of audio
-    "recipes/corpus": (*LIBRARIES, "recipes/separation"),
+    "recipes/corpus/popband": (
+        *LIBRARIES,
+        "recipes/corpus",
+        "recipes/lm",
+        "recipes/workers",
+    ),  # tokens in place of audio
+    "recipes/corpus": (*LIBRARIES, "recipes/separation", "recipes/workers"),
     **{
         f"recipes/{part}": (*LIBRARIES, "recipes/training", "recipes/corpus", *more)
         for part, more in {
             "tokenizer": ("recipes/lm",),
-            "lm": (),
-            "renderer": (),
+            "lm": ("recipes/workers",),
+            "renderer": ("recipes/workers",),
             "finetuning": ("recipes/accompany", "recipes/lm", "recipes/separation"),
         }.items()
     },
