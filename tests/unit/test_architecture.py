@@ -40,6 +40,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "recipes/listening": (*LIBRARIES, "recipes/accompany", "recipes/corpus", "recipes/evaluation"),
     "recipes/research": (*LIBRARIES, "recipes"),
     "recipes/small": (),
+    "recipes/batch": (*LIBRARIES, "recipes/accompany", "recipes/workers"),
     "recipes": (),
 }
 LONGEST_FILE_LINES = 700
