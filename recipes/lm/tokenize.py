@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out, tell_reason
+from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out
+from duotok.recipes.workers.processes import tell_reason
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 from duotok.tokenizer.common.files import write_text

@@ -5,19 +5,15 @@ disk that is read and written. What comes out is the same, in the same order, by
 """
 
 import argparse
-import errno
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
+from duotok.recipes.workers.processes import run_in_processes
+from duotok.recipes.workers.ray_pool import run_on_ray
+from duotok.tokenizer.common.errors import ConfigError
 
 TaskT = TypeVar("TaskT")
-DIED = "its process died: too little memory (try fewer --workers), or a decoder that crashed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +50,8 @@ class Workers:
         start(*arguments) runs first in every worker. A full disk is the one failure that ends the run.
         """
         if self.ray is None:
-            return _run_in_processes(tasks, work, self.count, start, arguments)
-        from duotok.recipes.workers.ray_pool import run_on_ray
-
-        return run_on_ray(tasks, work, self, start, arguments)
+            return run_in_processes(tasks, work, self.count, start, arguments)
+        return run_on_ray(tasks, work, self.count, self.ray, self.gpus, start, arguments)
 
 
 def add_worker_options(parser: argparse.ArgumentParser, default: int = 1) -> None:
@@ -73,71 +67,6 @@ def add_worker_options(parser: argparse.ArgumentParser, default: int = 1) -> Non
 def take_workers(values: dict[str, Any]) -> Workers:
     """Take what `add_worker_options` added out of the values of parsed arguments."""
     return Workers(count=values.pop("workers"), ray=values.pop("ray"), gpus=values.pop("gpus"))
-
-
-def _run_in_processes(
-    tasks: Iterable[TaskT],
-    work: Callable[[Any], Any],
-    workers: int,
-    start: Callable[..., object] | None,
-    arguments: tuple,
-) -> Generator[tuple[TaskT, Any], None, None]:
-    def new_pool(size: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # a fork after torch has threads can hang
-        return ProcessPoolExecutor(size, context, initializer=start, initargs=arguments)
-
-    source = iter(tasks)
-    pool = new_pool(workers)
-    waiting: deque[tuple[TaskT, Future]] = deque()
-    try:
-        while True:
-            while len(waiting) < workers + 1 and (task := next(source, None)) is not None:
-                waiting.append((task, _submit(pool, work, task)))
-            if not waiting:
-                return
-            task, future = waiting.popleft()
-            if not isinstance(future.exception(), BrokenProcessPool):
-                yield task, _result(future)
-                continue
-            # Some task has killed its process, nobody knows which: each now gets a process of its own.
-            pool.shutdown(wait=True, cancel_futures=True)
-            suspects = [task, *(each for each, _ in waiting)]
-            waiting.clear()
-            for suspect in suspects:
-                pool = new_pool(1)
-                future = pool.submit(work, suspect)
-                outcome = _result(future)
-                pool.shutdown(wait=True)
-                yield suspect, outcome
-            pool = new_pool(workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, work: Callable[[Any], Any], task: Any) -> Future:
-    try:
-        return pool.submit(work, task)
-    except BrokenProcessPool as error:  # an earlier task has just killed its process
-        future: Future = Future()
-        future.set_exception(error)
-        return future
-
-
-def _result(future: Future) -> Any:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return DIED if isinstance(error, BrokenProcessPool) else tell_reason(error)
-
-
-def tell_reason(error: BaseException) -> str:
-    """Return why an item gave no result, in one line; raise DataError where the disk is at fault."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise DataError(
-            f"cannot write: {error.strerror}; make room and run the same command again"
-        ) from error
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, DuoTokError) else f"{type(error).__name__}: {text}"
 
 
 def tell_left_out(reasons: Sequence[str], shown: int = 3) -> str:

@@ -5,13 +5,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from duotok.recipes.workers.pool import DIED, tell_reason
+from duotok.recipes.workers.processes import DIED, tell_reason
 from duotok.tokenizer.common.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from duotok.recipes.workers.pool import Workers
 
 TaskT = TypeVar("TaskT")
 _TRIES = 3  # of a task whose actor dies; a machine that leaves the cluster is no fault of the task
@@ -58,13 +55,15 @@ def connect(address: str) -> Any:
 def run_on_ray(
     tasks: Iterable[TaskT],
     work: Callable[[Any], Any],
-    workers: "Workers",
+    workers: int,
+    address: str,
+    gpus: float,
     start: Callable[..., object] | None,
     arguments: tuple,
 ) -> Generator[tuple[TaskT, Any], None, None]:
-    """Do what `Workers.run` does, on the cluster at workers.ray."""
-    ray = connect(str(workers.ray))
-    make = ray.remote(num_cpus=1, num_gpus=workers.gpus)(_Actor).remote
+    """Do what `Workers.run` does, by so many actors on the cluster at an address."""
+    ray = connect(address)
+    make = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor).remote
     starting: dict[Any, Any] = {}  # what tells that an actor is ready -> the actor
     running: dict[Any, tuple[Any, int, TaskT, int]] = {}  # result -> actor, number, task, earlier tries
     idle: list[Any] = []
@@ -80,12 +79,12 @@ def run_on_ray(
         if again:
             return again.popleft()
         # A slow task must not make the results of all later ones pile up.
-        if handed - given >= _AHEAD * workers.count:
+        if handed - given >= _AHEAD * workers:
             return None
         return next(((number, task, 0) for number, task in source), None)
 
     try:
-        for _ in range(workers.count):
+        for _ in range(workers):
             begin()
         while True:
             while idle and (found := next_task()) is not None:

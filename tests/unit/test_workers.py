@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.lm import tokenize
-from duotok.recipes.workers.pool import DIED, Workers
+from duotok.recipes.workers.pool import Workers
+from duotok.recipes.workers.processes import DIED
 from duotok.tokenizer.common.errors import ConfigError
 
 ray = pytest.importorskip("ray")
