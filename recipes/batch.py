@@ -72,7 +72,7 @@ def _read_list(files: Any, place: str) -> list[tuple[Any, str]]:
     with files.open(place, "rb") as file:
         if place.lower().endswith(".parquet"):
             try:
-                import pyarrow.parquet
+                import pyarrow.parquet  # pyright: ignore[reportMissingImports]
             except ImportError as error:
                 raise ConfigError("Parquet lists need pyarrow: pip install pyarrow") from error
             try:
