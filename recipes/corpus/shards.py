@@ -60,10 +60,8 @@ def check_webdataset() -> None:
         raise ConfigError("audio shards need the package webdataset: pip install webdataset")
 
 
-def pack_items(
-    items: Iterable[Item], folder: str | Path, *, ending: str = "", megabytes: int = 500
-) -> list[Path]:
-    """Write the items that no tar of the folder holds yet to new tars SPLIT<ending>-NNNNNN.tar.
+def pack_items(items: Iterable[Item], folder: str | Path, *, megabytes: int = 500) -> list[Path]:
+    """Write the items that no tar of the folder holds yet to new tars SPLIT-NNNNNN.tar.
 
     A tar appears under its name only when it is whole, so a run that is stopped goes on with the next one.
     """
@@ -73,7 +71,7 @@ def pack_items(
     items = list(items)
     written = []
     for split in SPLITS:
-        tars = sorted(folder.glob(f"{split}{ending}-[0-9]*.tar"))
+        tars = sorted(folder.glob(f"{split}-[0-9]*.tar"))
         packed = {name for tar in tars for name in packed_ids(tar)}
         number = max((int(tar.stem.rsplit("-", 1)[1]) for tar in tars), default=-1) + 1
         batch: list[Item] = []
@@ -81,12 +79,12 @@ def pack_items(
         for item in (item for item in items if item.split == split and item.id not in packed):
             item_bytes = sum(item.path(name).stat().st_size for name in FILES)
             if batch and size + item_bytes > megabytes * 1_000_000:
-                written.append(_write_tar(batch, folder / f"{split}{ending}-{number:06d}.tar"))
+                written.append(_write_tar(batch, folder / f"{split}-{number:06d}.tar"))
                 batch, size, number = [], 0, number + 1
             batch.append(item)
             size += item_bytes
         if batch:
-            written.append(_write_tar(batch, folder / f"{split}{ending}-{number:06d}.tar"))
+            written.append(_write_tar(batch, folder / f"{split}-{number:06d}.tar"))
     return written
 
 

@@ -2,10 +2,9 @@
 
 Run: python -m duotok.recipes.lm.tokenize --tokenizer runs/small/stage3/final \\
          --manifest data/popband/train.jsonl --out data/tokens/train --workers 8
-Run the same command again to go on after an interruption; --device cuda encodes on a GPU. On several
-machines or GPUs that share a disk give each its own --shard 1/8, 2/8, ...: they write OUT/part-1-of-8 and so
-on, and the same command without --shard then joins them. Items that cannot be encoded are listed with their
-reasons in left_out.jsonl; the others are encoded all the same, and the exit code is 1.
+Run the same command again to go on after an interruption; --device cuda encodes on a GPU, --ray ADDRESS on
+many machines that share a disk. Items that cannot be encoded are listed with their reasons in left_out.jsonl;
+the others are encoded all the same, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.corpus.worker_pool import parse_shard, run_all
+from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out
+from duotok.recipes.workers.processes import tell_reason
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError, DuoTokError
-from duotok.tokenizer.common.files import write_json, write_text
+from duotok.tokenizer.common.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from duotok.tokenizer.model import DuoTokenizer
 
 LEFT_OUT_FILE = "left_out.jsonl"
-SHOWN_REASONS = 3
 READ_AHEAD = 2  # batches of audio read while one is encoded
 # What one damaged or odd item can raise, torch's errors on shapes and memory among them.
 ITEM_ERRORS = (DuoTokError, RuntimeError, ValueError, OSError)
@@ -59,14 +58,13 @@ def open_index(folder: Path, tokenizer: DuoTokenizer) -> TokenIndex:
     return found
 
 
-def cut_batches(items: Sequence[Item], size: int, part: tuple[int, int] | None) -> list[list[Item]]:
-    """Return the batches of a manifest, or every N-th of them for part (number from 1 on, N).
+def cut_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Return the batches of a manifest.
 
     Items of like length go together, and always in the same company: the cut depends on the manifest only.
     """
     ordered = sorted(items, key=lambda item: (item.seconds, item.id))
-    batches = [ordered[first : first + size] for first in range(0, len(ordered), size)]
-    return batches if part is None else batches[part[0] - 1 :: part[1]]
+    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
 
 
 def make_tokens(
@@ -77,9 +75,8 @@ def make_tokens(
     batch: int,
     items_per_shard: int,
     device: str = "cpu",
-    workers: int = 1,
+    workers: Workers,
     threads: int | None = None,
-    shard: tuple[int, int] | None = None,
 ) -> int:
     """Encode the items that no shard holds yet, the same by any number of workers; return how many there are.
 
@@ -89,28 +86,21 @@ def make_tokens(
     from tqdm import tqdm
 
     from duotok.recipes.corpus.manifest import read_manifest
-    from duotok.recipes.lm.tokens import FINISHED, append_shard, join_parts, part_folder
+    from duotok.recipes.lm.tokens import append_shard
     from duotok.tokenizer.model import DuoTokenizer
 
-    if threads is not None and workers == 1:
+    if threads is not None and not workers.are_apart:
         torch.set_num_threads(threads)
     model = DuoTokenizer.from_pretrained(tokenizer).to(device)
-    batches = cut_batches(read_manifest(manifest), batch, shard)
-    folder = out if shard is None else part_folder(out, shard)
-    index = open_index(folder, model)
-    if shard is None:
-        join_parts(out, index)
+    batches = cut_batches(read_manifest(manifest), batch)
+    index = open_index(out, model)
     known = {song.id for song in index.songs}
     total = sum(len(each) for each in batches)
     pending = [rest for each in batches if (rest := [item for item in each if item.id not in known])]
-    if shard is not None and pending:
-        (folder / FINISHED).unlink(missing_ok=True)
-    if workers == 1:
-        encoded = encode_here(pending, model)
+    if workers.are_apart:
+        encoded = encode_apart(pending, tokenizer, device=device, workers=workers, threads=threads or 1)
     else:
-        encoded = encode_in_processes(
-            pending, tokenizer, device=device, workers=workers, threads=threads or 1
-        )
+        encoded = encode_here(pending, model)
     left_out: dict[str, str] = {}
     pairs: dict = {}
     done = total - sum(len(each) for each in pending)
@@ -125,23 +115,20 @@ def make_tokens(
                     pairs[item.id] = (item.song, item.split, tensors)
             progress.update(len(items))
             if len(pairs) >= items_per_shard:
-                append_shard(folder, index, pairs)
+                append_shard(out, index, pairs)
                 pairs = {}
         if pairs:
-            append_shard(folder, index, pairs)
+            append_shard(out, index, pairs)
     lines = [json.dumps({"id": name, "reason": why}, ensure_ascii=False) for name, why in left_out.items()]
     if lines:
-        write_text(folder / LEFT_OUT_FILE, "\n".join(lines) + "\n")
+        write_text(out / LEFT_OUT_FILE, "\n".join(lines) + "\n")
     else:
-        (folder / LEFT_OUT_FILE).unlink(missing_ok=True)
-    if shard is not None:
-        write_json(folder / FINISHED, {})
+        (out / LEFT_OUT_FILE).unlink(missing_ok=True)
     if left_out:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:SHOWN_REASONS])
-        more = f"; and {len(left_out) - SHOWN_REASONS} more" if len(left_out) > SHOWN_REASONS else ""
+        reasons = tell_left_out([f"{name}: {reason}" for name, reason in left_out.items()])
         raise DataError(
-            f"{len(index.songs)} items are in {folder}, {len(left_out)} were left out, see "
-            f"{folder / LEFT_OUT_FILE}: {shown}{more}"
+            f"{len(index.songs)} items are in {out}, {len(left_out)} were left out, see "
+            f"{out / LEFT_OUT_FILE}: {reasons}"
         )
     return len(index.songs)
 
@@ -178,7 +165,7 @@ def read_items(items: Sequence[Item]) -> list[dict[str, Tensor] | str]:
         try:
             found.append({track: waves[0] for track, waves in read_waves([item]).items()})
         except ITEM_ERRORS as error:
-            found.append(_reason(error))
+            found.append(tell_reason(error))
     return found
 
 
@@ -197,7 +184,7 @@ def encode_items(
             codes = {t: encode_waves([each[t] for _, each in readable], t, tokenizer) for t in TRACKS}
     except ITEM_ERRORS as error:
         if len(readable) == 1:
-            found[readable[0][0]] = _reason(error)
+            found[readable[0][0]] = tell_reason(error)
         else:  # one of them is at fault: each goes alone
             for number, each in readable:
                 found[number] = encode_items([each], tokenizer)[0]
@@ -223,20 +210,20 @@ def encode_here(
             yield batch, encode_items(waves, tokenizer)
 
 
-def encode_in_processes(
-    batches: Iterable[list[Item]], folder: Path, *, device: str, workers: int, threads: int
+def encode_apart(
+    batches: Iterable[list[Item]], folder: Path, *, device: str, workers: Workers, threads: int
 ) -> Iterator[tuple[list[Item], list[dict[str, np.ndarray] | str]]]:
     """Yield the same, in order; where a process dies, each item of its batch is tried again alone, last."""
-    settings = {"workers": workers, "start": _start_worker, "arguments": (folder, device, threads)}
+    settings = {"start": _start_worker, "arguments": (folder.absolute(), device, threads)}
     suspects: list[list[Item]] = []
-    for batch, found in run_all(batches, _encode_batch, **settings):
+    for batch, found in workers.run(batches, _encode_batch, **settings):
         if not isinstance(found, str):
             yield batch, found
         elif len(batch) == 1:
             yield batch, [found]
         else:
             suspects += [[item] for item in batch]
-    for batch, found in run_all(suspects, _encode_batch, **settings):
+    for batch, found in workers.run(suspects, _encode_batch, **settings):
         yield batch, [found] if isinstance(found, str) else found
 
 
@@ -256,11 +243,6 @@ def _encode_batch(batch: list[Item]) -> list[dict[str, np.ndarray] | str]:
     return encode_items(read_items(batch), _tokenizer)
 
 
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, DuoTokError) else f"{type(error).__name__}: {text}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description="Token shards of a corpus, for the language model")
@@ -270,17 +252,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4, help="items encoded side by side")
     parser.add_argument("--items-per-shard", type=int, default=64)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... or mps")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    add_worker_options(parser)
     parser.add_argument("--threads", type=int, help="of each process (default: 1; of a single one: all)")
-    parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="encode only part I of N, I from 1 on"
-    )
     arguments = parser.parse_args(argv)
-    for name in ("batch", "items_per_shard", "workers", "threads"):
+    for name in ("batch", "items_per_shard", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    return guard(lambda: print(f"{make_tokens(**vars(arguments))} items -> {arguments.out}"))
+
+    def make() -> None:
+        values = vars(arguments)
+        print(f"{make_tokens(workers=take_workers(values), **values)} items -> {arguments.out}")
+
+    return guard(make)
 
 
 if __name__ == "__main__":

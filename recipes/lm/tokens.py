@@ -2,14 +2,11 @@
 
 A folder holds `tokens-00000.safetensors`, ... with two tensors each, "vocal" and "accompaniment" [frames]
 int32, the songs of the shard end to end, and `index.json`: where each song lies, which tokenizer made it.
-While several machines make it, each writes a part, `part-1-of-8` and so on: a folder of the same kind.
 """
 
 import json
-import re
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,12 +17,10 @@ from torch import Tensor
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.tokenizer.common.errors import DataError
-from duotok.tokenizer.common.files import whole_file, write_json, write_tensors
+from duotok.tokenizer.common.files import write_json, write_tensors
 
 FORMAT = 1
 INDEX = "index.json"
-PART = re.compile(r"part-(\d+)-of-(\d+)")  # of a folder, made on one of several machines
-FINISHED = "finished.json"  # in a part whose items have all been gone through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +119,9 @@ class TokenShards:
         self.folder = Path(folder)
         index = read_index(self.folder)
         if index is None or not index.songs:
-            parts = sorted(self.folder.glob("part-*-of-*"))
-            cause = f"only {parts[0].name}, which is not joined" if parts else f"no {INDEX} with items"
-            raise DataError(f"{folder} holds {cause}; run python -m duotok.recipes.lm.tokenize first")
+            raise DataError(
+                f"{folder} holds no {INDEX} with items; run python -m duotok.recipes.lm.tokenize first"
+            )
         self.index = index
         self._shards: dict[int, dict[str, Tensor]] = {}
         ends: dict[int, int] = {}
@@ -181,55 +176,3 @@ def check_shard(path: Path, frames: int) -> None:
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{path} is missing or damaged; make the tokens again")
-
-
-def part_folder(out: Path, part: tuple[int, int]) -> Path:
-    """Return the folder of a part (number from 1 on, of how many)."""
-    return out / f"part-{part[0]}-of-{part[1]}"
-
-
-def find_parts(out: Path) -> list[Path]:
-    """Return the part folders in the order of their numbers; DataError unless all are there and finished."""
-    found = [(match, path) for path in out.glob("part-*") if (match := PART.fullmatch(path.name))]
-    counts = {int(match[2]) for match, _ in found}
-    if len(counts) > 1:
-        raise DataError(
-            f"{out} holds parts of {' and of '.join(map(str, sorted(counts)))}; delete those of one kind"
-        )
-    for count in counts:
-        for number in range(1, count + 1):
-            if not (part_folder(out, (number, count)) / FINISHED).exists():
-                raise DataError(
-                    f"part {number} of {count} in {out} is not finished; run the same command with "
-                    f"--shard {number}/{count} first"
-                )
-    return [path for _, path in sorted(found, key=lambda each: int(each[0][1]))]
-
-
-def join_parts(out: Path, index: TokenIndex) -> None:
-    """Copy the shards of all parts to their folder, then name them in its index, then delete the parts."""
-    parts = find_parts(out)
-    known = {song.id for song in index.songs}
-    joined = replace(index, songs=list(index.songs))
-    for folder in parts:
-        part = read_index(folder)
-        if part is None:
-            continue
-        if part.tokenizer_fingerprint != index.tokenizer_fingerprint:
-            raise DataError(
-                f"{folder} holds tokens of the tokenizer {part.tokenizer_fingerprint}, the others of "
-                f"{index.tokenizer_fingerprint}; delete it and make that part again"
-            )
-        for number in range(part.shards):
-            songs = [song for song in part.songs if song.shard == number and song.id not in known]
-            if songs:
-                target = joined.shards
-                with whole_file(shard_path(out, target)) as temporary:
-                    shutil.copyfile(shard_path(folder, number), temporary)
-                joined.songs.extend(replace(song, shard=target) for song in songs)
-                known.update(song.id for song in songs)
-    if len(joined.songs) > len(index.songs):
-        write_index(out, joined)
-        index.songs[:] = joined.songs
-    for folder in parts:
-        shutil.rmtree(folder)

@@ -3,14 +3,15 @@
 Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/final \\
          --vae runs/small/vae/final --manifest data/popband/train.jsonl --track accompaniment \\
          --out data/latents/train
-Run the same command again to go on after an interruption; --device cuda encodes on a GPU. A shard is one
+Run the same command again to go on after an interruption; --device cuda encodes on a GPU, --workers and --ray
+in several processes. A shard is one
 safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents" [2 * frames, latent_dim]
 float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and the VAE.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.recipes.workers.pool import add_worker_options, take_workers, tell_left_out
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE
 from duotok.renderer.renderer import open_vae
@@ -73,27 +75,36 @@ def require_latent_rate(vae: Autoencoder, folder: str | Path, code_rate_hz: floa
         )
 
 
-@torch.inference_mode()
 def add_items(
     folder: str | Path,
     items: Sequence[Item],
-    encode: Callable[[Item], Pair],
+    encoded: Callable[[Sequence[Item]], Iterable[tuple[Item, Pair | str]]],
     origin: ShardOrigin,
     items_per_shard: int = 32,
 ) -> None:
-    """Encode the items that no shard of the folder holds yet, whose origin must be the same."""
+    """Write the items that no shard of the folder holds yet, whose origin must be the same.
+
+    encoded: gives each item's pair, or the reason why there is none. Raises DataError at the end where items
+    were left out.
+    """
     shards = LatentShards(folder)
     shards.require(origin)
     missing = [item for item in items if item.id not in shards.frames]
     number = 1 + max((int(path.stem.split("-")[1]) for path in shards.paths), default=-1)
+    pairs: dict[str, Pair] = {}
+    left_out = []
     with tqdm(total=len(missing), unit="item", desc=str(folder), disable=None) as progress:
-        for first in range(0, len(missing), items_per_shard):
-            pairs = {}
-            for item in missing[first : first + items_per_shard]:
-                pairs[item.id] = encode(item)
-                progress.update()
-            write_shard(shards.folder, number, pairs, origin)
-            number += 1
+        for count, (item, found) in enumerate(encoded(missing), start=1):
+            if isinstance(found, str):
+                left_out.append(f"{item.id}: {found}")
+            else:
+                pairs[item.id] = found
+            progress.update()
+            if pairs and (len(pairs) == items_per_shard or count == len(missing)):
+                write_shard(shards.folder, number, pairs, origin)
+                number, pairs = number + 1, {}
+    if left_out:
+        raise DataError(f"{len(left_out)} of {len(items)} items were left out: {tell_left_out(left_out)}")
 
 
 def write_shard(folder: Path, number: int, pairs: Mapping[str, Pair], origin: ShardOrigin) -> Path:
@@ -171,17 +182,40 @@ class LatentShards:
         return latents.mean(dim=1, keepdim=True).float(), deviation.float()
 
 
+_encoder: tuple[str, DuoTokenizer, Autoencoder] | None = None  # one per process
+
+
+def _start(tokenizer: Path, vae: Path, track: str, device: str, threads: int | None) -> None:
+    global _encoder
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _encoder = track, DuoTokenizer.from_pretrained(tokenizer).to(device), open_vae(vae).to(device)
+
+
+@torch.inference_mode()
+def _encode(item: Item) -> Pair:
+    assert _encoder is not None
+    track, tokenizer, vae = _encoder
+    return encode_item(item, track, tokenizer, vae)
+
+
 def encode_corpus(arguments: argparse.Namespace) -> None:
     """Encode the items that no shard holds yet."""
-    track = arguments.track
-    tokenizer = DuoTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
-    vae = open_vae(arguments.vae).to(arguments.device)
+    workers, track = take_workers(vars(arguments)), arguments.track
+    tokenizer, vae = DuoTokenizer.from_pretrained(arguments.tokenizer), open_vae(arguments.vae)
     require_latent_rate(vae, arguments.vae, tokenizer.frame_rate_hz)
     origin = ShardOrigin(
         track=track, tokenizer_fingerprint=str(tokenizer.fingerprint), vae_fingerprint=str(vae.fingerprint)
     )
-    items, size = read_manifest(arguments.manifest), arguments.items_per_shard
-    add_items(arguments.out, items, lambda item: encode_item(item, track, tokenizer, vae), origin, size)
+    start = (arguments.tokenizer.absolute(), arguments.vae.absolute(), track, arguments.device)
+
+    def encoded(items: Sequence[Item]) -> Iterable[tuple[Item, Pair | str]]:
+        if workers.are_apart:
+            return workers.run(items, _encode, start=_start, arguments=(*start, 1))
+        _start(*start, None)
+        return ((item, _encode(item)) for item in items)
+
+    add_items(arguments.out, read_manifest(arguments.manifest), encoded, origin, arguments.items_per_shard)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--items-per-shard", type=int, default=32)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    add_worker_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.items_per_shard < 1:
         parser.error("--items-per-shard must be at least 1")

@@ -13,18 +13,24 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "tokenizer": ("tokenizer/common",),
     "lm": ("tokenizer",),
     "renderer": ("tokenizer",),
+    "recipes/workers": LIBRARIES,
     "recipes/separation": LIBRARIES,
     "recipes/accompany": (*LIBRARIES, "recipes/separation"),
     "recipes/service": (*LIBRARIES, "recipes/accompany"),
     "recipes/training": LIBRARIES,
-    "recipes/corpus/popband": (*LIBRARIES, "recipes/corpus", "recipes/lm"),  # tokens in place of audio
-    "recipes/corpus": (*LIBRARIES, "recipes/separation"),
+    "recipes/corpus/popband": (
+        *LIBRARIES,
+        "recipes/corpus",
+        "recipes/lm",
+        "recipes/workers",
+    ),  # tokens in place of audio
+    "recipes/corpus": (*LIBRARIES, "recipes/separation", "recipes/workers"),
     **{
         f"recipes/{part}": (*LIBRARIES, "recipes/training", "recipes/corpus", *more)
         for part, more in {
             "tokenizer": ("recipes/lm",),
-            "lm": (),
-            "renderer": (),
+            "lm": ("recipes/workers",),
+            "renderer": ("recipes/workers",),
             "finetuning": ("recipes/accompany", "recipes/lm", "recipes/separation"),
         }.items()
     },
@@ -35,6 +41,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
     "recipes/listening": (*LIBRARIES, "recipes/accompany", "recipes/corpus", "recipes/evaluation"),
     "recipes/research": (*LIBRARIES, "recipes"),
     "recipes/small": (),
+    "recipes/batch": (*LIBRARIES, "recipes/accompany", "recipes/workers"),
     "recipes": (),
 }
 LONGEST_FILE_LINES = 700

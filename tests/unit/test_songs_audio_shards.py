@@ -81,9 +81,6 @@ def test_packing_again_adds_only_what_is_new(items: list[Item], tmp_path: Path):
     second = pack_items(items[:4], tmp_path)
     assert [tar.name for tar in first + second] == ["train-000000.tar", "train-000001.tar"]
     assert packed_ids(second[0]) == {items[3].id}
-    # Another machine's part of the corpus has its own names in the same folder.
-    other = pack_items(items[:1], tmp_path, ending=".1-of-2")
-    assert [tar.name for tar in other] == ["train.1-of-2-000000.tar"]
 
 
 def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Path], tmp_path: Path):

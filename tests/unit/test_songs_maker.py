@@ -1,7 +1,6 @@
 """One recording to its items, with records that are kept; the command goes on and says what it left out."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from duotok.recipes.corpus.songs.maker import (
     SongRecord,
     SongsConfig,
     check_settings,
-    in_shard,
     read_record,
     read_records,
     split_of,
@@ -27,7 +25,6 @@ from duotok.recipes.corpus.songs.maker import (
     write_record,
 )
 from duotok.recipes.corpus.songs.recordings import SongFile, find_songs, make_stems
-from duotok.recipes.corpus.worker_pool import run_all
 from duotok.recipes.separation.stems import complete_stems
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
 from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
@@ -190,33 +187,15 @@ def test_another_setting_needs_another_folder(tmp_path: Path):
         SongsConfig(validation_share=0.9, test_share=0.2)
 
 
-def test_splits_and_shards_go_by_the_song_alone():
+def test_splits_go_by_the_song_alone():
     known = [SongFile(name=f"album/{k}", mix=None, stems={}, transcript=None) for k in range(2_000)]
     splits = [split_of(song, 0.1, 0.05) for song in known]
     assert splits == [split_of(song, 0.1, 0.05) for song in known]
     assert splits.count("test") == pytest.approx(100, abs=35)
     assert splits.count("validation") == pytest.approx(200, abs=50)
-    shards = [[song for song in known if in_shard(song, (number, 3))] for number in (1, 2, 3)]
-    assert sorted(song.name for shard in shards for song in shard) == sorted(song.name for song in known)
-    assert min(len(shard) for shard in shards) > 550
 
 
 ONE_SPLIT = ["--workers", "1", "--validation", "0", "--test", "0"]
-
-
-class KillsItsReader:
-    """A task whose arrival ends the process, as a crashing decoder does."""
-
-    def __reduce__(self):
-        return os._exit, (3,)
-
-
-def test_a_task_that_kills_its_process_does_not_stop_the_rest():
-    tasks = ["1", "x", KillsItsReader(), "4", "5", "6"]
-    results = dict(zip(range(6), run_all(tasks, int, workers=2), strict=True))
-    assert [results[k][0] for k in range(6)] == tasks
-    assert [results[k][1] for k in (0, 3, 4, 5)] == [1, 4, 5, 6]
-    assert "ValueError: invalid literal" in results[1][1] and "process died" in results[2][1]
 
 
 @pytest.fixture(scope="module")
@@ -263,16 +242,6 @@ def test_a_folder_becomes_a_corpus_and_running_again_changes_nothing(
     assert "other settings (segments)" in capsys.readouterr().err
 
 
-def test_shards_of_the_songs_join_without_work(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    base = ["--songs", str(folder), "--out", str(tmp_path), *ONE_SPLIT]
-    codes = [songs.main([*base, "--shard", f"{number}/2"]) for number in (1, 2)]
-    parts = [tmp_path / f"train.{number}-of-2.jsonl" for number in (1, 2)]
-    ids = [item.id for path in parts if path.exists() for item in read_manifest(path)]
-    assert 0 in codes and len(ids) == len(set(ids)) == 4
-    assert songs.main(base) == 0
-    assert sorted(item.id for item in read_manifest(tmp_path / "train.jsonl")) == sorted(ids)
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -280,6 +249,7 @@ def test_shards_of_the_songs_join_without_work(folder: Path, tmp_path: Path, cap
         (["--whisper", "no/such/model"], "model.bin is missing"),
         (["--songs", "no/such/folder"], "does not exist"),
         (["--shortest", "20"], "shortest_seconds"),
+        (["--workers", "0"], "--workers must be at least 1"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -289,7 +259,3 @@ def test_bad_options_are_one_line(
     assert songs.main(["--songs", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and reason in lines[0]
-    for shard in ("0/2", "3/2", "1", "a/b"):
-        with pytest.raises(SystemExit) as caught:
-            songs.main(["--songs", "x", "--out", "y", "--shard", shard])
-        assert caught.value.code == 2

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,47 +71,6 @@ def test_several_processes_write_what_one_writes(run: Run, whole: Path, tmp_path
         assert all(torch.equal(one[track], two[track]) for track in ("vocal", "accompaniment"))
 
 
-def test_parts_of_several_machines_are_joined(
-    run: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "tokens"
-    # Seven items are four batches: the fifth of five machines has nothing to do.
-    for number in (1, 2, 3, 5):
-        assert run(out, "--shard", f"{number}/5") == 0
-    with pytest.raises(tokenize.DataError, match="part-1-of-5, which is not joined"):
-        TokenShards(out)
-    capsys.readouterr()
-    assert run(out) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: part 4 of 5") and "--shard 4/5" in error and error.count("\n") == 1
-    assert run(out, "--shard", "4/5") == 0
-    parts = tmp_path / "parts"
-    shutil.copytree(out, parts)
-    assert run(out) == 0
-    assert codes_of(out) == codes_of(whole)
-    assert not list(out.glob("part-*"))
-    # Stopped between the joined index and the end: the parts are there again, all known.
-    shutil.copytree(parts, out, dirs_exist_ok=True)
-    before = (out / "index.json").read_text()
-    assert run(out) == 0
-    assert (out / "index.json").read_text() == before and not list(out.glob("part-*"))
-
-
-def test_parts_that_do_not_belong_together_are_refused(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, "--shard", "1/2") == run(tmp_path, "--shard", "2/2") == 0
-    assert run(tmp_path, "--shard", "1/1") == 0
-    assert run(tmp_path) == 1
-    assert "parts of 1 and of 2" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "part-1-of-1")
-    index = json.loads((tmp_path / "part-2-of-2" / "index.json").read_text())
-    index["tokenizer_fingerprint"] = "another"
-    (tmp_path / "part-2-of-2" / "index.json").write_text(json.dumps(index))
-    assert run(tmp_path) == 1
-    assert "tokens of the tokenizer another" in capsys.readouterr().err
-
-
 def test_bad_items_are_listed_and_the_others_are_encoded(
     run: Run, whole: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +107,7 @@ def test_bad_items_are_listed_and_the_others_are_encoded(
 
 @pytest.mark.parametrize(
     "options",
-    [("--shard", "0/2"), ("--shard", "3/2"), ("--shard", "x"), ("--batch", "0"), ("--workers", "0")],
+    [("--batch", "0"), ("--threads", "0"), ("--ray",)],
 )
 def test_bad_options_are_usage_errors(run: Run, tmp_path: Path, options: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

@@ -20,6 +20,8 @@ from .files import WriteError, open_input, shown_name, whole_file
 from .long_waves import blocks, let_go, map_blocks, new_wave
 
 SAMPLE_RATE_HZ = 48_000
+AUDIO_ENDINGS = tuple(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64 .rf64".split())
+MEDIA_ENDINGS = (*AUDIO_ENDINGS, *".m4a .aac .mp4 .mov .webm .wma".split())  # by `read_audio` alone
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 768_000  # of recordings; others are headers that lie
 # Samples per byte; silence in FLAC or Opus has some 300 to 3,000. What claims more has a damaged header.
 _HIGHEST_COMPRESSION = 5_000

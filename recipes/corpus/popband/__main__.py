@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duotok.recipes.corpus.manifest import SPLITS, Item, append_items, read_manifest
+from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DuoTokError
 
@@ -81,7 +82,7 @@ class Store:
         self._pending, self._pairs = [], {}
 
 
-def render_split(order: Order, seconds: float, workers: int, tokens: Path | None = None) -> int:
+def render_split(order: Order, seconds: float, workers: Workers, tokens: Path | None = None) -> int:
     """Render items in order until the split lasts `seconds`; returns the number of new items.
 
     tokens: folder of the token shards, of an order with a tokenizer.
@@ -89,7 +90,6 @@ def render_split(order: Order, seconds: float, workers: int, tokens: Path | None
     from tqdm import tqdm
 
     from duotok.recipes.corpus.popband.rendering import make_item
-    from duotok.recipes.corpus.worker_pool import run_all
 
     store, audio = Store(order, tokens), order.out / "audio" / order.split
     done = store.done
@@ -108,10 +108,9 @@ def render_split(order: Order, seconds: float, workers: int, tokens: Path | None
                 yield index
 
     # The parent answers Ctrl-C.
-    results = run_all(
+    results = workers.run(
         tasks(),
         functools.partial(make_item, order),
-        workers=workers,
         start=signal.signal,
         arguments=(signal.SIGINT, signal.SIG_IGN),
     )
@@ -155,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--hours", type=float, required=True, help="length of the split")
     option("--split", choices=SPLITS, default="train")
     option("--seed", type=int, default=0)
-    option("--workers", type=int, default=2, help="processes, each single-threaded")
+    add_worker_options(parser, 2)
     option("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
     option("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
     option("--whole", action="store_true", help="whole songs of 2 to 5 minutes, each once, not excerpts")
@@ -165,14 +164,15 @@ def main(argv: list[str] | None = None) -> int:
     option("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of --tokens")
     option("--phrases", type=int, default=60, help="spoken phrases analysed per voice")
     arguments = parser.parse_args(argv)
-    if arguments.hours <= 0 or arguments.workers < 1 or arguments.phrases < 1 or arguments.seed < 0:
-        parser.error("--hours, --workers and --phrases must be positive, --seed not negative")
+    if arguments.hours <= 0 or arguments.phrases < 1 or arguments.seed < 0:
+        parser.error("--hours and --phrases must be positive, --seed not negative")
     if not re.fullmatch(r"\w*", arguments.name):
         parser.error("--name must be letters, digits and underscores")
     if (arguments.tokens is None) != (arguments.tokenizer is None):
         parser.error("--tokens and --tokenizer belong together")
 
     def make() -> None:
+        workers = take_workers(vars(arguments))
         from duotok.recipes.corpus.popband.rendering import Order, find_sound_font, prepare_voices
         from duotok.recipes.corpus.scores.sources import open_songs
 
@@ -190,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
             tokenizer=arguments.tokenizer,
         )
         open_songs(order.songs)  # says what is wrong with them before the voices are made
-        prepare_voices(order.voice_cache, order.phrases, arguments.workers)
-        new = render_split(order, arguments.hours * 3600, arguments.workers, arguments.tokens)
+        prepare_voices(order.voice_cache, order.phrases, workers)
+        new = render_split(order, arguments.hours * 3600, workers, arguments.tokens)
         print(f"{new} new items in {arguments.out / (arguments.split + '.jsonl')}")
 
     return guard(make)

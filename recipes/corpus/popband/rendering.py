@@ -30,7 +30,7 @@ from duotok.recipes.corpus.scores.song import (
     whole_song,
 )
 from duotok.recipes.corpus.scores.sources import open_songs
-from duotok.recipes.corpus.worker_pool import run_all
+from duotok.recipes.workers.pool import Workers
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_folder
@@ -286,14 +286,14 @@ def make_room(seconds: float, wet_db: float, rng: np.random.Generator) -> np.nda
     return tail.astype(np.float32)
 
 
-def prepare_voices(folder: Path, phrases: int, workers: int) -> None:
+def prepare_voices(folder: Path, phrases: int, workers: Workers) -> None:
     """Build the missing voice banks, several voices at a time."""
     missing = [voice for voice in VOICES if not bank_path(folder, voice, phrases).exists()]
     if any(voice.engine == "kokoro" for voice in missing):
         unpack_kokoro()
     from tqdm import tqdm
 
-    made = run_all(missing, functools.partial(_prepare_voice, folder, phrases), workers=workers)
+    made = workers.run(missing, functools.partial(_prepare_voice, folder, phrases))
     for voice, failure in tqdm(made, total=len(missing), desc="voices", unit="voice", disable=not missing):
         if failure is not None:
             raise DataError(f"no voice {voice.name}: {failure}")

@@ -2,8 +2,7 @@
 
 Run: python -m duotok.recipes.corpus.songs --songs FOLDER_OR_LIST --out data/songs --workers 4
 Writes OUT/audio/SPLIT/ID/{vocal,drums,bass,other,mix}.flac, OUT/SPLIT.jsonl and OUT/left_out.jsonl; run it
-again to go on. On several machines give each its own --shard 1/8, 2/8, ...: they write
-OUT/SPLIT.1-of-8.jsonl and so on, and the same command without --shard then joins them in OUT/SPLIT.jsonl.
+again to go on. --ray ADDRESS works on many machines that share a disk.
 """
 
 import argparse
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duotok.recipes.corpus.worker_pool import parse_shard, run_all
+from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import DataError
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from duotok.recipes.corpus.songs.recordings import SongFile
 
 LEAST_FREE_BYTES = 1_000_000_000
-SHOWN_REASONS = 3
 
 
 def make_corpus(
@@ -32,8 +30,7 @@ def make_corpus(
     config: "SongsConfig",
     *,
     device: str = "cpu",
-    workers: int = 1,
-    shard: tuple[int, int] | None = None,
+    workers: Workers,
 ) -> "list[SongRecord]":
     """Make what is missing and write the manifests; return the records that they hold."""
     import torch
@@ -42,7 +39,6 @@ def make_corpus(
     from duotok.recipes.corpus.songs import maker
     from duotok.recipes.separation.adapters import open_separator
 
-    songs = [song for song in songs if shard is None or maker.in_shard(song, shard)]
     maker.check_settings(out, asdict(config))
     pending = [song for song in songs if maker.read_record(out, song) is None]
     if any(not song.stems for song in pending):
@@ -55,10 +51,11 @@ def make_corpus(
                 raise DataError(f"less than 1 GB is free in {out}; make room and run the same command again")
             yield song
 
-    arguments = (config, out, device, 1 if workers > 1 else torch.get_num_threads())
+    threads = 1 if workers.are_apart else torch.get_num_threads()
+    arguments = (config, out.absolute(), device, threads)
     try:
-        for song, result in run_all(
-            tasks(), maker.make_song, workers=workers, start=maker.start_worker, arguments=arguments
+        for song, result in workers.run(
+            tasks(), maker.make_song, start=maker.start_worker, arguments=arguments
         ):
             if isinstance(result, str):
                 result = maker.SongRecord(
@@ -71,10 +68,8 @@ def make_corpus(
             progress.update()
     finally:
         progress.close()
-        keys = None if shard is None else [song.key for song in songs]
-        found = maker.read_records(out, keys)
-        ending = "" if shard is None else f".{shard[0]}-of-{shard[1]}"
-        maker.write_manifests(out, found, ending)
+        found = maker.read_records(out)
+        maker.write_manifests(out, found)
     return found
 
 
@@ -91,9 +86,7 @@ def summary(records: "Sequence[SongRecord]", out: Path) -> str:
     reasons = [record.reason for record in records if record.reason]
     reasons += [reason for record in records for _, reason in record.notes]
     if reasons:
-        shown = "; ".join(reasons[:SHOWN_REASONS])
-        more = f"; and {len(reasons) - SHOWN_REASONS} more" if len(reasons) > SHOWN_REASONS else ""
-        text += f"; {len(reasons)} left out, see left_out.jsonl: {shown}{more}"
+        text += f"; {len(reasons)} left out, see left_out.jsonl: {tell_left_out(reasons)}"
     return text
 
 
@@ -120,14 +113,13 @@ def main(argv: list[str] | None = None) -> int:
         help="share of the songs for validation",
     )
     option("--test", dest="test_share", type=float, default=0.05, help="share of the songs for the test")
-    option("--workers", type=int, default=2, help="processes, each single-threaded")
-    option("--shard", type=parse_shard, metavar="I/N", help="make only part I of N, I from 1 on")
+    add_worker_options(parser, 2)
     option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
     option("--shard-mb", type=int, default=500, help="size of a tar")
     option("--device", default="cpu", help="of the separator: cpu, cuda")
     arguments = parser.parse_args(argv)
-    if arguments.workers < 1 or arguments.shard_mb < 1:
-        parser.error("--workers and --shard-mb must be positive")
+    if arguments.shard_mb < 1:
+        parser.error("--shard-mb must be positive")
     return guard(lambda: _run(arguments), interrupted="the same command goes on from here")
 
 
@@ -154,13 +146,11 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.out,
         config,
         device=arguments.device,
-        workers=arguments.workers,
-        shard=arguments.shard,
+        workers=take_workers(vars(arguments)),
     )
     if arguments.shards is not None:
         items = [item for record in found for item in record.items]
-        ending = "" if arguments.shard is None else f".{arguments.shard[0]}-of-{arguments.shard[1]}"
-        tars = pack_items(items, arguments.shards, ending=ending, megabytes=arguments.shard_mb)
+        tars = pack_items(items, arguments.shards, megabytes=arguments.shard_mb)
         print(f"{len(tars)} new tars in {arguments.shards}")
     if not any(record.items for record in found):
         raise DataError(f"no recording gives a cut: {summary(found, arguments.out)}")

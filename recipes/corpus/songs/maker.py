@@ -67,12 +67,6 @@ def split_of(song: SongFile, validation_share: float, test_share: float) -> str:
     return "validation" if fraction < test_share + validation_share else "train"
 
 
-def in_shard(song: SongFile, shard: tuple[int, int]) -> bool:
-    """Whether a song belongs to shard (number from 1, of how many)."""
-    number, count = shard
-    return int(song.fraction("shard") * count) == number - 1
-
-
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Remember the settings of a corpus folder; another run must have the same."""
     path = out / SETTINGS_FILE
@@ -111,20 +105,18 @@ def write_record(out: Path, song: SongFile, record: SongRecord) -> None:
     write_text(_record_path(out, song.key), json.dumps(values, ensure_ascii=False))
 
 
-def read_records(out: Path, keys: Sequence[str] | None = None) -> list[SongRecord]:
-    """The records of some songs or of all, in the order of their names."""
-    paths = (
-        sorted((out / "songs").glob("*.json")) if keys is None else [_record_path(out, key) for key in keys]
-    )
+def read_records(out: Path) -> list[SongRecord]:
+    """The records of all songs, in the order of their names."""
+    paths = sorted((out / "songs").glob("*.json"))
     records = [record for path in paths if (record := _read_record(path, out)) is not None]
     return sorted(records, key=lambda record: record.song)
 
 
-def write_manifests(out: Path, records: Sequence[SongRecord], ending: str = "") -> None:
-    """Write OUT/SPLIT<ending>.jsonl of every split and OUT/left_out<ending>.jsonl anew."""
+def write_manifests(out: Path, records: Sequence[SongRecord]) -> None:
+    """Write OUT/SPLIT.jsonl of every split and OUT/left_out.jsonl anew."""
     for split in SPLITS:
         items = [item for record in records for item in record.items if item.split == split]
-        path = out / f"{split}{ending}.jsonl"
+        path = out / f"{split}.jsonl"
         if items or path.exists():
             write_manifest(path, items)
     lines = [{"song": record.song, "reason": record.reason} for record in records if record.reason]
@@ -134,7 +126,7 @@ def write_manifests(out: Path, records: Sequence[SongRecord], ending: str = "") 
         for file, reason in record.notes
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_text(out / LEFT_OUT_FILE.replace(".", f"{ending}.", 1), text)
+    write_text(out / LEFT_OUT_FILE, text)
 
 
 def _record_path(out: Path, key: str) -> Path:

@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from duotok.recipes.corpus.songs.segments import frame_levels, loud_level
 from duotok.recipes.separation.stems import Separator
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, stream_audio
+from duotok.tokenizer.common.audio import AUDIO_ENDINGS, SAMPLE_RATE_HZ, stream_audio
 from duotok.tokenizer.common.errors import AudioError, DataError
 from duotok.tokenizer.heads import STEMS
 
-AUDIO_ENDINGS = tuple(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64 .rf64".split())
 TRANSCRIPT_ENDINGS = (".lrc", ".srt", ".vtt", ".json")
 STEM_NAMES = {
     "vocal": ("vocal", "vocals"),

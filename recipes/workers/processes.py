@@ -1,9 +1,7 @@
-"""Work on many things in several processes; one that fails or kills its process does not stop the rest."""
+"""Work in several processes of this machine, in the order of the tasks."""
 
-import argparse
 import errno
 import multiprocessing
-import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,20 +11,17 @@ from typing import Any, TypeVar
 from duotok.tokenizer.common.errors import DataError, DuoTokError
 
 TaskT = TypeVar("TaskT")
+DIED = "its process died: too little memory (try fewer --workers), or a decoder that crashed"
 
 
-def run_all(
+def run_in_processes(
     tasks: Iterable[TaskT],
     work: Callable[[Any], Any],
-    *,
     workers: int,
-    start: Callable[..., object] | None = None,
-    arguments: tuple = (),
+    start: Callable[..., object] | None,
+    arguments: tuple,
 ) -> Generator[tuple[TaskT, Any], None, None]:
-    """Yield (task, result of work, or a text that says why there is none), in the order of the tasks.
-
-    start(*arguments) runs first in every process. A full disk is the one failure that ends the run.
-    """
+    """Do what `Workers.run` does, in so many processes."""
 
     def new_pool(size: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork after torch has threads can hang
@@ -73,20 +68,14 @@ def _result(future: Future) -> Any:
     error = future.exception()
     if error is None:
         return future.result()
-    if isinstance(error, BrokenProcessPool):
-        return "its process died: too little memory, or a decoder that crashed"
+    return DIED if isinstance(error, BrokenProcessPool) else tell_reason(error)
+
+
+def tell_reason(error: BaseException) -> str:
+    """Return why an item gave no result, in one line; raise DataError where the disk is at fault."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise DataError(
             f"cannot write: {error.strerror}; make room and run the same command again"
         ) from error
-    if isinstance(error, DuoTokError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """The type of an option --shard I/N: part I of N, I from 1 on."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 1 to N, for example 1/8")
-    return int(match[1]), int(match[2])
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, DuoTokError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,1 @@
+"""Who does work that maps over many items: processes here, or actors on a Ray cluster."""
