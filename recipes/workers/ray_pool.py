@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 TaskT = TypeVar("TaskT")
 _TRIES = 3  # of a task whose actor dies; a machine that leaves the cluster is no fault of the task
 _LOST_STARTS = 20  # of machines that go away; with more the cluster is of no use
+_KNOCK_SECONDS = 5.0
 _AHEAD = 4  # results per actor that wait for an earlier one, before no more tasks are handed out
 
 
@@ -42,14 +44,22 @@ def connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
+        _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"no Ray of this version answers at {address} ({told}); start one by 'ray start --head', or "
             "leave out --ray"
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens at an address with a port: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def run_on_ray(

@@ -91,10 +91,11 @@ def test_a_worker_that_cannot_start_is_one_line(cluster: Cluster) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_where_no_cluster_is() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_where_no_cluster_is(address: str) -> None:
     ray.shutdown()
-    with pytest.raises(ConfigError, match="no Ray of this version answers at auto") as caught:
-        list(Workers(ray="auto").run([1], int))
+    with pytest.raises(ConfigError, match=f"no Ray of this version answers at {address}") as caught:
+        list(Workers(ray=address).run([1], int))
     assert "\n" not in str(caught.value)
 
 
