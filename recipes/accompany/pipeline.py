@@ -25,7 +25,14 @@ from duotok.recipes.accompany.export import bring_notes_back, find_sung_notes, w
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, find_fade, join_prefix, mix_down
 from duotok.recipes.accompany.original import Take, describe_recording
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
-from duotok.recipes.accompany.rank import Composition, TrackReading, measure_fit, rank, read_track
+from duotok.recipes.accompany.rank import (
+    Composition,
+    TrackReading,
+    measure_fit,
+    measure_pulse,
+    rank,
+    read_track,
+)
 from duotok.recipes.accompany.repaint import (
     Repainting,
     begin_stretch,
@@ -323,7 +330,7 @@ class Accompanist:
                     again=arrangement and arrangement.again,
                     progress=tell,
                 )
-                found = self._judge(sung, together, candidates)
+                found = self._judge(sung, together, candidates, find_beats(plan))
                 for number, (composition, style) in enumerate(zip(found, manner, strict=True)):
                     shown = None if sheet is None else sheet[number]
                     compositions.append(replace(composition, style=style, sheet=shown))
@@ -369,13 +376,16 @@ class Accompanist:
         checkpoint = str(self.bundle.folder) if request.separator == OWN_SEPARATOR else None
         return open_separator(request.separator, checkpoint, str(self.device))
 
-    def _judge(self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates) -> list[Composition]:
+    def _judge(
+        self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates, beats_seconds: np.ndarray
+    ) -> list[Composition]:
         """What the candidates' codes say and how that fits what is sung."""
         nats = {name: getattr(candidates, name) for name in ("likelihood_nats", "information_nats")}
         compositions = []
         for number, (seed, codes) in enumerate(zip(seeds, candidates.codes, strict=True)):
             told = self._read_out(codes, "accompaniment")
             found = {name: float(values[number]) for name, values in nats.items() if values is not None}
+            found["pulse_bits"] = measure_pulse(told.mel[0], beats_seconds)
             fit = measure_fit(sung, read_track(told, "accompaniment"), **found)
             compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
         return compositions

@@ -13,6 +13,7 @@ from duotok.recipes.accompany.rank import (
     Fit,
     TrackReading,
     measure_fit,
+    measure_pulse,
     rank,
     read_track,
     sung_over_chords,
@@ -60,6 +61,20 @@ def spell(chord: int) -> torch.Tensor:
 
 def flags(seconds: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.resize(np.repeat(seconds, 10), BLOCKS) > 0)
+
+
+def test_a_pulse_is_what_begins_on_the_beats() -> None:
+    beats = np.arange(1.0, 7.0, 0.5)
+    mel = torch.full((800, 8), -4.0)
+    strokes = (100 * beats).astype(int)
+    for after in range(10):
+        mel[strokes + after] = -1.0 - 0.3 * after
+    on, near, off = (measure_pulse(mel, beats + shift) for shift in (0.0, 0.025, 0.25))
+    assert on is not None and near == pytest.approx(on) and on > 3
+    assert off is not None and off < 0
+    noise = measure_pulse(torch.randn(800, 8, generator=torch.Generator().manual_seed(0)), beats)
+    assert noise is not None and abs(noise) < 1
+    assert measure_pulse(torch.zeros(800, 8), beats) is None and measure_pulse(mel, beats[:3]) is None
 
 
 def test_chord_tones_are_likelier_than_others() -> None:
