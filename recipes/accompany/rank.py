@@ -184,7 +184,7 @@ def measure_fit(
 
 
 def measure_pulse(mel: Tensor, beats_seconds: np.ndarray) -> float | None:
-    """Return log2 of the spectral flux of mel [frames, bands] on beats [beats], each within 30 ms, over its mean.
+    """Return log2 of the flux of mel [frames, bands] on beats [beats], each within 30 ms, over its mean.
 
     None of a band that plays nothing new, and with fewer than four beats.
     """
