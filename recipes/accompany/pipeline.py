@@ -22,6 +22,7 @@ from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
 from duotok.recipes.accompany.export import bring_notes_back, find_sung_notes, write_exports
+from duotok.recipes.accompany.hearing import describe_length, describe_music, rounded
 from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, find_fade, join_prefix, mix_down
 from duotok.recipes.accompany.original import Take, describe_recording
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
@@ -53,9 +54,7 @@ from duotok.recipes.accompany.stages import STAGES, Progress, StageClock
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
-    describe_plan,
     find_beats,
-    find_rests,
     keep_rests,
     make_plan,
 )
@@ -66,18 +65,8 @@ from duotok.tokenizer.common.errors import AudioError, ConfigError
 from duotok.tokenizer.common.long_waves import peak
 from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.model import ReadOut
-from duotok.tokenizer.music.chroma import (
-    CHROMA_RATE_HZ,
-    active_segments,
-    at_chroma_rate,
-    correlate_chroma,
-    estimate_activity,
-    measure_chroma,
-)
-from duotok.tokenizer.music.harmony import estimate_chords, read_key
-from duotok.tokenizer.music.pitch import measure_coherence, sung_pitch
+from duotok.tokenizer.music.pitch import sung_pitch
 from duotok.tokenizer.music.score_reader import Note, Score
-from duotok.tokenizer.music.tempo import estimate_tempo, onset_envelope, track_beats
 from duotok.tokenizer.music.tuning import PitchClock
 
 _CANDIDATES_AT_ONCE = 8
@@ -385,8 +374,8 @@ class Accompanist:
         for number, (seed, codes) in enumerate(zip(seeds, candidates.codes, strict=True)):
             told = self._read_out(codes, "accompaniment")
             found = {name: float(values[number]) for name, values in nats.items() if values is not None}
-            found["pulse_bits"] = measure_pulse(told.mel[0], beats_seconds)
-            fit = measure_fit(sung, read_track(told, "accompaniment"), **found)
+            pulse = measure_pulse(told.mel[0], beats_seconds)
+            fit = measure_fit(sung, read_track(told, "accompaniment"), pulse_bits=pulse, **found)
             compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
         return compositions
 
@@ -447,7 +436,7 @@ class Accompanist:
                 sketches.request, sketches.plan, composition.style, composition.sheet
             )
             if pitch_clock is not None:
-                music = bring_back(music, pitch_clock) | _describe_length(vocal.wave)
+                music = bring_back(music, pitch_clock) | describe_length(vocal.wave)
             music["band"]["intro_seconds"] = round(sketches.intro_seconds, 3)
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
@@ -535,7 +524,7 @@ class Accompanist:
         with clock.stage("mix"):
             accompaniment, mix = join_stretch(stretch, wave, begin)
             report = describe_stretch(stretch, composition, wave, begin)
-            lufs = _rounded(measure_loudness(accompaniment), 2)
+            lufs = rounded(measure_loudness(accompaniment), 2)
             report["levels"] = {**report["levels"], "accompaniment_lufs": lufs}
             stems: Mapping[str, Tensor] = {}
             if request.stems and stretch.separator is not None:
@@ -633,74 +622,3 @@ def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
         f"the accompaniment is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
         f"clip; in the mix it is as asked{turned_down}"
     ]
-
-
-def describe_music(
-    *,
-    vocal: Tensor,
-    mixdown: Mixdown,
-    read_outs: Mapping[str, ReadOut],
-    pitches: np.ndarray,
-    plan: SongPlan | None = None,
-) -> dict[str, Any]:
-    """The musical part of report.json.
-
-    vocal: [2, samples]; read_outs: what the codes of "vocal" and "accompaniment" say, each a batch of one.
-    pitches: sung MIDI pitch. Tempo and beats are those of the plan; without one, what is heard.
-    """
-    heard = measure_chroma(mixdown.accompaniment)
-    coherence = measure_coherence(heard, pitches)
-    chromas = {track: told.chroma[0].cpu().double().numpy() for track, told in read_outs.items()}
-    activity = {track: estimate_activity(told.mel[0]) for track, told in read_outs.items()}
-    if plan is not None:
-        activity["accompaniment"] &= ~find_rests(plan.sheet)
-    sounding = {track: at_chroma_rate(active) for track, active in activity.items()}
-    played = chromas["accompaniment"]
-    keys = {t: read_key(chroma, CHROMA_RATE_HZ, t, sounding=sounding[t]) for t, chroma in chromas.items()}
-    if plan is not None and not plan.has_singer:
-        keys["vocal"] = None
-    key = keys["accompaniment"] or keys["vocal"]
-    fifths = 0 if key is None else key.fifths
-    chords = estimate_chords(played, CHROMA_RATE_HZ, sounding=sounding["accompaniment"], fifths=fifths)
-    lead_sheet, beats = describe_plan(plan, fifths), find_beats(plan)
-    tempo_bpm = lead_sheet["tempo_bpm"] if lead_sheet is not None else None
-    if tempo_bpm is None:
-        envelope = onset_envelope(mixdown.accompaniment)
-        tempo_bpm = estimate_tempo(envelope)
-        beats = track_beats(envelope, tempo_bpm) if tempo_bpm is not None else beats
-    return {
-        **_describe_length(vocal),
-        "sample_rate_hz": SAMPLE_RATE_HZ,
-        "tempo_bpm": _rounded(tempo_bpm, 2),
-        "beats_seconds": [round(float(beat), 3) for beat in beats],
-        **{f"{track}_key": key and str(key) for track, key in keys.items()},
-        **{f"{track}_key_probability": key and _rounded(key.probability, 4) for track, key in keys.items()},
-        "chords": [[round(start, 3), round(end, 3), name] for start, end, name in chords],
-        "activity": {track: _describe_activity(active) for track, active in activity.items()},
-        "coherence": {
-            **{name: _rounded(getattr(coherence, name), 4) for name in ("score", "harmony", "in_key")},
-            "tokens_to_sound_chroma_correlation": _rounded(correlate_chroma(played, heard), 4),
-        },
-        "levels": {
-            name: _rounded(getattr(mixdown, name), 2)
-            for name in ("vocal_lufs", "accompaniment_lufs", "mix_gain_db")
-        },
-        "lead_sheet": lead_sheet,
-    }
-
-
-def _describe_length(wave: Tensor) -> dict[str, Any]:
-    return {"seconds": round(wave.shape[-1] / SAMPLE_RATE_HZ, 6), "samples": wave.shape[-1]}
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    """JSON knows no infinity: a level of silence becomes null."""
-    return round(value, digits) if value is not None and math.isfinite(value) else None
-
-
-def _describe_activity(active: np.ndarray) -> dict[str, Any]:
-    segments = active_segments(active)
-    return {
-        "share": round(float(np.mean(active)), 4) if len(active) else 0.0,
-        "segments_seconds": [[round(start, 3), round(end, 3)] for start, end in segments],
-    }

@@ -39,7 +39,7 @@ WEIGHTS = {
     "information_bits": 0.1,
     "support": 0.5,
     "noise": -0.5,
-    "pulse_bits": 0.15,  # chosen on the same songs, 24 times four candidates in different styles
+    "pulse_bits": 0.1,  # chosen on the same songs, 24 times four candidates in different styles
     "joint_bits": 0.5,  # by judgement: a tenth of a bit in each code that follows is as 5 % out of key
 }
 _MEL_RATE_HZ = 100.0

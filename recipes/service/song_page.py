@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from duotok.recipes.accompany.arrangement import settle_band
 from duotok.recipes.accompany.output import EXPORTED
-from duotok.recipes.accompany.progress import STAGE_NAMES
 from duotok.recipes.accompany.request import METER_NAMES, STEMS
+from duotok.recipes.accompany.stages import STAGE_NAMES
 from duotok.recipes.service.queue import ENDED, Song, SongQueue, UnknownSongError
 from duotok.recipes.service.settings import check_recording, check_settings, make_request, read_request
 from duotok.recipes.service.song_picture import chart_text, draw_song, file_peaks, wave_peaks

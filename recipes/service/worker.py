@@ -22,6 +22,7 @@ from duotok.tokenizer.common.files import read_json
 
 if TYPE_CHECKING:
     from duotok.recipes.accompany.pipeline import Accompanist, Sketches
+    from duotok.recipes.accompany.repaint import Repainting
 
 _OFTEN_SECONDS = 0.2  # between two notes of the same stage
 _IDLE_SECONDS = 1.0  # after which a worker looks whether it is still wanted
@@ -103,7 +104,7 @@ class Workers:
         return read_json(work / REPORT)
 
 
-def describe_ranking(sketches: "Sketches") -> list[dict[str, Any]]:
+def describe_ranking(sketches: "Sketches | Repainting") -> list[dict[str, Any]]:
     """The candidates of a song before they are sound, best first, as the report describes them later."""
     return [
         {"rank": rank, "seed": each.seed, "style": each.style, "ranking": each.fit.describe()}

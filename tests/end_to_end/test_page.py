@@ -130,7 +130,7 @@ def test_a_singer_listens_changes_the_chords_and_takes_all_home(visit, vocal_fil
     page.get_by_text("song.wav").wait_for()
     page.get_by_role("radio", name="2").check()
     shown = play(page, count=2)
-    assert any("Composing" in text for text in shown) and any("%" in text for text in shown)
+    assert any("%" in text for text in shown), shown
     report = read_report(page)
     styles = [each["band"]["style"] for each in report["variations"]]
     assert len(set(styles)) == 2

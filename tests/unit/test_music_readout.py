@@ -5,8 +5,8 @@ import torch
 from duotok.lm.sheet.columns import write_sheet
 from duotok.lm.sheet.plan import SongPlan
 from duotok.lm.sheet.timeline import TimeLine, places_between
+from duotok.recipes.accompany.hearing import describe_music
 from duotok.recipes.accompany.mix import mix_down
-from duotok.recipes.accompany.pipeline import describe_music
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import (
