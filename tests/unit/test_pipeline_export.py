@@ -234,9 +234,12 @@ def test_what_cannot_be_exported_is_told_first(tiny_components, tmp_path, monkey
         Request(vocal="song.wav", export=("pdf",))
     parts = {name: folder for name, folder in tiny_components.items() if name != "score_reader"}
     accompanist = Accompanist.from_pretrained(assemble_bundle(tmp_path / "bundle", **parts))
-    for fields in ({"export": ("midi",)}, {"play": INSTALLED}):
+    for asked in (
+        Request(vocal=torch.rand(1, SAMPLE_RATE_HZ), export=("midi",)),
+        Request(vocal=torch.rand(1, SAMPLE_RATE_HZ), play=INSTALLED),
+    ):
         with pytest.raises(ConfigError, match="reads no score"):
-            accompanist.compose(torch.rand(1, SAMPLE_RATE_HZ), **fields)
+            accompanist.compose(asked)
     with pytest.raises(DataError, match=r"missing\.sf3 does not exist"):
         Request(vocal="song.wav", play="missing.sf3")
     monkeypatch.setattr(requests, "find_spec", lambda name: None)

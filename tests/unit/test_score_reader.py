@@ -176,7 +176,7 @@ def test_the_recipe_learns_and_its_result_reads(
     pytest.importorskip("tinysoundfont", reason="tinysoundfont is not installed")
     monkeypatch.setattr(sound_font, "SOUND_FONT_FOLDERS", (str(font.parent),))
     parts = {**tiny_components, "score_reader": tmp_path / "run" / "final"}
-    bundle = assemble_bundle(tmp_path / "bundle", **parts)
+    bundle = assemble_bundle(tmp_path / "bundle", half=False, **parts)
     asked = Settings(
         corpus=tiny_corpus, bundle=bundle, items=2, seconds=4, tokens=tokens, manifest=data["manifest"]
     )
