@@ -306,11 +306,11 @@ class Accompanist:
         if self.bundle.score_reader is None and ("midi" in request.export or request.play is not None):
             option = "--play" if request.play is not None else "midi of --export"
             raise ConfigError(f"this model reads no score out of what it plays; leave out {option}")
-        players, no_players = find_players(request.play)
         separator = self._open_separator(request)
         clock = StageClock(progress)
         if request.repaint is not None:
             return self._compose_stretch(request, settings, separator, clock)
+        players, no_players = find_players(request.play)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
             vocal, wishes, intro = self._lead_in(vocal, request)

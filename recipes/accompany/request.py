@@ -58,6 +58,7 @@ _SETTLED = {
     "key": "--key",
     "meter": "--meter",
     "accompaniment_db": "--level",
+    "play": "--play",
 }
 _SHORTEST_STRETCH_SECONDS = 0.5
 
