@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,3 +269,39 @@ def make_shards() -> Callable[..., TokenShards]:
         return TokenShards(folder)
 
     return write
+
+
+def _chunk(name: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def _write_font(path: Path) -> Path:
+    """A sound font whose three presets are one tone, at its own pitch the A of 440 Hz."""
+    tone = (12_000 * np.sin(2 * np.pi * np.arange(44_000) / 100)).astype("<i2").tobytes() + b"\0" * 92
+    presets = [(0, 0), (32, 0), (0, 128)]
+    headers = [
+        struct.pack("<20s3H3I", f"p{number}".encode(), *place, number, 0, 0, 0)
+        for number, place in enumerate(presets)
+    ]
+    end = struct.pack("<20s3H3I", b"EOP", 0, 0, len(presets), 0, 0, 0)
+    bags = b"".join(struct.pack("<2H", number, 0) for number in range(len(presets) + 1))
+    generators = struct.pack("<2H", 41, 0) * len(presets) + bytes(4)
+    sample = struct.pack("<20s5IBb2H", b"tone", 0, 44_000, 1_000, 43_000, 44_000, 69, 0, 0, 1)
+    tables = (
+        _chunk(b"phdr", *headers, end), _chunk(b"pbag", bags), _chunk(b"pmod", bytes(10)),
+        _chunk(b"pgen", generators), _chunk(b"inst", struct.pack("<20sH20sH", b"i", 0, b"EOI", 1)),
+        _chunk(b"ibag", struct.pack("<4H", 0, 0, 2, 0)), _chunk(b"imod", bytes(10)),
+        _chunk(b"igen", struct.pack("<4H", 54, 1, 53, 0), bytes(4)),
+        _chunk(b"shdr", sample, bytes(46)),
+    )  # fmt: skip
+    told = _chunk(b"LIST", b"INFO", _chunk(b"ifil", struct.pack("<2H", 2, 1)), _chunk(b"INAM", b"tone\0\0"))
+    data = _chunk(b"LIST", b"sdta", _chunk(b"smpl", tone))
+    path.write_bytes(_chunk(b"RIFF", b"sfbk", told, data, _chunk(b"LIST", b"pdta", *tables)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def font(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a sound font that has little in it."""
+    return _write_font(tmp_path_factory.mktemp("font") / "tone.sf2")

@@ -5,11 +5,11 @@ what sounds before the first bar line is in a pick-up bar, so that files and wav
 """
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from scipy.ndimage import median_filter
 
 from duotok.recipes.accompany.output import EXPORTED, exported_name
+from duotok.renderer.sound_font import Part
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 from duotok.tokenizer.common.files import whole_file, write_text
 from duotok.tokenizer.music.labels import NO_CHORD, count_fifths, key_of, name_chord, name_note, nearest_triad
@@ -38,6 +39,7 @@ _PROGRAMS = {
     "disco": (0, 33, 0), "shuffle": (32, 32, 16),
 }  # fmt: skip
 _USUAL_PROGRAMS, _SINGER_PROGRAM = (0, 33, 0), 53
+LEAD = "lead"  # the track of what is sung
 _DRUM_CHANNEL = 9
 _SUNG_FRAMES = 4  # of the shortest note that is sung
 _SUNG_SEMITONES = 0.7  # from the last note, from which on it is another: vibrato is none
@@ -108,7 +110,7 @@ def _lay_out(
     lines = lines or [0.0]
     bars: list[tuple[int, int]] = []
     times: list[float] = []
-    for first, last in pairwise(lines):
+    for first, last in itertools.pairwise(lines):
         inside = [beat for beat in beats if first + _SAME_SECONDS < beat < last - _SAME_SECONDS]
         bars.append((len(times), 1 + len(inside)))
         times += [first, *inside]
@@ -278,36 +280,46 @@ def write_midi(path: Path, outline: Outline, score: Score, melody: Sequence[Note
         if text:
             events.append((round(outline.ticks(start)), MetaMessage("marker", text=text)))
     file.tracks.append(MidiTrack(_in_order(events, round(outline.ticks(outline.seconds)))))
-    kit, bass, keys = _PROGRAMS.get(outline.style or "", _USUAL_PROGRAMS)
-    for name, notes, channel, program in (
-        ("drums", score.get("drums", ()), _DRUM_CHANNEL, kit),
-        ("bass", score.get("bass", ()), 0, bass),
-        ("keys", score.get("other", ()), 1, keys),
-        ("singer", melody, 2, _SINGER_PROGRAM),
-    ):
-        file.tracks.append(MidiTrack(_play(name, notes, channel, program, outline)))
+    channels = itertools.count()
+    for name, part in {**cast_parts(score, outline.style), LEAD: _as_part(_SINGER_PROGRAM, melody)}.items():
+        channel = _DRUM_CHANNEL if part.is_drums else next(channels)
+        file.tracks.append(MidiTrack(_play(name, part, channel, outline)))
     with whole_file(path) as temporary:
         file.save(temporary)
 
 
-def _play(name: str, notes: Sequence[Note], channel: int, program: int, outline: Outline) -> list[Any]:
+def cast_parts(score: Score, style: str | None) -> dict[str, Part]:
+    """Who plays what of a score: drums, bass and keys, by the General MIDI programs of a style."""
+    kit, bass, keys = _PROGRAMS.get(style or "", _USUAL_PROGRAMS)
+    return {
+        "drums": _as_part(kit, score.get("drums", ()), is_drums=True),
+        "bass": _as_part(bass, score.get("bass", ())),
+        "keys": _as_part(keys, score.get("other", ())),
+    }
+
+
+def _as_part(program: int, notes: Sequence[Note], *, is_drums: bool = False) -> Part:
+    return Part(program=program, is_drums=is_drums, notes=list[tuple[float, float, int, int]](notes))
+
+
+def _play(name: str, part: Part, channel: int, outline: Outline) -> list[Any]:
     """The messages of a track."""
     from mido import Message, MetaMessage
 
     events: list[tuple[int, Any]] = [
         (0, MetaMessage("track_name", name=name)),
-        (0, Message("program_change", channel=channel, program=program)),
+        (0, Message("program_change", channel=channel, program=part.program)),
     ]
     by_pitch: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for note in sorted(notes):
-        start = round(outline.ticks(max(0.0, note.start)))
-        end = max(start + 1, round(outline.ticks(min(note.end, outline.seconds))))
-        earlier = by_pitch[note.pitch]
+    for start_seconds, end_seconds, pitch, velocity in sorted(part.notes):
+        start = round(outline.ticks(max(0.0, start_seconds)))
+        end = max(start + 1, round(outline.ticks(min(end_seconds, outline.seconds))))
+        earlier = by_pitch[pitch]
         if earlier and earlier[-1][0] == start:
             continue
         if earlier and earlier[-1][1] > start:
             earlier[-1] = (earlier[-1][0], start, earlier[-1][2])
-        earlier.append((start, end, note.velocity))
+        earlier.append((start, end, velocity))
     for pitch, spans in by_pitch.items():
         for start, end, velocity in spans:
             on = Message("note_on", channel=channel, note=pitch, velocity=velocity)

@@ -15,6 +15,7 @@ from duotok.recipes.accompany.bundle import default_bundle, read_bundle_descript
 from duotok.recipes.accompany.output import EXPORTED, FORMATS, OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
+    INSTALLED,
     METER_NAMES,
     OWN_SEPARATOR,
     STEMS,
@@ -95,6 +96,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
     text = f"write any of {', '.join(EXPORTED)}, with commas between, or all: the score, chords, a click"
     add("--export", type=_split_exports, default=(), metavar="KINDS", help=text)
+    text = (
+        "play the score by a sound font as well: .sf2, .sf3, .sfz (default: an installed one), stem by stem"
+    )
+    add("--play", nargs="?", const=INSTALLED, metavar="FONT", help=text)
 
     add = group(
         "sampling", "how chance composes; defaults are those of the model in the package"
@@ -145,6 +150,7 @@ def _generate(out: Path | None, model: str | None, device: str, progress: bool, 
         separated=request.mix is not None,
         format=request.format or "wav",
         exports=request.export,
+        played=request.play is not None,
     )
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist

@@ -1,10 +1,11 @@
 """The waves on both sides of the model: the vocal, read and checked, and its mix with the band."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,6 +249,23 @@ def find_fade(seconds: float) -> float:
 def fall(samples: int) -> Tensor:
     """Weights [samples] that fall from 1 to 0 along half a cosine, the last one 0."""
     return (0.5 + 0.5 * torch.linspace(0, math.pi, samples + 1, dtype=torch.float64)[1:].cos()).float()
+
+
+def level_parts(parts: Mapping[str, np.ndarray], lufs: float) -> dict[str, Tensor]:
+    """Parts of a band, each [2, samples], under one gain: their sum gets a loudness, and fades at its end.
+
+    The sum stays below full scale; silence stays as it is.
+    """
+    waves = {name: torch.from_numpy(wave) for name, wave in parts.items()}
+    if not waves:
+        return {}
+    total = torch.stack(list(waves.values())).sum(dim=0)
+    change_db = lufs - measure_loudness(total)
+    gain = 10 ** (change_db / 20) if math.isfinite(change_db) else 1.0
+    gain *= _peak_gain(total * gain)
+    for wave in waves.values():
+        _fade_end(wave, _FADE_SECONDS)
+    return {name: wave * gain for name, wave in waves.items()}
 
 
 def _fade_end(wave: Tensor, seconds: float) -> None:

@@ -33,7 +33,7 @@ FORMATS = {
     "flac": (".flac", "PCM_24", 6.1),
     "mp3": (".mp3", "MPEG_LAYER_III", 1.0),
 }
-_STEMS = ("drums", "bass", "other")
+_STEMS, _PLAYED = ("drums", "bass", "other"), ("drums", "bass", "keys")
 _WORK_NAME = re.compile(r"\.duotok-[0-9a-f]{12}")
 _HEADER_BYTES, _REPORT_BYTES = 100, 20_000
 _CODES_BYTES = 2_000  # and 18 for each of 25 frames a second
@@ -268,6 +268,7 @@ def expected_files(
     separated: bool = False,
     format: str = "wav",
     exports: Iterable[str] = (),
+    played: bool = False,
 ) -> dict[str, int]:
     """Name -> bytes of what `generate` writes for a vocal of so many samples, without report.json."""
     ending, _, width = FORMATS[format]
@@ -276,6 +277,9 @@ def expected_files(
     files = {f"{kind}{end}{ending}": plain for kind in ("accompaniment", "mix") for end in ["", *suffixes]}
     if stems:
         files |= {f"accompaniment-{stem}{suffix}.wav": exact for stem in _STEMS for suffix in suffixes}
+    if played:
+        files |= {f"played-{part}{suffix}.wav": exact for part in _PLAYED for suffix in suffixes}
+        files |= {f"played{suffix}{ending}": plain for suffix in suffixes}
     if separated:
         files[f"separated-vocal{ending}"] = plain
     files |= {f"codes{end}.safetensors": _CODES_BYTES + samples // 80 for end in ["", *suffixes]}

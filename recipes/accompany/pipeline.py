@@ -21,9 +21,24 @@ from duotok.lm.contract import Candidates, SamplingConfig
 from duotok.lm.sheet.plan import SongPlan
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band, settle_band
 from duotok.recipes.accompany.bundle import Bundle, load_bundle
-from duotok.recipes.accompany.export import bring_notes_back, find_sung_notes, write_exports
+from duotok.recipes.accompany.export import (
+    Outline,
+    bring_notes_back,
+    cast_parts,
+    find_sung_notes,
+    place_on_grid,
+    write_exports,
+)
 from duotok.recipes.accompany.hearing import describe_length, describe_music, rounded
-from duotok.recipes.accompany.mix import Mixdown, Vocal, check_vocal, find_fade, join_prefix, mix_down
+from duotok.recipes.accompany.mix import (
+    Mixdown,
+    Vocal,
+    check_vocal,
+    find_fade,
+    join_prefix,
+    level_parts,
+    mix_down,
+)
 from duotok.recipes.accompany.original import Take, describe_recording
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
 from duotok.recipes.accompany.rank import (
@@ -45,6 +60,7 @@ from duotok.recipes.accompany.repaint import (
 )
 from duotok.recipes.accompany.request import (
     DEVICES,
+    INSTALLED,
     OWN_SEPARATOR,
     GenerationSettings,
     Request,
@@ -60,8 +76,9 @@ from duotok.recipes.accompany.wishes import (
 )
 from duotok.recipes.separation.adapters import open_separator
 from duotok.recipes.separation.stems import Separator
+from duotok.renderer.sound_font import Players
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
-from duotok.tokenizer.common.errors import AudioError, ConfigError
+from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
 from duotok.tokenizer.common.long_waves import peak
 from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.model import ReadOut
@@ -92,6 +109,7 @@ class Sketches:
     arrangement: Arrangement | None  # of the plan
     prefix_frames: int  # how many codes were given
     separator: Separator | None  # where the mix or stems ask for one
+    players: Players | None  # where the score is played as well
     clock: "StageClock"
 
 
@@ -104,6 +122,7 @@ class Accompaniment:
     take: Take  # what was played, and by which gains it is heard
     report: dict[str, Any]  # ready for JSON
     stems: Mapping[str, Tensor] = field(default_factory=dict)  # drums, bass, other [2, samples], if asked for
+    played: Mapping[str, Tensor] = field(default_factory=dict)  # parts [2, samples] by a font, if asked for
     separated_vocal: Tensor | None = None  # [2, samples], of a mix
     format: str = "wav"  # that it is written in, one of FORMATS
     exports: tuple[str, ...] = ()  # see Request.export
@@ -131,6 +150,7 @@ class Accompaniment:
             "separated": separated,
             "format": self.format,
             "exports": self.exports,
+            "played": bool(self.played),
         }
         expected = expected_files(self.mix.shape[-1], **options)
         with OutputFolder(folder, expected) as output:
@@ -148,6 +168,12 @@ class Accompaniment:
             for stem, wave in self.stems.items():
                 # Floats: the sum stays exact, and a stem may exceed full scale where two of them cancel.
                 write_audio(folder / names[stem], wave, subtype="FLOAT")
+        if self.played:
+            report = {**report, "played": {part: f"played-{part}{suffix}.wav" for part in self.played}}
+            for part, wave in self.played.items():
+                write_audio(folder / report["played"][part], wave, subtype="FLOAT")
+            together = torch.stack(list(self.played.values())).sum(dim=0)
+            write_audio(folder / f"played{suffix}{ending}", together, subtype=subtype)
         if self.separated_vocal is not None:
             write_audio(folder / f"separated-vocal{ending}", self.separated_vocal, subtype=subtype)
         write_audio(folder / f"accompaniment{suffix}{ending}", self.accompaniment, subtype=subtype)
@@ -266,12 +292,14 @@ class Accompanist:
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
         request = settle_band(request.read(), self.bundle.lm.band)
         settings = request.settings(self.bundle.defaults)
-        if "midi" in request.export and self.bundle.score_reader is None:
-            raise ConfigError("this model reads no score out of what it plays; leave midi out of --export")
+        if self.bundle.score_reader is None and ("midi" in request.export or request.play is not None):
+            option = "--play" if request.play is not None else "midi of --export"
+            raise ConfigError(f"this model reads no score out of what it plays; leave out {option}")
         separator = self._open_separator(request)
         clock = StageClock(progress)
         if request.repaint is not None:
             return self._compose_stretch(request, settings, separator, clock)
+        players, no_players = find_players(request.play)
         with clock.stage("listen"):
             vocal = _find_vocal(request, separator)
             vocal, wishes, intro = self._lead_in(vocal, request)
@@ -290,11 +318,11 @@ class Accompanist:
             rate_hz = self.bundle.tokenizer.frame_rate_hz
             played = prefix if isinstance(prefix, Tensor) else None
             plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes, played)
-            if request.export and plan is None:
-                raise ConfigError("this model plays from no lead sheet; leave out --export")
+            if (request.export or players is not None) and plan is None:
+                raise ConfigError("this model plays from no lead sheet; leave out --export and --play")
             arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
             confused = () if plan is None else plan.warnings
-            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused))
+            vocal = replace(vocal, warnings=(*vocal.warnings, *wishes.warnings, *confused, *no_players))
         seeds = _count_seeds(request, settings)
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = _choose_sampling(settings)
@@ -340,6 +368,7 @@ class Accompanist:
             arrangement=arrangement,
             prefix_frames=0 if given is None else len(given),
             separator=separator,
+            players=players,
             clock=clock,
         )
 
@@ -442,7 +471,8 @@ class Accompanist:
             if sketches.request.stems and sketches.separator is not None:
                 stems = _split(mixdown.accompaniment, sketches.separator)
         exports, score, melody = sketches.request.export, {}, list[Note]()
-        if "midi" in exports and self.bundle.score_reader is not None:
+        players, played = sketches.players, dict[str, Tensor]()
+        if self.bundle.score_reader is not None and ("midi" in exports or players is not None):
             score = dict(self.bundle.score_reader.read(features))
         if exports:
             melody = find_sung_notes(sketches.pitches)
@@ -463,6 +493,10 @@ class Accompanist:
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
             "warnings": [*vocal.warnings, *_warn_of_level(mixdown, sketches.request.accompaniment_db)],
         }
+        if players is not None:
+            outline = Outline.of_report(report)
+            parts = cast_parts(place_on_grid(score, outline), outline.style)
+            played = level_parts(players.play(parts, outline.seconds), mixdown.accompaniment_lufs)
         take = Take(
             codes=codes,
             vocal_codes=sketches.vocal_codes,
@@ -482,6 +516,7 @@ class Accompanist:
             take=take,
             report=report,
             stems=stems,
+            played=played,
             separated_vocal=None if sketches.request.mix is None else vocal.wave,
             format=sketches.request.format or "wav",
             exports=exports,
@@ -589,6 +624,18 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ConfigError(f"there is no {name} device here; use --device cpu")
     return torch.device(name)
+
+
+def find_players(font: str | Path | None) -> tuple[Players | None, list[str]]:
+    """What plays a score, as Request.play has it, and what to say where no font is installed."""
+    if font is None:
+        return None, []
+    try:
+        return Players(None if font == INSTALLED else font), []
+    except DataError as error:
+        if font != INSTALLED:
+            raise
+        return None, [f"the score is not played: {error}"]
 
 
 def _find_vocal(request: Request, separator: Separator | None) -> Vocal:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN_SEPARATOR = "mask-head"  # part of the model, so that nothing else must be installed
 METER_NAMES = {2: "2/4", 3: "3/4", 4: "4/4", 6: "6/8"}  # beats of a bar -> how it is written
+INSTALLED = "installed"  # sound font of which only that it is there is known
 STEMS = ("drums", "bass", "chords")  # that a band may do without
 # Lowest and highest value of every number; whole numbers where the limits are.
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -57,6 +58,7 @@ _SETTLED = {
     "key": "--key",
     "meter": "--meter",
     "accompaniment_db": "--level",
+    "play": "--play",
 }
 _SHORTEST_STRETCH_SECONDS = 0.5
 
@@ -96,6 +98,7 @@ class Request:
     format: str | None = None
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well
     export: tuple[str, ...] = ()  # which of EXPORTED are written beside the sound
+    play: str | Path | None = None  # font that plays the band's score as well; INSTALLED: one that is there
     prefix: "str | Path | Tensor | None" = None  # a given start of the accompaniment, shorter than the song
     tempo_bpm: float | None = None  # None: as it is sung
     downbeat_seconds: float | None = None  # where a bar begins; None: where it seems to
@@ -157,6 +160,10 @@ class Request:
                     raise ConfigError(
                         f"{package}, which writes {kind}, is missing; in the checkout: pip install '.[score]'"
                     )
+        if self.play not in (None, INSTALLED):
+            from duotok.renderer.sound_font import find_sound_font
+
+            find_sound_font(self.play)
         if self.separator != OWN_SEPARATOR:
             from duotok.recipes.separation.adapters import require_separator
 

@@ -5,7 +5,8 @@ PART is one of MODULES, or all. Only DIR/test.jsonl is read; settings are chosen
 figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
 has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
-"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played.
+"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played; "notes" with
+the same options measures the score that is read out of codes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
 # Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "style", "sweep")
+_ALONE = ("whole", "tempo", "style", "notes", "sweep")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
@@ -59,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
     parser.add_argument(
-        "--tokens", type=Path, help="style: folder of training tokens that its probes learn from"
+        "--tokens",
+        type=Path,
+        help="style, notes: folder of training tokens, of which held-out songs are measured",
     )
-    parser.add_argument(
-        "--manifest", type=Path, help="style: of these tokens (default: the corpus' train.jsonl)"
-    )
+    parser.add_argument("--manifest", type=Path, help="of these tokens (default: the corpus' train.jsonl)")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"

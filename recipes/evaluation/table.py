@@ -180,6 +180,13 @@ bars with drums / bass / chords heard, generated
 the same, each asked to be left out
     style.bars_with_drums_without_drums style.bars_with_bass_without_bass \
 style.bars_with_chords_without_chords | {:.2f} | about 0
+# The band's score (`score notes`)
+onsets within 50 ms of drums / bass / the rest, F
+    notes.onset_f_{drums,bass,other} | {:.2f} | 0.75, 0.70, 0.55
+what sounds of the rest, F
+    notes.frame_f_other | {:.2f} | 0.75
+chroma correlation of the score by a sound font with the band it was read from
+    notes.chroma_correlation_by_font | {:.2f} | 0.80
 # Tokenizer (vocal / accompaniment)
 chroma read out of the codes, correlation
     tokenizer.{vocal,accompaniment}_chroma_correlation | {:.2f} | higher

@@ -37,8 +37,10 @@ from duotok.tokenizer.music.score_reader import (
 
 ONSET_TOLERANCE_SECONDS = 0.05
 _ONSET_WEIGHT = 3.0  # of what is struck over what is not
-_THRESHOLDS = np.arange(0.2, 0.7, 0.075)  # that are tried
-_VALIDATION_ITEMS, _FITTED_ITEMS = 12, 40
+# Of the losses: what sounds is easier to learn than when it was struck, and has more to be learned.
+_LOSS_WEIGHTS = {"onset_nats": 2.0, "frame_nats": 1.0, "velocity_nats": 0.5}
+_THRESHOLDS = np.arange(0.1, 0.6, 0.05)  # that are tried
+_VALIDATION_ITEMS, _FITTED_ITEMS = 8, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ def build(config: Config) -> Task:
     check_tokens(shards, str(tokenizer.fingerprint))
     bands = {item.id: score_of(item) for item in read_manifest(config.data.manifest) if item.band}
     songs = [song for song in shards.index.songs if song.id in bands]
-    trained, held_out = split_songs(songs[: config.data.items], config.data.hold_out)
+    trained, fitted, _ = split_three_ways(songs[: config.data.items], config.data.hold_out)
     if not trained:
         raise DataError(f"no item of {config.data.manifest} with the notes of a band is in {shards.folder}")
     sizes = {"feature_dim": tokenizer.dim, "frame_rate_hz": tokenizer.frame_rate_hz}
@@ -90,28 +92,39 @@ def build(config: Config) -> Task:
         return [(reader.listen(source.features(song)), bands[song.id]) for song in songs]
 
     def validate() -> dict[str, float]:
-        heard = listen(held_out[:_VALIDATION_ITEMS])
-        return measure(heard, reader.thresholds.tolist(), reader.rate_hz)
+        heard = listen(fitted[:: -(-len(fitted) // _VALIDATION_ITEMS)])
+        return measure(heard, fit_thresholds(heard, reader.rate_hz), reader.rate_hz)
 
     def export(folder: Path) -> None:
         finished = ScoreReader(reader.config)
         finished.load_state_dict({name: tensor.cpu() for name, tensor in reader.state_dict().items()})
         finished.tokenizer_fingerprint = reader.tokenizer_fingerprint
-        if held_out:
+        if fitted:
             reader.eval()
             finished.thresholds[:] = torch.tensor(
-                fit_thresholds(listen(held_out[:_FITTED_ITEMS]), reader.rate_hz)
+                fit_thresholds(listen(fitted[:_FITTED_ITEMS]), reader.rate_hz)
             )
-        finished.save_pretrained(folder, half=True, extra={"songs": len(trained)})
+        finished.save_pretrained(
+            folder, half=True, extra={"songs": len(trained), "hold_out": config.data.hold_out}
+        )
 
     return Task(
         objective=ScoreObjective(reader),
         make_batch=source.make_batch,
         export=export,
-        validate=validate if held_out else None,
+        validate=validate if fitted else None,
         unit="steps",
         count_units=lambda batch: batch["onsets"].shape[0] * batch["onsets"].shape[1],
     )
+
+
+def split_three_ways(
+    songs: Sequence[TokenSong], hold_out: float
+) -> tuple[list[TokenSong], list[TokenSong], list[TokenSong]]:
+    """What is trained on, what thresholds are chosen by, and what nothing is, for a test; by whole songs."""
+    trained, held_out = split_songs(songs, hold_out)
+    untouched, fitted = split_songs(held_out, hold_out / 2)
+    return trained, fitted, untouched
 
 
 def score_of(item: Item) -> Score:
@@ -234,7 +247,8 @@ class ScoreObjective(nn.Module):
             )
             / steps,
         }
-        return {"total": torch.stack(list(nats.values())).sum(), **nats}
+        weighted = [_LOSS_WEIGHTS[name] * loss for name, loss in nats.items()]
+        return {"total": torch.stack(weighted).sum(), **nats}
 
 
 Heard = Sequence[tuple[Mapping[str, np.ndarray], Score]]  # what a reader says of songs, and what is played

@@ -12,7 +12,7 @@ import soundfile
 
 from duotok.recipes.corpus.manifest import read_manifest
 from duotok.recipes.corpus.popband import __main__ as popband
-from duotok.recipes.corpus.popband.rendering import ItemMaker, Order, find_sound_font
+from duotok.recipes.corpus.popband.rendering import ItemMaker, Order
 from duotok.recipes.corpus.popband.voicebank import (
     BANDS,
     NOISE_BANDS,
@@ -25,6 +25,7 @@ from duotok.recipes.corpus.popband.voices import VOICES
 from duotok.recipes.corpus.scores import song as scores
 from duotok.recipes.lm.tokenize import encode_items, read_waves
 from duotok.recipes.lm.tokens import TokenShards
+from duotok.renderer.sound_font import find_sound_font
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import DuoTokenizer
 

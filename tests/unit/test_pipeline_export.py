@@ -14,10 +14,12 @@ from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.recipes.accompany.export import Outline, find_sung_notes, place_on_grid, write_exports
 from duotok.recipes.accompany.output import EXPORTED
 from duotok.recipes.accompany.pipeline import Accompanist
-from duotok.recipes.accompany.request import Request
+from duotok.recipes.accompany.request import INSTALLED, Request
 from duotok.recipes.accompany.wishes import read_chart
+from duotok.renderer import sound_font
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
-from duotok.tokenizer.common.errors import ConfigError
+from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.music.score_reader import Note
 
 
@@ -198,12 +200,13 @@ def test_sung_notes_are_found():
     assert found[-1].end == pytest.approx(2.84) and find_sung_notes(np.full(9, np.nan)) == []
 
 
-def test_the_band_is_exported(tiny_bundle, tmp_path):
+def test_the_band_is_exported_and_played(tiny_bundle, font, tmp_path, monkeypatch):
+    pytest.importorskip("tinysoundfont", reason="tinysoundfont is not installed")
     accompanist = Accompanist.from_pretrained(tiny_bundle)
     time = torch.arange(3 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     vocal = 0.3 * torch.sin(2 * torch.pi * (226 + 3 * torch.sin(30 * time)) * time)[None]
     request = Request(
-        vocal=vocal, export=tuple(EXPORTED), variations=2, steps=1, tempo_bpm=120.0, tuning=30.0
+        vocal=vocal, export=tuple(EXPORTED), play=font, variations=2, steps=1, tempo_bpm=120.0, tuning=30.0
     )
     report = accompanist.write(request.read(), tmp_path)
     names = {"song-1.mid", "song-2.mid", "lead-sheet.musicxml", "chords.lab", "click.wav"}
@@ -212,7 +215,15 @@ def test_the_band_is_exported(tiny_bundle, tmp_path):
         m for track in mido.MidiFile(tmp_path / "song-2.mid").tracks for m in track if m.type == "note_on"
     ]
     assert len(notes) > 10 and {message.channel for message in notes} >= {0, 1, 9}
-    best = accompanist.accompany(request, variations=1, export=("lab",))
+    played = [read_audio(tmp_path / f"played{part}-2.wav") for part in ("", "-drums", "-bass", "-keys")]
+    assert (played[0] - sum(played[1:])).abs().max() < 1e-3 and played[0].shape == (2, vocal.shape[-1])
+    levels = [
+        measure_loudness(read_audio(tmp_path / f"{name}-2.wav")) for name in ("played", "accompaniment")
+    ]
+    assert levels[0] == pytest.approx(levels[1], abs=2.0)
+    monkeypatch.setattr(sound_font, "SOUND_FONT_FOLDERS", ())
+    best = accompanist.accompany(request, variations=1, export=("lab",), play=INSTALLED)
+    assert not best.played and any("no sound font" in warning for warning in best.report["warnings"])
     assert (best.save(tmp_path / "best") / "chords.lab").exists() and not (
         tmp_path / "best" / "song.mid"
     ).exists()
@@ -223,8 +234,14 @@ def test_what_cannot_be_exported_is_told_first(tiny_components, tmp_path, monkey
         Request(vocal="song.wav", export=("pdf",))
     parts = {name: folder for name, folder in tiny_components.items() if name != "score_reader"}
     accompanist = Accompanist.from_pretrained(assemble_bundle(tmp_path / "bundle", **parts))
-    with pytest.raises(ConfigError, match="reads no score"):
-        accompanist.compose(torch.rand(1, SAMPLE_RATE_HZ), export=("midi",))
+    for asked in (
+        Request(vocal=torch.rand(1, SAMPLE_RATE_HZ), export=("midi",)),
+        Request(vocal=torch.rand(1, SAMPLE_RATE_HZ), play=INSTALLED),
+    ):
+        with pytest.raises(ConfigError, match="reads no score"):
+            accompanist.compose(asked)
+    with pytest.raises(DataError, match=r"missing\.sf3 does not exist"):
+        Request(vocal="song.wav", play="missing.sf3")
     monkeypatch.setattr(requests, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"music21, which writes musicxml, .*\[score\]"):
         Request(vocal="song.wav", export=("lab", "musicxml"))

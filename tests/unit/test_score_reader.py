@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.recipes.accompany.bundle import assemble_bundle
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
+from duotok.recipes.evaluation.excerpts import Settings
+from duotok.recipes.evaluation.notes_part import measure_notes
 from duotok.recipes.lm import tokenize
 from duotok.recipes.tokenizer import train_score_reader as learn
 from duotok.recipes.tokenizer.train_score_reader import (
@@ -20,6 +23,7 @@ from duotok.recipes.tokenizer.train_score_reader import (
     measure,
     score_of,
 )
+from duotok.renderer import sound_font
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.music import score_reader
 from duotok.tokenizer.music.score_reader import Note, ScoreReader, ScoreReaderConfig, column_of, find_notes
@@ -146,7 +150,9 @@ def test_bad_settings_are_refused(broken):
         ScoreDataConfig(manifest="", tokenizer="", tokens="", **broken)
 
 
-def test_the_recipe_learns_and_its_result_reads(tiny_corpus, tiny_components, tmp_path, capsys):
+def test_the_recipe_learns_and_its_result_reads(
+    tiny_corpus, tiny_components, font, tmp_path, capsys, monkeypatch
+):
     tokenizer, tokens = tiny_components["tokenizer"], tmp_path / "tokens"
     notes = [(start, start + 0.4, 48, 80) for start in np.arange(0, 8, 0.5).tolist()]
     band = {
@@ -159,7 +165,7 @@ def test_the_recipe_learns_and_its_result_reads(tiny_corpus, tiny_components, tm
     common = [part for name in ("tokenizer", "manifest") for part in (f"--{name}", str(data[name]))]
     assert tokenize.main([*common, "--out", str(tokens)]) == 0
     settings = [part for name, path in data.items() for part in ("--set", f"data.{name}={path}")]
-    settings += ["--set", "data.hold_out=0.5", "--set", "train.validate_every=20"]
+    settings += ["--set", "data.hold_out=0.9", "--set", "train.validate_every=20"]
     assert learn.main([str(TINY), "--out", str(tmp_path / "run"), *settings]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [row["total"] for row in rows if "total" in row]
@@ -167,6 +173,16 @@ def test_the_recipe_learns_and_its_result_reads(tiny_corpus, tiny_components, tm
     reader = ScoreReader.from_pretrained(tmp_path / "run" / "final")
     assert reader.tokenizer_fingerprint and not (reader.thresholds == 0.5).all()
     assert set(reader.read(torch.randn(30, reader.config.feature_dim))) == {"drums", "bass", "other"}
+    pytest.importorskip("tinysoundfont", reason="tinysoundfont is not installed")
+    monkeypatch.setattr(sound_font, "SOUND_FONT_FOLDERS", (str(font.parent),))
+    parts = {**tiny_components, "score_reader": tmp_path / "run" / "final"}
+    bundle = assemble_bundle(tmp_path / "bundle", half=False, **parts)
+    asked = Settings(
+        corpus=tiny_corpus, bundle=bundle, items=2, seconds=4, tokens=tokens, manifest=data["manifest"]
+    )
+    figures = measure_notes(asked)
+    assert figures["items"] >= 1 and 0 < figures["onset_f_drums"] <= 1
+    assert -1 <= figures["chroma_correlation_by_font"] <= 1
     capsys.readouterr()
     settings += ["--set", f"data.manifest={tiny_corpus / 'train.jsonl'}"]
     assert learn.main([str(TINY), "--out", str(tmp_path / "other"), *settings]) == 1

@@ -70,8 +70,8 @@ class ScoreReaderConfig:
     feature_dim: int = 192  # of the tokenizer
     frame_rate_hz: float = 25.0
     dim: int = 192
-    dilations: tuple[int, ...] = (1, 2, 4, 8)
-    dropout: float = 0.1
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # 5 s to each side: a bar or two tell of this one
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.feature_dim, self.dim, *self.dilations) < 1 or not self.frame_rate_hz > 0:

@@ -173,8 +173,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def make() -> None:
         workers = take_workers(vars(arguments))
-        from duotok.recipes.corpus.popband.rendering import Order, find_sound_font, prepare_voices
+        from duotok.recipes.corpus.popband.rendering import Order, prepare_voices
         from duotok.recipes.corpus.scores.sources import open_songs
+        from duotok.renderer.sound_font import find_sound_font
 
         order = Order(
             songs=arguments.songs,

@@ -7,12 +7,13 @@ Drum patterns: "X" accent, "x" stroke, "o" ghost stroke, "." rest. Bass: "R" roo
 "0".."5" one chord tone (arpeggio). Each style offers several variants of a pattern; an item draws one.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from duotok.recipes.corpus.popband.grooves import Grooves
 from duotok.recipes.corpus.scores.song import Excerpt
+from duotok.renderer.sound_font import Part
 from duotok.tokenizer.music.labels import parse_chord
 
 STROKES = {"X": 112, "x": 84, "o": 42}
@@ -178,21 +179,6 @@ STYLES = (
 def styles_for(beats_per_bar: int) -> list[Style]:
     """The styles that bars of so many beats can be played in."""
     return [style for style in STYLES if style.beats_per_bar == beats_per_bar]
-
-
-@dataclass(kw_only=True)
-class Part:
-    """One instrument: a General MIDI program (or a drum kit) and its notes."""
-
-    program: int
-    is_drums: bool = False
-    pan: float = 0.5  # 0 = left, 1 = right
-    notes: list[tuple[float, float, int, int]] = field(default_factory=list)  # start, end, pitch, velocity
-
-    def listed(self) -> list:
-        """The part as a manifest has it, times in milliseconds: `Item.band`."""
-        notes = [[round(start, 3), round(end, 3), int(pitch), int(v)] for start, end, pitch, v in self.notes]
-        return [self.program, self.is_drums, notes]
 
 
 @dataclass(frozen=True, kw_only=True)
