@@ -18,9 +18,10 @@ from ..tokenizer.common.checkpoint import open_component
 from ..tokenizer.common.chunks import join_chunks
 from ..tokenizer.common.config import config_from_dict
 from ..tokenizer.common.errors import ConfigError
+from ..tokenizer.common.files import read_json_mapping
+from ..tokenizer.published_codecs import PublishedCodec
 from ..tokenizer.quantizers import RESIDUAL_QUANTIZERS, ResidualQuantizer
 from .autoencoder import Autoencoder
-from .renderer import open_vae
 from .spectral_vae import ResidualBranch, SpectralVAE
 from .waveform_vae import OobleckVAE
 
@@ -157,6 +158,15 @@ class LatentCodec(AcousticCodec[LatentCodecConfig]):
         return torch.stack([self.vae.decode_song(each, samples) for each in latents]).to(codes.device)
 
 
-def open_codec(folder: str | Path) -> AcousticCodec[Any]:
-    """Read a codec's folder (CPU, eval) by the kind in its config.json; CheckpointError where it is none."""
-    return open_component(folder, (LatentCodec,))
+def open_codec(source: str | Path) -> AcousticCodec[Any]:
+    """Read a codec (CPU, eval): a folder of ours, by the kind in its config.json, or a published codec.
+
+    source: a codec's folder, or a folder or hub id of transformers. Raises CheckpointError or ConfigError
+    where it is damaged or none.
+    """
+    description = Path(source) / "config.json"
+    if description.is_file() and "model_type" in read_json_mapping(description, "codec folder"):
+        return PublishedCodec.from_hub(str(source))
+    if Path(source).exists() or str(source).startswith((".", "/")):
+        return open_component(source, (LatentCodec, PublishedCodec))
+    return PublishedCodec.from_hub(str(source))

@@ -116,6 +116,8 @@ class MovingAverageVQ(VectorQuantizer):
     DECAY = 0.99
     DEAD_SHARE = 0.03
 
+    share: Tensor  # [codebook_size], of the features that chose each entry, lately
+
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
         self.register_buffer("basis", torch.randn(codebook_size, code_dim))
