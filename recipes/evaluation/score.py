@@ -5,7 +5,8 @@ PART is one of MODULES, or all. Only DIR/test.jsonl is read; settings are chosen
 figures of PART are replaced in results.json, those of other parts stay; table.py makes a Markdown table of
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
 has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
-"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played.
+"style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played;
+"codec --codec FOLDER" measures acoustic codecs by number of levels.
 """
 
 import argparse
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
 # Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "style", "sweep")
+_ALONE = ("whole", "tempo", "style", "sweep", "codec")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
     parser.add_argument(
+        "--codec", action="append", help="codec: an acoustic codec's folder or hub id; any number of them"
+    )
+    parser.add_argument(
         "--tokens", type=Path, help="style: folder of training tokens that its probes learn from"
     )
     parser.add_argument(
@@ -82,9 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.evaluation.excerpts import Settings
         from duotok.recipes.evaluation.results import merge_results
 
-        options = {name: value for name, value in vars(arguments).items() if name not in ("part", "out")}
+        options = {
+            name: value for name, value in vars(arguments).items() if name not in ("part", "out", "codec")
+        }
         options["bundle"] = arguments.bundle or default_bundle()
-        settings = Settings(**options)
+        settings = Settings(**options, codecs=tuple(arguments.codec or ()))
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, replace(settings, folder=arguments.folder or arguments.out.parent / part))
             merge_results(arguments.out, part, figures)

@@ -199,7 +199,7 @@ def make_features(count: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("quantizer", ["moving_average", "simvq"])
 def test_each_level_refines_those_before(quantizer: str):
     features = make_features(2000)
-    residual = ResidualQuantizer(3, 16, 4, quantizer)
+    residual = ResidualQuantizer(3, 16, 4, quantizer).eval()
     residual.fit_to(features[0])
     codes = residual.encode(features)
     errors = [float((residual.decode(codes[:, :n]) - features).square().mean()) for n in (1, 2, 3)]
