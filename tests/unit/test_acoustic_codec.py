@@ -1,16 +1,23 @@
-"""Acoustic codecs: the contract, residual codes of latents, published codecs, and what is refused."""
+"""Acoustic codecs: the contract, residual codes of latents, published ones, the recipe, the measures."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from duotok.recipes.evaluation import score
+from duotok.recipes.evaluation.results import read_results
+from duotok.recipes.renderer import train_acoustic_codec as recipe
+from duotok.recipes.renderer.latents import ShardOrigin, write_shard
+from duotok.recipes.training.loop import run_training
 from duotok.renderer.latent_codec import LatentCodec, open_codec
 from duotok.renderer.renderer import open_vae
 from duotok.tokenizer.acoustic_codec import AcousticCodec
-from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError
+from duotok.tokenizer.common.config import load_config
+from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError, DuoTokError
 from duotok.tokenizer.published_codecs import PublishedCodec
 from duotok.tokenizer.quantizers import MovingAverageVQ, ResidualQuantizer
 
@@ -237,3 +244,94 @@ def test_moving_averages_find_the_centres_and_revive_dead_codes():
     assert error < 2 * 0.3**2
     centre = features[codes == codes[0]].mean(dim=0)
     torch.testing.assert_close(quantizer.basis[codes[0]], centre, atol=0.05, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_components: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents [frames, 8] that move slowly from place to place, of the tiny VAE."""
+    folder = tmp_path_factory.mktemp("shards")
+    vae = open_vae(tiny_components["vae"])
+    origin = ShardOrigin(
+        track="accompaniment", tokenizer_fingerprint="any", vae_fingerprint=str(vae.fingerprint)
+    )
+    places = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    pairs = {}
+    for item in range(3):
+        chosen = torch.randint(12, (20,), generator=torch.Generator().manual_seed(item))
+        latents = places[chosen].repeat_interleave(10, dim=0) + 0.1 * torch.randn(200, 8)
+        pairs[f"item{item}"] = torch.zeros(100, dtype=torch.long), latents
+    write_shard(folder, 0, pairs, origin)
+    return folder
+
+
+def load_recipe(shards: Path, vae: Path, *overrides: str) -> recipe.Config:
+    path = Path(recipe.__file__).parent / "train_acoustic_codec" / "tiny.yaml"
+    return load_config(recipe.Config, path, [f"vae={vae}", f"data.latents=[{shards}]", *overrides])
+
+
+@pytest.mark.parametrize("settings", [("model.latents_per_frame=2",), ("model.quantizer=simvq",)])
+def test_the_recipe_learns_and_keeps_the_vae(
+    shards: Path, tiny_components: dict[str, Path], tmp_path: Path, settings: tuple[str, ...]
+):
+    config = load_recipe(shards, tiny_components["vae"], *settings)
+    torch.manual_seed(0)
+    task = recipe.build(config)
+    batch = task.make_batch(np.random.default_rng(1))
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(task.objective.eval()(**batch)["error"])
+
+    before = error()
+    run_training(task, config.train, tmp_path / "run")
+    assert error() < 0.95 * before < 0.5
+    codec = open_codec(tmp_path / "run" / "final")
+    vae = open_vae(tiny_components["vae"])
+    assert isinstance(codec, LatentCodec) and codec.vae_fingerprint == vae.fingerprint
+    assert all(torch.equal(codec.vae.state_dict()[name], t) for name, t in vae.state_dict().items())
+    latents = batch["latents"]
+    more, fewer = (
+        float((codec.decode_latents(codec.encode_latents(latents)[:, :n]) - latents).square().mean())
+        for n in (3, 1)
+    )
+    assert more < fewer < float(latents.var())
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("vae={other}", "make the latents again or give that VAE"),
+        ("data.latents=[{empty}]", "holds no shards"),
+        ("data.seconds=60", "no item in"),
+        ("model.levels=0", "levels must be from 1"),
+        ("model.quantizer=other", "quantizer must be one of moving_average, simvq"),
+    ],
+)
+def test_what_cannot_train_is_one_line(
+    shards: Path, tiny_components: dict[str, Path], tmp_path: Path, override: str, reason: str
+):
+    other = open_vae(tiny_components["vae"])
+    torch.nn.init.normal_(other.latent_scale)  # type: ignore[arg-type]
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    given = override.format(other=tmp_path / "other", empty=tmp_path / "empty")
+    with pytest.raises(DuoTokError, match=reason):
+        recipe.build(load_recipe(shards, tiny_components["vae"], given))
+
+
+def test_codecs_are_measured_by_levels_beside_duotok(
+    tiny_corpus: Path, tiny_bundle: Path, tiny_codec: Path, published: dict[str, Path], tmp_path: Path
+):
+    command = ["codec", "--corpus", str(tiny_corpus), "--bundle", str(tiny_bundle), "--items", "2"]
+    command += ["--seconds", "4", "--out", str(tmp_path / "results.json")]
+    assert score.main(command) == 1  # this bundle has no codec
+    assert score.main([*command, "--codec", str(tiny_codec), "--codec", str(published["dac"])]) == 0
+    found = read_results(tmp_path / "results.json")
+    for levels in (1, 2, 4):
+        assert found[f"codec.accompaniment_codec_{levels}_bits_per_second"] == 50 * 3 * levels
+        assert f"codec.vocal_dac_{levels}_log10_mel_l1" in found
+    vae = found["codec.accompaniment_codec_vae_log10_mel_l1"]
+    assert vae < found["codec.accompaniment_codec_1_log10_mel_l1"]
+    assert found["codec.accompaniment_duotok_bits_per_second"] == 25 * 6
+    table = (tmp_path / "codec" / "codec.md").read_text(encoding="utf-8")
+    assert "| accompaniment_codec_4 | 600 |" in table and "| accompaniment_codec_vae | - |" in table
