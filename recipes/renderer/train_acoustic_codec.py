@@ -22,6 +22,8 @@ from duotok.renderer.renderer import open_vae
 from duotok.renderer.spectral_vae import SpectralVAE
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 
+_START_ITERATIONS = 6  # of k-means; training goes on from there
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -90,7 +92,7 @@ def build(config: Config) -> Task:
     per_cut = frames25 * LATENTS_PER_FEATURE // config.model.latents_per_frame
     start = draw(rng, -(-config.data.start_frames // per_cut))
     fit_scale(codec, start, config.loss.weight_power)
-    codec.quantizer.fit_to(codec.to_features(start).flatten(0, 1))
+    codec.quantizer.fit_to(codec.to_features(start).flatten(0, 1), iterations=_START_ITERATIONS)
     objective = CodecObjective(codec, config.loss)
     return Task(objective, lambda rng: {"latents": draw(rng, config.train.batch_size)}, codec.save_pretrained)
 

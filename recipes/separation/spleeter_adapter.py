@@ -81,6 +81,7 @@ class SpleeterSeparator:
 
     def __init__(self, checkpoint: str | None = None, device: str = "cpu") -> None:
         state = _read(Path(checkpoint)) if checkpoint is not None else _read_package()
+        state = {name: tensor for name, tensor in state.items() if _is_weight(name)}
         self.networks = nn.ModuleDict({name: SpleeterNetwork() for name in NETWORKS})
         wanted = {n: t.shape for n, t in self.networks.state_dict().items() if _is_weight(n)}
         if wanted != {name: tensor.shape for name, tensor in state.items()}:
@@ -136,7 +137,7 @@ def _read_package() -> dict[str, Tensor]:
     state = {}
     for name, part in zip(NETWORKS, PARTS, strict=True):
         arrays = read_pickled_arrays(folder / part)
-        state |= {f"{name}.{key}": torch.from_numpy(a) for key, a in arrays.items() if _is_weight(key)}
+        state |= {f"{name}.{key}": torch.from_numpy(array) for key, array in arrays.items()}
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(kept, state)
