@@ -133,18 +133,20 @@ class MovingAverageVQ(VectorQuantizer):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         total, counts = sums[:, :-1], sums[:, -1]
+        if not counts.any():
+            return
         now = counts / counts.sum()
         # An entry and its share together are the average of EMA sums: chosen often, it moves by 1 - DECAY.
         moved = self.share.mul(self.DECAY) + now * (1 - self.DECAY)
         centres = total / counts.clamp_min(1)[:, None]
-        step = torch.where(counts > 0, now * (1 - self.DECAY) / moved.clamp_min(1e-9), 0)[:, None]
-        self.basis.lerp_(centres, step)
+        self.basis.lerp_(centres, (now * (1 - self.DECAY) / moved.clamp_min(1e-9))[:, None])
         self.share.copy_(moved)
-        dead = self.share < self.DEAD_SHARE / size
-        # Other processes draw others; the first one's hold, for its buffers are sent before each step.
-        drawn = torch.randint(len(features), (int(dead.sum()),), device=features.device)
-        self.basis[dead] = features[drawn]
-        self.share[dead] = 1 / size
+        if len(features):
+            dead = self.share < self.DEAD_SHARE / size
+            # Other processes draw others; the first one's hold, for its buffers are sent before each step.
+            drawn = torch.randint(len(features), (int(dead.sum()),), device=features.device)
+            self.basis[dead] = features[drawn]
+            self.share[dead] = 1 / size
 
 
 class ResidualQuantized(NamedTuple):
@@ -197,28 +199,28 @@ class ResidualQuantizer(nn.Module):
         """
         features = features.float()
         rest, total = features, torch.zeros_like(features)
-        codes, commitment, codebook = [], [], []
+        codes, commitment, codebook, numbers = [], [], [], 0.0
         for number in range(len(self.levels)):
             quantizer = self.level(number)
             chosen = quantizer.encode(rest)
             vectors = functional.embedding(chosen, quantizer.entries())
-            used = torch.ones(len(rest), dtype=torch.bool) if kept is None else kept > number
-            used = used.to(rest.device)
-            if used.any():
-                commitment.append((vectors[used].detach() - rest[used]).square().mean())
-                codebook.append((vectors[used] - rest[used].detach()).square().mean())
-                if self.training and isinstance(quantizer, MovingAverageVQ):
-                    quantizer.learn(rest[used].detach().flatten(0, 1), chosen[used].flatten())
-            vectors = vectors * used[:, None, None]
-            total = total + vectors
-            rest = rest - vectors.detach()
+            used = torch.ones_like(chosen[:, 0]) if kept is None else (kept > number).long()
+            mask = used[:, None, None]
+            # Levels that nothing keeps stay in the graph, and learn from nothing: processes must not differ.
+            commitment.append(((vectors.detach() - rest) * mask).square().sum())
+            codebook.append(((vectors - rest.detach()) * mask).square().sum())
+            numbers = numbers + used.sum() * features[0].numel()
+            if self.training and isinstance(quantizer, MovingAverageVQ):
+                quantizer.learn(rest[used > 0].detach().flatten(0, 1), chosen[used > 0].flatten())
+            total = total + vectors * mask
+            rest = rest - (vectors * mask).detach()
             codes.append(chosen)
         return ResidualQuantized(
             codes=torch.stack(codes, dim=1),
             # The value is the codes', the gradient goes to the features and to codes that have one.
             vectors=total + features - features.detach(),
-            commitment=torch.stack(commitment).mean(),
-            codebook=torch.stack(codebook).mean(),
+            commitment=torch.stack(commitment).sum() / numbers,
+            codebook=torch.stack(codebook).sum() / numbers,
         )
 
     @torch.no_grad()

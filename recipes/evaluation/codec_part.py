@@ -47,7 +47,8 @@ def measure_codec(settings: Settings) -> dict[str, float]:
     """Figures TRACK_SYSTEM_MEASURE of each codec, its first levels (1, 2, 4, ..., all), VAE and DuoTok.
 
     SYSTEM is NAME_LEVELS of a codec, NAME_vae of its VAE without codes, and duotok, the bundle's own codes
-    made sound by diffusion (not with --no-sound). Raises ConfigError where there is no codec.
+    made sound by diffusion (where it has a renderer, and not with --no-sound). Raises ConfigError where there
+    is no codec.
     """
     own = settings.bundle / "codec"
     sources = settings.codecs or ((str(own),) if own.is_dir() else ())
@@ -55,7 +56,8 @@ def measure_codec(settings: Settings) -> dict[str, float]:
         raise ConfigError(f"the model {settings.bundle} has no acoustic codec; give one by --codec")
     codecs = {_short_name(source): open_codec(source) for source in sources}
     excerpts = excerpts_of(settings, 12, 8.0)
-    duotok = _DuoTok(settings) if settings.sound else None
+    has_duotok = settings.sound and (settings.bundle / "renderer").is_dir()
+    duotok = _DuoTok(settings) if has_duotok else None
     means: dict[str, dict[str, float]] = {}
     for track in ("accompaniment", "vocal"):
         rows: Rows = {}

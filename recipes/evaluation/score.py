@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
-        "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
+        "--no-sound",
+        dest="sound",
+        action="store_false",
+        help="decoding, long, whole: codes only; codec: no DuoTok",
     )
     parser.add_argument(
         "--plan-only", dest="composed", action="store_false", help="whole: plans only, nothing composed"

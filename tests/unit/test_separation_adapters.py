@@ -235,20 +235,20 @@ def spleeter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_spleeter() -> torch.nn.ModuleDict:
+def make_spleeter() -> dict[str, torch.nn.Module]:
     from duotok.recipes.separation.spleeter_adapter import NETWORKS, SpleeterNetwork
 
     torch.manual_seed(0)
-    return torch.nn.ModuleDict({name: SpleeterNetwork() for name in NETWORKS}).eval()
+    return {name: SpleeterNetwork() for name in NETWORKS}
 
 
 def test_spleeter_masks_by_its_two_networks(spleeter: Path, wave: torch.Tensor):
     networks = make_spleeter()
     for name, gain in (("vocals", 0.8), ("accompaniment", 0.4)):  # masks that are known: sigmoids of a bias
-        last = networks[name].up7[0]
-        torch.nn.init.zeros_(last.weight)
-        torch.nn.init.constant_(last.bias, float(torch.logit(torch.tensor(gain))))
-    save_file(networks.state_dict(), spleeter / "spleeter.safetensors")
+        weight, bias = networks[name].get_submodule("up7.0").parameters()
+        torch.nn.init.zeros_(weight)
+        torch.nn.init.constant_(bias, float(torch.logit(torch.tensor(gain))))
+    save_file(torch.nn.ModuleDict(networks).state_dict(), spleeter / "spleeter.safetensors")
     separator = open_separator("spleeter", str(spleeter / "spleeter.safetensors"))
     stems = check_stems(separator, wave)
     share = 0.8**2 / (0.8**2 + 0.4**2)  # below 11 kHz and, by extension, above
