@@ -209,7 +209,7 @@ def test_each_level_refines_those_before(quantizer: str):
     residual = ResidualQuantizer(3, 16, 4, quantizer).eval()
     residual.fit_to(features[0])
     codes = residual.encode(features)
-    errors = [float((residual.decode(codes[:, :n]) - features).square().mean()) for n in (1, 2, 3)]
+    errors = [float((residual.decode(codes[:, :n]).detach() - features).square().mean()) for n in (1, 2, 3)]
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
     found = residual(features)
     assert torch.equal(found.codes, codes)
@@ -292,11 +292,9 @@ def test_the_recipe_learns_and_keeps_the_vae(
     assert isinstance(codec, LatentCodec) and codec.vae_fingerprint == vae.fingerprint
     assert all(torch.equal(codec.vae.state_dict()[name], t) for name, t in vae.state_dict().items())
     latents = batch["latents"]
-    more, fewer = (
-        float((codec.decode_latents(codec.encode_latents(latents)[:, :n]) - latents).square().mean())
-        for n in (3, 1)
-    )
-    assert more < fewer < float(latents.var())
+    for levels in (1, 3):
+        found = codec.decode_latents(codec.encode_latents(latents)[:, :levels])
+        assert (found - latents).square().mean() < 0.5 * latents.var()
 
 
 @pytest.mark.parametrize(
