@@ -161,6 +161,20 @@ def tiny_components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory, tiny_components: dict[str, Path]) -> Path:
+    """An acoustic codec of 4 levels of 8 codes at 50 Hz on the tiny VAE, not to be changed."""
+    from duotok.renderer.latent_codec import LatentCodec
+    from duotok.renderer.renderer import open_vae
+
+    folder = tmp_path_factory.mktemp("codec") / "codec"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = open_vae(tiny_components["vae"])
+        LatentCodec.on_vae(vae, levels=4, codebook_size=8, blocks=1, dim=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_small_tokenizer() -> Callable[..., "DuoTokenizer"]:
     """(folder, seed=0) -> a tokenizer with random weights that stands in the folder, far below tiny."""
     from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig

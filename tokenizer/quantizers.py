@@ -1,4 +1,4 @@
-"""Vector quantizers, with codebook and commitment loss apart: SimVQ, and plain VQ to compare it with."""
+"""Vector quantizers: SimVQ, plain VQ, VQ by moving averages, and residual VQ, levels of either of them."""
 
 import math
 from typing import NamedTuple
@@ -104,6 +104,133 @@ class PlainVQ(VectorQuantizer):
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
         self.basis = nn.Parameter(torch.randn(codebook_size, code_dim))
+
+
+class MovingAverageVQ(VectorQuantizer):
+    """Entries are moving averages of the features that chose them (VQ-VAE, arXiv 1711.00937, A.1).
+
+    An entry that is chosen by less than `DEAD_SHARE` of its even share moves to a random feature of the
+    batch (as in Jukebox, arXiv 2005.00341, 3.1). No gradients: `learn` takes the place of a codebook loss.
+    """
+
+    DECAY = 0.99
+    DEAD_SHARE = 0.03
+
+    share: Tensor  # [codebook_size], of the features that chose each entry, lately
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(codebook_size, code_dim))
+        self.register_buffer("share", torch.full((codebook_size,), 1 / codebook_size))
+
+    @torch.no_grad()
+    def learn(self, features: Tensor, codes: Tensor) -> None:
+        """Move the entries to the features [n, code_dim] that chose them by codes [n]."""
+        size = len(self.basis)
+        sums = torch.zeros(size, self.basis.shape[1] + 1, device=features.device)
+        ones = torch.ones_like(features[:, :1])
+        sums.index_add_(0, codes, torch.cat([features, ones], dim=1))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        total, counts = sums[:, :-1], sums[:, -1]
+        if not counts.any():
+            return
+        now = counts / counts.sum()
+        # An entry and its share together are the average of EMA sums: chosen often, it moves by 1 - DECAY.
+        moved = self.share.mul(self.DECAY) + now * (1 - self.DECAY)
+        centres = total / counts.clamp_min(1)[:, None]
+        self.basis.lerp_(centres, (now * (1 - self.DECAY) / moved.clamp_min(1e-9))[:, None])
+        self.share.copy_(moved)
+        if len(features):
+            dead = self.share < self.DEAD_SHARE / size
+            # Other processes draw others; the first one's hold, for its buffers are sent before each step.
+            drawn = torch.randint(len(features), (int(dead.sum()),), device=features.device)
+            self.basis[dead] = features[drawn]
+            self.share[dead] = 1 / size
+
+
+class ResidualQuantized(NamedTuple):
+    """Codes of all levels, and what trains an encoder before and codes behind them."""
+
+    codes: Tensor  # [batch, levels, frames] int64
+    vectors: Tensor  # [batch, frames, dim]; value of the kept levels' codes, gradient of the features
+    commitment: Tensor  # scalar, mean squared error whose gradient draws the features to their codes
+    codebook: Tensor  # scalar, the same, but its gradient draws the codes to their features
+
+
+RESIDUAL_QUANTIZERS: dict[str, type[VectorQuantizer]] = {"moving_average": MovingAverageVQ, "simvq": SimVQ}
+
+
+class ResidualQuantizer(nn.Module):
+    """Levels of codebooks, each for what those before it leave (SoundStream, arXiv 2107.03312, III-C)."""
+
+    def __init__(self, levels: int, codebook_size: int, dim: int, quantizer: str = "moving_average") -> None:
+        super().__init__()
+        make = RESIDUAL_QUANTIZERS[quantizer]
+        self.levels = nn.ModuleList(make(codebook_size, dim) for _ in range(levels))
+
+    def level(self, number: int) -> VectorQuantizer:
+        """Return the quantizer of a level."""
+        level = self.levels[number]
+        assert isinstance(level, VectorQuantizer)
+        return level
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """features [batch, frames, dim] -> codes [batch, levels, frames]."""
+        rest, codes = features.float(), []
+        for number in range(len(self.levels)):
+            codes.append(self.level(number).encode(rest))
+            rest = rest - functional.embedding(codes[-1], self.level(number).entries())
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [batch, 1..levels, frames] -> the sum of their vectors [batch, frames, dim]."""
+        parts = [
+            functional.embedding(each, self.level(number).entries())
+            for number, each in enumerate(codes.unbind(dim=1))
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def forward(self, features: Tensor, kept: Tensor | None = None) -> ResidualQuantized:
+        """Quantize features [batch, frames, dim]; kept [batch]: levels of each example, all by default.
+
+        In training mode the codebooks of moving averages learn, each from the examples that keep its level.
+        """
+        features = features.float()
+        rest, total = features, torch.zeros_like(features)
+        codes, commitment, codebook, numbers = [], [], [], 0.0
+        for number in range(len(self.levels)):
+            quantizer = self.level(number)
+            chosen = quantizer.encode(rest)
+            vectors = functional.embedding(chosen, quantizer.entries())
+            used = torch.ones_like(chosen[:, 0]) if kept is None else (kept > number).long()
+            mask = used[:, None, None]
+            # Levels that nothing keeps stay in the graph, and learn from nothing: processes must not differ.
+            commitment.append(((vectors.detach() - rest) * mask).square().sum())
+            codebook.append(((vectors - rest.detach()) * mask).square().sum())
+            numbers = numbers + used.sum() * features[0].numel()
+            if self.training and isinstance(quantizer, MovingAverageVQ):
+                quantizer.learn(rest[used > 0].detach().flatten(0, 1), chosen[used > 0].flatten())
+            total = total + vectors * mask
+            rest = rest - (vectors * mask).detach()
+            codes.append(chosen)
+        return ResidualQuantized(
+            codes=torch.stack(codes, dim=1),
+            # The value is the codes', the gradient goes to the features and to codes that have one.
+            vectors=total + features - features.detach(),
+            commitment=torch.stack(commitment).sum() / numbers,
+            codebook=torch.stack(codebook).sum() / numbers,
+        )
+
+    @torch.no_grad()
+    def fit_to(self, features: Tensor, iterations: int = 12) -> None:
+        """Start each level from the k-means centres of what the levels before leave of features [n, dim]."""
+        rest = features.float()
+        for number in range(len(self.levels)):
+            quantizer = self.level(number)
+            quantizer.fit_to(rest, iterations)
+            rest = rest - functional.embedding(quantizer.encode(rest), quantizer.entries())
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ figures of PART are replaced in results.json, those of other parts stay; table.p
 them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle that holds it. The part quality
 has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
 "style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played; "notes" with
-the same options measures the score that is read out of codes.
+the same options measures the score that is read out of codes; "codec --codec FOLDER" measures acoustic codecs
+by number of levels.
 """
 
 import argparse
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
 # Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "style", "notes", "sweep")
+_ALONE = ("whole", "tempo", "style", "notes", "sweep", "codec")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
     )
     parser.add_argument(
+        "--codec", action="append", help="codec: an acoustic codec's folder or hub id; any number of them"
+    )
+    parser.add_argument(
         "--tokens",
         type=Path,
         help="style, notes: folder of training tokens, of which held-out songs are measured",
@@ -67,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifest", type=Path, help="of these tokens (default: the corpus' train.jsonl)")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
-        "--no-sound", dest="sound", action="store_false", help="decoding, long, whole: codes only"
+        "--no-sound",
+        dest="sound",
+        action="store_false",
+        help="decoding, long, whole: codes only; codec: no DuoTok",
     )
     parser.add_argument(
         "--plan-only", dest="composed", action="store_false", help="whole: plans only, nothing composed"
@@ -83,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.evaluation.excerpts import Settings
         from duotok.recipes.evaluation.results import merge_results
 
-        options = {name: value for name, value in vars(arguments).items() if name not in ("part", "out")}
+        options = {
+            name: value for name, value in vars(arguments).items() if name not in ("part", "out", "codec")
+        }
         options["bundle"] = arguments.bundle or default_bundle()
-        settings = Settings(**options)
+        settings = Settings(**options, codecs=tuple(arguments.codec or ()))
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, replace(settings, folder=arguments.folder or arguments.out.parent / part))
             merge_results(arguments.out, part, figures)

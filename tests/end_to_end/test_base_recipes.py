@@ -59,5 +59,7 @@ def test_every_base_recipe_takes_a_step(tiny_corpus: Path, out: Path):
     latents = run("renderer.latents", "--tokenizer", third, "--vae", vae)
     few = {"model.blocks": 1, "model.condition_blocks": 1, "data.seconds": 2.0, "data.context_seconds": 0.4}
     train("diffusion", **few, **{"tokenizer": third, "data.latents": latents, "model.window_seconds": 1.0})
+    few = {"model.blocks": 1, "model.levels": 2, "data.start_frames": 1100, "data.seconds": 1.0}
+    train("acoustic_codec", **few, **{"vae": vae, "data.latents": f"[{latents}]"})
     train("waveform_vae", **{"data.manifest": manifest, "data.seconds": 0.2})
     assert not left

@@ -11,7 +11,13 @@ import torch
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import tokenize, train_sheet_reader
 from duotok.recipes.lm import train as lm_train
-from duotok.recipes.renderer import latents, train_diffusion, train_spectral_vae, train_waveform_vae
+from duotok.recipes.renderer import (
+    latents,
+    train_acoustic_codec,
+    train_diffusion,
+    train_spectral_vae,
+    train_waveform_vae,
+)
 from duotok.recipes.tokenizer import (
     stage1,
     stage2,
@@ -113,7 +119,8 @@ def parts(runs, tiny_corpus, tiny_components, tmp_path_factory) -> dict[str, Pat
     )
     names = {name: made / name for name in ("tokens", "latents", "reader")}
     names |= {name: runs / name / "final" for name in ("stage1", "stage2")}
-    return names | {"manifest": manifest, "tokenizer": Path(folder), "text": runs / "text.model"}
+    names |= {"manifest": manifest, "tokenizer": Path(folder), "vae": tiny_components["vae"]}
+    return names | {"text": runs / "text.model"}
 
 
 HEARD = "data.manifest={manifest}"
@@ -145,6 +152,7 @@ RECIPES_AND_SETTINGS = {
     "renderer/train_waveform_vae/tiny": (train_waveform_vae, HEARD),
     "renderer/train_diffusion/tiny": (train_diffusion, "tokenizer={tokenizer}", "data.latents={latents}")
     + ("model.latent_dim=8", "train.ema_decay=0.9"),
+    "renderer/train_acoustic_codec/tiny": (train_acoustic_codec, "vae={vae}", "data.latents=[{latents}]"),
 }
 
 

@@ -27,6 +27,7 @@ TRAINED = (
     "lm",
     "renderer/train_spectral_vae",
     "renderer/train_diffusion",
+    "renderer/train_acoustic_codec",
 )
 SIZES = ("tiny", "small", "base")
 

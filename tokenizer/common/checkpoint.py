@@ -62,7 +62,8 @@ def _no_larger_than(stored: int, folder: Path) -> Iterator[None]:
         handle.remove()
 
 
-def _fingerprint(state: dict[str, Tensor]) -> str:
+def fingerprint_of(state: dict[str, Tensor]) -> str:
+    """Return what names weights: the first 16 hex digits of their SHA-256."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]
@@ -136,7 +137,7 @@ class Component(nn.Module, Generic[ConfigT]):
         if half:
             state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
         state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-        self.fingerprint = _fingerprint(state)
+        self.fingerprint = fingerprint_of(state)
         description = {
             "kind": self.KIND,
             "format": FORMAT,

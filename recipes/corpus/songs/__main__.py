@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     option = parser.add_argument
     option("--songs", type=Path, required=True, help="folder of recordings, or a text list of them")
     option("--out", type=Path, required=True, help="folder of the corpus")
-    option("--separator", default="mask-head", help="mask-head, demucs or bs-roformer")
+    option("--separator", default="mask-head", help="mask-head, demucs, bs-roformer or spleeter")
     option("--checkpoint", help="of the separator: a file, a folder or a name on the hub")
     option("--whisper", metavar="FOLDER", help="faster-whisper model for songs without a transcript")
     option("--language", help="of the lyrics, for --whisper (default: heard)")
