@@ -6,6 +6,7 @@ bars is a comb), else a curve that bends with the singer, found by dynamic progr
 gets its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from ...tokenizer.music.harmony import find_path
 from .columns import PLACES, UNKNOWN
+from .playing import METERS
 
 BEATS_PER_BAR = 4
 BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
 EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
 _NUMBER_COST = 100.0  # nats for a bar of other than four beats
+_USUAL_METER_NATS = 0.0  # of a frame, by which others must be likelier
 _HARMONICS = PLACES // 2
 _PHASES = 128  # of a bar
 # Usual lengths of a bar, as a log-normal: what the scores of pop songs have (POP909).
@@ -71,6 +74,48 @@ def places_between(lines: np.ndarray, frames: int) -> np.ndarray:
         turns = np.interp(middles, lines, np.arange(len(lines)))[inside] % 1
         places[inside] = (turns * PLACES).astype(int).clip(0, PLACES - 1)
     return places
+
+
+def places_in(place: np.ndarray, beats_per_bar: int) -> np.ndarray:
+    """Log-probabilities of the place [frames, PLACES] in bars of a meter, by those of meter and place.
+
+    place: [frames, METERS, PLACES]. Of a meter that nothing is said of (-inf), by all the others.
+    """
+    told = place[:, METERS.index(beats_per_bar)]
+    if not np.isfinite(told).all():
+        told = np.logaddexp.reduce(place, axis=1)
+    return told - np.logaddexp.reduce(told, axis=1, keepdims=True)
+
+
+def find_meter(
+    place: np.ndarray,
+    rate_hz: float,
+    *,
+    among: Collection[int] = METERS,
+    tempo_bpm: float | None = None,
+    downbeat_seconds: float | None = None,
+) -> int:
+    """The beats of a bar, some of `among`, with the likeliest time line.
+
+    place: log-probabilities of meter and place in the bar [frames, METERS, PLACES], one frame or more; -inf
+    of meters that are not known.
+    """
+    known = [n for n, beats in enumerate(METERS) if beats in among and np.isfinite(place[:, n]).all()]
+    if len(known) < 2:
+        return METERS[known[0]] if known else BEATS_PER_BAR
+    frames, scores = len(place), {}
+    for number in known:
+        beats = METERS[number]
+        line = find_time_line(
+            places_in(place, beats),
+            rate_hz,
+            tempo_bpm=tempo_bpm,
+            downbeat_seconds=downbeat_seconds,
+            beats_per_bar=beats,
+        )
+        told = place[np.arange(frames), number, line.places(frames)].mean()
+        scores[beats] = told + (_USUAL_METER_NATS if beats == BEATS_PER_BAR else 0.0)
+    return max(scores, key=lambda beats: scores[beats])
 
 
 def find_time_line(

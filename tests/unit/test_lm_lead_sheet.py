@@ -26,7 +26,7 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.sheet.playing import BandConfig
+from duotok.lm.sheet.playing import METERS, BandConfig
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust, track_chords
 from duotok.lm.sheet.timeline import places_between
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -123,7 +123,7 @@ def test_what_is_trusted_less_says_less(lm: DualTrackLM) -> None:
 
 def test_an_odd_number_of_frames_is_read(reader: SheetReader) -> None:
     told = reader(torch.randint(0, 11, (2, 31)))
-    assert told["place"].shape == (2, 31, PLACES) and told["chord"].shape == (2, 31, CHORDS)
+    assert told["place"].shape == (2, 31, len(METERS), PLACES) and told["chord"].shape == (2, 31, CHORDS)
     assert torch.allclose(told["chord"].exp().sum(dim=-1), torch.ones(2, 31))
 
 

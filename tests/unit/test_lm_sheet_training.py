@@ -140,8 +140,10 @@ def test_a_manifest_of_other_items_is_refused(tmp_path: Path, shards: TokenShard
 def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: SheetLabels) -> None:
     songs = [song for song in shards.index.songs if song.id == "item0"]
     codes, sheet = shards.codes(songs[0])["vocal"], labels.cut("item0", 0, songs[0].frames)
-    plain = SheetDataConfig(tokens="", manifest="", seconds=((0.8, 1.0), (0.4, 1.0)), stretch=0.0, hidden=0.0)
-    source = SheetWindows(shards, labels, songs, plain, 3, pad=11)
+    plain = SheetDataConfig(
+        tokens="", manifest="", seconds=((0.8, 1.0), (0.4, 1.0)), stretch=0.0, hidden=0.0, confused=0.0
+    )
+    source = SheetWindows(shards, labels, songs, plain, 3, make_reader())
     shapes = set()
     for seed in range(8):
         batch = source.make_batch(np.random.default_rng(seed))
@@ -157,8 +159,12 @@ def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: She
 
 def test_windows_are_stretched_and_hidden_in_part(shards: TokenShards, labels: SheetLabels) -> None:
     songs = [song for song in shards.index.songs if song.id == "item0"]
-    config = SheetDataConfig(tokens="", manifest="", seconds=((1.2, 1.0),), stretch=0.5, hidden=1.0)
-    batch = SheetWindows(shards, labels, songs, config, 64, pad=11).make_batch(np.random.default_rng(0))
+    config = SheetDataConfig(
+        tokens="", manifest="", seconds=((1.2, 1.0),), stretch=0.5, hidden=1.0, confused=0.0
+    )
+    batch = SheetWindows(shards, labels, songs, config, 64, make_reader()).make_batch(
+        np.random.default_rng(0)
+    )
     share = (batch["codes"] == 11).float().mean(dim=1)
     assert 0.1 < share.mean() < 0.45 and share.max() > share.min()
     # The faster, the further the window reaches; behind the end of the item nothing is known.
