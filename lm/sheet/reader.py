@@ -94,25 +94,23 @@ class SheetReader(Component[SheetReaderConfig]):
         weights = {name: value for name, value in self.state_dict().items() if not name.startswith("heads.")}
         reader.load_state_dict(weights, strict=False)
         reader.tokenizer_fingerprint = self.tokenizer_fingerprint
-        own, new = (
-            [
-                *(slice(n * PLACES, (n + 1) * PLACES) for n in range(len(each.config.meters))),
-                slice(-CHORDS, None),
-            ]
-            for each in (self, reader)
-        )
-        known = [*self.config.meters, None]
+        own, new = self._head_rows(), reader._head_rows()
         with torch.no_grad():
-            for name in ("weight", "bias"):
-                old, rows = (
+            for name, first in (("weight", 0.0), ("bias", _NEW_METER_NATS)):
+                known, rows = (
                     getattr(each.heads, name).unflatten(0, (_FRAMES_PER_STEP, -1)) for each in (self, reader)
                 )
-                for meter, place in zip((*meters, None), new, strict=True):
-                    if meter in known:
-                        rows[:, place] = old[:, own[known.index(meter)]]
-                    else:
-                        rows[:, place] = _NEW_METER_NATS if name == "bias" else 0.0
+                for what, where in new.items():
+                    rows[:, where] = known[:, own[what]] if what in own else first
         return reader
+
+    def _head_rows(self) -> dict[str, slice]:
+        """Which outputs of a frame say what."""
+        rows = {
+            f"in {beats}": slice(number * PLACES, (number + 1) * PLACES)
+            for number, beats in enumerate(self.config.meters)
+        }
+        return {**rows, "chord": slice(-CHORDS, None)}
 
     @property
     def pad(self) -> int:

@@ -78,8 +78,9 @@ def build(config: Config) -> Task:
         reader = SheetReader.from_pretrained(config.start_from)
         if reader.tokenizer_fingerprint != tokenizer.fingerprint:
             raise DataError(f"the reader {config.start_from} is for another tokenizer; begin a new one")
-        if reader.config.meters != config.model.meters:
-            reader = reader.learn_meters(config.model.meters)
+        meters = tuple(sorted({*reader.config.meters, *config.model.meters}))
+        if meters != reader.config.meters:
+            reader = reader.learn_meters(meters)
     trained, held_out = split_songs(shards.index.songs, config.data.hold_out)
     labels = SheetLabels(config.data.manifest, shards)
     source = SheetWindows(shards, labels, trained, config.data, config.train.batch_size, reader)
