@@ -21,6 +21,7 @@ from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, triad_of
 _ALIKE = 6  # notes, shorter and longer ones, of which one is taken
 _OTHER_OCTAVE = 0.15  # share of the songs that are sung in an octave that the voice's median is not in
 _MOST_SEMITONES = 6
+_TRIES = 8  # songs looked at for one in a meter
 
 
 class CodeSinger:
@@ -106,6 +107,7 @@ class Score:
 
     @classmethod
     def of_song(cls, song: Song) -> "Score":
+        """What is sung and read of it."""
         return cls(
             notes=np.array([(note.start, note.end, note.pitch) for note in song.melody]),
             downbeats=np.array([song.beats[index] for index in song.downbeats]),
@@ -129,10 +131,16 @@ class ScoreWindows:
         self._scores: dict[str, Score | None] = {}
 
     def draw(self, rng: np.random.Generator, frames: int, stretch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [frames] and sheet [frames, COLUMNS] of a stretch of a song, slower or faster, in any key."""
-        score = None
-        while score is None:
-            score = self._read(self._names[rng.integers(len(self._names))])
+        """Codes [frames] and sheet [frames, COLUMNS] of a stretch of a song, slower or faster, in any key.
+
+        Raises DataError where no song of the source can be sung.
+        """
+        # Meters are drawn, then songs until one is in that meter: most songs are in four.
+        score, wanted, tries = None, METERS[rng.integers(len(METERS))], 0
+        while score is None or (score.beats_per_bar != wanted and tries < _TRIES):
+            if len(self._scores) == len(self._names) and not any(self._scores.values()):
+                raise DataError(f"{self._songs.path} holds no song that can be sung; give other scores")
+            score, tries = self._read(self._names[rng.integers(len(self._names))]) or score, tries + 1
         semitones = int(rng.integers(-_MOST_SEMITONES, _MOST_SEMITONES))
         scale = self._rate_hz * float(np.exp(rng.uniform(-1, 1) * np.log1p(stretch)))
         # Now and then a window begins before the song.

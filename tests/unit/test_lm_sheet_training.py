@@ -234,6 +234,8 @@ def test_windows_of_scores_are_in_any_key_and_their_own_meter(
         assert np.diff(bars).min() >= 34 and np.diff(bars).max() <= 42  # 1.5 s, by a tenth more or less
         keys |= set(sheet[:, CHORD])
     assert len(keys - {UNKNOWN}) == 12
+    with pytest.raises(DataError, match="holds no song that can be sung"):
+        ScoreWindows(Waltzes(tmp_path, ["empty"]), singer, 25.0).draw(np.random.default_rng(0), 200, 0.1)
 
 
 def test_the_meter_is_learned_where_it_is_known() -> None:
