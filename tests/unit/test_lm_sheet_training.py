@@ -226,7 +226,7 @@ def test_windows_of_scores_are_in_any_key_and_their_own_meter(
     singer = CodeSinger(shards, {"item0": replace(item, notes=[(0.4, 1.0, 60, "a")])}, shards.index.songs)
     windows = ScoreWindows(Waltzes(tmp_path, ["waltz", "empty", "test"]), singer, 25.0)
     keys = set()
-    for seed in range(30):
+    for seed in range(100):
         codes, sheet = windows.draw(np.random.default_rng(seed), 200, 0.1)
         assert codes.shape == (200,) and sheet.shape == (200, COLUMNS)
         assert set(sheet[:, METER]) == {METERS.index(3)}
