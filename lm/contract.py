@@ -112,6 +112,7 @@ class LanguageModel(Component[ConfigT], ABC):
     def hear_sheet(self, codes: Tensor) -> dict[str, Tensor] | None:
         """Return what each frame of vocal codes [batch, frames] says by itself, for a plan of the whole song.
 
-        "place" [batch, frames, PLACES] and "chord" [batch, frames, CHORDS], log-probabilities on the CPU.
+        "place" [batch, frames, METERS, PLACES] of meter and place in the bar, -inf of meters it cannot
+        hear, and "chord" [batch, frames, CHORDS]: log-probabilities on the CPU.
         None of a model that plays from no sheet.
         """

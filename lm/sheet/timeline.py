@@ -6,6 +6,7 @@ bars is a comb), else a curve that bends with the singer, found by dynamic progr
 gets its number in the bar: four in a bar, seldom fewer or more. Silence keeps the time.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,15 +14,18 @@ import numpy as np
 
 from ...tokenizer.music.harmony import find_path
 from .columns import PLACES, UNKNOWN
+from .playing import METERS
 
 BEATS_PER_BAR = 4
-BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar
+BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar of four beats
+_SHORTEST_SECONDS = 0.9  # of a bar of other than four beats
 EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
 _NUMBER_COST = 100.0  # nats for a bar of other than four beats
+_USUAL_METER_NATS = 0.0  # of a frame, by which others must be likelier
 _HARMONICS = PLACES // 2
 _PHASES = 128  # of a bar
-# Usual lengths of a bar, as a log-normal: what the scores of pop songs have (POP909).
-_BAR_CENTRE_SECONDS, _BAR_WIDTH, _BAR_WEIGHT = 3.05, 0.25, 2.0
+# Usual lengths of a bar by its beats, as log-normals: what scores have (POP909; OpenEWLD and Lieder).
+_BAR_CENTRE_SECONDS, _BAR_WIDTH, _BAR_WEIGHT = {2: 1.5, 3: 1.9, 4: 3.05, 6: 1.8}, 0.25, 2.0
 _WINDOW_SECONDS = 8.0  # through which a curve has one tempo
 _BENDS = np.linspace(-0.12, 0.12, 97)  # deviations of a window's tempo from the song's
 _BEND_SPREAD = 0.003  # from one window to the next
@@ -71,6 +75,45 @@ def places_between(lines: np.ndarray, frames: int) -> np.ndarray:
         turns = np.interp(middles, lines, np.arange(len(lines)))[inside] % 1
         places[inside] = (turns * PLACES).astype(int).clip(0, PLACES - 1)
     return places
+
+
+def places_in(place: np.ndarray, beats_per_bar: int) -> np.ndarray:
+    """Log-probabilities of the place [frames, PLACES] in bars of a meter, by those of meter and place.
+
+    place: [frames, METERS, PLACES]. Of a meter that nothing is said of (-inf), by all the others.
+    """
+    told = place[:, METERS.index(beats_per_bar)]
+    if not np.isfinite(told).all():
+        told = np.logaddexp.reduce(place, axis=1)
+    return told - np.logaddexp.reduce(told, axis=1, keepdims=True)
+
+
+def find_meter(
+    place: np.ndarray,
+    rate_hz: float,
+    *,
+    among: Collection[int] = METERS,
+    tempo_bpm: float | None = None,
+    downbeat_seconds: float | None = None,
+) -> int:
+    """The beats of a bar, some of `among`, with the likeliest time line.
+
+    place: log-probabilities of meter and place in the bar [frames, METERS, PLACES], one frame or more; -inf
+    of meters that are not known.
+    """
+    known = [n for n, beats in enumerate(METERS) if beats in among and np.isfinite(place[:, n]).all()]
+    if len(known) < 2:
+        return METERS[known[0]] if known else BEATS_PER_BAR
+    frames, scores = len(place), {}
+    downbeat = None if downbeat_seconds is None else downbeat_seconds * rate_hz
+    for number in known:
+        beats = METERS[number]
+        evidence = EVIDENCE * (places_in(place, beats) + np.log(PLACES))
+        turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat, beats)
+        line, _ = _number_beats(evidence, turns, rate_hz, downbeat, beats)
+        told = place[np.arange(frames), number, line.places(frames)].mean()
+        scores[beats] = told + _USUAL_METER_NATS * (beats == BEATS_PER_BAR)
+    return max(scores, key=lambda beats: scores[beats])
 
 
 def find_time_line(
@@ -169,9 +212,11 @@ def _keep_one_tempo(
     else:
         size = 1 << int(np.ceil(np.log2(8 * frames)))
         spectra = [np.fft.ifft(series[:, m], size) * size for m in range(_HARMONICS + 1)]
-        low, high = 1 / (BAR_SECONDS[1] * rate_hz), 1 / (BAR_SECONDS[0] * rate_hz)
+        shortest = BAR_SECONDS[0] if beats_per_bar == BEATS_PER_BAR else _SHORTEST_SECONDS
+        low, high = 1 / (BAR_SECONDS[1] * rate_hz), 1 / (shortest * rate_hz)
         tempi = np.arange(low, high, 1 / (8 * max(frames, 100)))
-        prior = -0.5 * _BAR_WEIGHT * (np.log(1 / (tempi * rate_hz * _BAR_CENTRE_SECONDS)) / _BAR_WIDTH) ** 2
+        usual = tempi * rate_hz * _BAR_CENTRE_SECONDS[beats_per_bar]
+        prior = -0.5 * _BAR_WEIGHT * (np.log(usual) / _BAR_WIDTH) ** 2
         best, middle = -np.inf, tempi[0]
         for start in range(0, len(tempi), _PIECE):
             piece = tempi[start : start + _PIECE]

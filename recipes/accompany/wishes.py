@@ -13,7 +13,7 @@ from torch import Tensor
 from duotok.lm.contract import LanguageModel
 from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.lm.sheet.plan import Heard, SongPlan, plan_song
-from duotok.lm.sheet.timeline import BEATS_PER_BAR
+from duotok.lm.sheet.timeline import BEATS_PER_BAR, find_meter, places_in
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_small_text, shown_name
@@ -50,7 +50,7 @@ class SheetWishes:
     downbeat_seconds: float | None = None  # where a bar begins
     key: str | None = None  # of the whole song
     chart: Chart | None = None  # is put into order
-    beats_per_bar: int | None = None  # None: four
+    beats_per_bar: int | None = None  # None: as it is sung, if the band plays it
 
     def __post_init__(self) -> None:
         low, high = TEMPO_RANGE_BPM
@@ -171,13 +171,21 @@ def make_plan(
             )
         return None
     place, chord = (told[name][0].double().numpy() for name in ("place", "chord"))
+    beats_per_bar = wishes.beats_per_bar or find_meter(
+        place,
+        rate_hz,
+        among=lm.band.meters() if lm.band else (BEATS_PER_BAR,),
+        tempo_bpm=wishes.tempo_bpm,
+        downbeat_seconds=wishes.downbeat_seconds,
+    )
+    place = places_in(place, beats_per_bar)
     given = 0 if prefix is None else _hear_start(prefix, place, chord, rate_hz)
     plan = plan_song(
         Heard(place=place, chord=chord, pitches=pitches, rate_hz=rate_hz, given_frames=given),
         tempo_bpm=wishes.tempo_bpm,
         downbeat_seconds=wishes.downbeat_seconds,
         key=None if wishes.key is None else parse_key(wishes.key),
-        beats_per_bar=wishes.beats_per_bar or BEATS_PER_BAR,
+        beats_per_bar=beats_per_bar,
     )
     sheet = plan.sheet
     write_chords(sheet, wishes.chart or (), rate_hz, 0, len(sheet))

@@ -47,8 +47,8 @@ class SheetLabels:
     def __init__(self, manifest: str | Path, shards: TokenShards) -> None:
         """Raises DataError for a manifest with no item of the shards."""
         wanted = {song.id for song in shards.index.songs}
-        self._items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
-        if not self._items:
+        self.items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
+        if not self.items:
             raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
         self._rate_hz = shards.index.frame_rate_hz
         self._known: dict[str, Tensor] = {}
@@ -56,18 +56,16 @@ class SheetLabels:
     def count_styles(self) -> BandConfig:
         """Count which styles the items are in, by meter and tempo."""
         return BandConfig.count(
-            (item.style, item.beats_per_bar, item.tempo_bpm)
-            for item in self._items.values()
-            if item.tempo_bpm
+            (item.style, item.beats_per_bar, item.tempo_bpm) for item in self.items.values() if item.tempo_bpm
         )
 
     def cut(self, name: str, start: int, frames: int) -> Tensor:
         """Return the sheet [frames, COLUMNS] of an item from frame `start` on."""
-        if name not in self._items:
+        if name not in self.items:
             return unknown_sheet(frames)
         if name not in self._known:
-            sheet = label_frames(self._items[name], self._rate_hz)
-            self._known[name] = label_playing(sheet, self._items[name], self._rate_hz, self.styles)
+            sheet = label_frames(self.items[name], self._rate_hz)
+            self._known[name] = label_playing(sheet, self.items[name], self._rate_hz, self.styles)
         found = self._known[name][start : start + frames]
         return torch.cat([found, unknown_sheet(frames - len(found))])
 

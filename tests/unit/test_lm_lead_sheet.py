@@ -26,7 +26,7 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.sheet.playing import BandConfig
+from duotok.lm.sheet.playing import METERS, BandConfig
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust, track_chords
 from duotok.lm.sheet.timeline import places_between
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -123,8 +123,24 @@ def test_what_is_trusted_less_says_less(lm: DualTrackLM) -> None:
 
 def test_an_odd_number_of_frames_is_read(reader: SheetReader) -> None:
     told = reader(torch.randint(0, 11, (2, 31)))
-    assert told["place"].shape == (2, 31, PLACES) and told["chord"].shape == (2, 31, CHORDS)
+    assert told["place"].shape == (2, 31, len(METERS), PLACES) and told["chord"].shape == (2, 31, CHORDS)
     assert torch.allclose(told["chord"].exp().sum(dim=-1), torch.ones(2, 31))
+
+
+def test_more_meters_are_learned_from_what_was_known(reader: SheetReader) -> None:
+    codes = torch.randint(0, 11, (2, 30))
+    more = reader.learn_meters((3, 4)).eval()
+    old, new = reader(codes), more(codes)
+    four, three = METERS.index(4), METERS.index(3)
+    assert torch.equal(new["chord"], old["chord"])
+    torch.testing.assert_close(new["place"][:, :, four].log_softmax(dim=-1), old["place"][:, :, four])
+    assert (new["place"][:, :, four].logsumexp(dim=-1) > new["place"][:, :, three].logsumexp(dim=-1)).all()
+    assert new["place"][:, :, METERS.index(6)].isneginf().all()
+    torch.testing.assert_close(
+        new["place"].flatten(2).logsumexp(dim=-1), torch.zeros(2, 30), atol=1e-5, rtol=0
+    )
+    with pytest.raises(ConfigError, match="meters must be some of"):
+        reader.learn_meters((4, 5))
 
 
 def test_a_new_sheet_changes_nothing_yet(lm: DualTrackLM, reader: SheetReader) -> None:

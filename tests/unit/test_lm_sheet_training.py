@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import torch
@@ -26,11 +27,13 @@ from duotok.lm.sheet.columns import (
     WRITTEN,
     write_sheet,
 )
-from duotok.lm.sheet.playing import LEVELS, tempo_class
+from duotok.lm.sheet.playing import LEVELS, METERS, tempo_class
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
+from duotok.recipes.corpus.scores.song import Note, Song, Songs, Span
 from duotok.recipes.lm import train_sheet_reader as recipe
 from duotok.recipes.lm.data import DataConfig, WindowSource
+from duotok.recipes.lm.score_singing import CodeSinger, ScoreWindows
 from duotok.recipes.lm.sheets import (
     SheetConfig,
     SheetLabels,
@@ -41,7 +44,7 @@ from duotok.recipes.lm.sheets import (
     measure_agreement,
 )
 from duotok.recipes.lm.tokenize import main as tokenize
-from duotok.recipes.lm.tokens import TokenShards
+from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.recipes.lm.train_sheet_reader import SheetDataConfig, SheetObjective, SheetWindows
 from duotok.recipes.training.loop import run_training
 from duotok.recipes.training.task import Task, TrainConfig
@@ -140,8 +143,10 @@ def test_a_manifest_of_other_items_is_refused(tmp_path: Path, shards: TokenShard
 def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: SheetLabels) -> None:
     songs = [song for song in shards.index.songs if song.id == "item0"]
     codes, sheet = shards.codes(songs[0])["vocal"], labels.cut("item0", 0, songs[0].frames)
-    plain = SheetDataConfig(tokens="", manifest="", seconds=((0.8, 1.0), (0.4, 1.0)), stretch=0.0, hidden=0.0)
-    source = SheetWindows(shards, labels, songs, plain, 3, pad=11)
+    plain = SheetDataConfig(
+        tokens="", manifest="", seconds=((0.8, 1.0), (0.4, 1.0)), stretch=0.0, hidden=0.0, confused=0.0
+    )
+    source = SheetWindows(shards, labels, songs, plain, 3, make_reader())
     shapes = set()
     for seed in range(8):
         batch = source.make_batch(np.random.default_rng(seed))
@@ -157,14 +162,96 @@ def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: She
 
 def test_windows_are_stretched_and_hidden_in_part(shards: TokenShards, labels: SheetLabels) -> None:
     songs = [song for song in shards.index.songs if song.id == "item0"]
-    config = SheetDataConfig(tokens="", manifest="", seconds=((1.2, 1.0),), stretch=0.5, hidden=1.0)
-    batch = SheetWindows(shards, labels, songs, config, 64, pad=11).make_batch(np.random.default_rng(0))
+    config = SheetDataConfig(
+        tokens="", manifest="", seconds=((1.2, 1.0),), stretch=0.5, hidden=1.0, confused=0.0
+    )
+    batch = SheetWindows(shards, labels, songs, config, 64, make_reader()).make_batch(
+        np.random.default_rng(0)
+    )
     share = (batch["codes"] == 11).float().mean(dim=1)
     assert 0.1 < share.mean() < 0.45 and share.max() > share.min()
     # The faster, the further the window reaches; behind the end of the item nothing is known.
     reached = batch["sheet"][..., PLACE].max(dim=1).values
     assert reached.unique().numel() > 2
     assert (batch["sheet"][:, -1] == UNKNOWN).all(dim=1).any()
+
+
+def test_scores_are_sung_by_codes_of_notes_that_were_sung_so(tmp_path: Path, make_shards, item: Item) -> None:
+    index = TokenIndex(
+        tokenizer_fingerprint="x", codebook_sizes={"vocal": 99, "accompaniment": 99}, frame_rate_hz=25.0
+    )
+    notes = [(0.4, 1.2, 60, "a"), (1.2, 2.0, 62, "a"), (2.4, 3.6, 64, "a")]
+    codes = torch.zeros(100, dtype=torch.long)
+    for start, end, pitch, _ in notes:
+        codes[round(start * 25) : round(end * 25)] = pitch
+    append_shard(
+        tmp_path / "sung", index, {"item0": ("1", "train", {"vocal": codes, "accompaniment": codes})}
+    )
+    shards = TokenShards(tmp_path / "sung")
+    singer = CodeSinger(shards, {"item0": replace(item, notes=notes)}, shards.index.songs)
+    rng = np.random.default_rng(0)
+    heard = {
+        tuple(singer.sing(np.array([[3.2, 8, 60], [8, 20, 63], [20, 30, 64]]), 40, rng)) for _ in range(40)
+    }
+    wanted = [0] * 3 + [60] * 5 + [0] * 12 + [64] * 10 + [0] * 10
+    assert heard == {tuple(wanted)}  # of a pitch that nobody sang: a rest
+    assert singer.sing(np.zeros((0, 3)), 40, rng).tolist() == [0] * 40
+
+
+def test_windows_of_scores_are_in_any_key_and_their_own_meter(
+    tmp_path: Path, shards: TokenShards, item: Item
+) -> None:
+    class Waltzes(Songs):
+        source = "pop909"
+
+        def split_of(self, name: str) -> str:
+            return "train" if name != "test" else "test"
+
+        def read(self, name: str) -> Song:
+            assert name != "test"
+            if name == "empty":
+                raise DataError("nothing to sing")
+            beats = tuple(0.5 * n for n in range(60))
+            return Song(
+                name=name,
+                beats_per_bar=3,
+                melody=tuple(Note(start=beat, end=beat + 0.5, pitch=60, velocity=9) for beat in beats),
+                piano=(),
+                beats=beats,
+                downbeats=tuple(range(0, 60, 3)),
+                chords=(Span(start=0.0, end=30.0, label="C:maj"),),
+                keys=(),
+            )
+
+    singer = CodeSinger(shards, {"item0": replace(item, notes=[(0.4, 1.0, 60, "a")])}, shards.index.songs)
+    windows = ScoreWindows(Waltzes(tmp_path, ["waltz", "empty", "test"]), singer, 25.0)
+    keys = set()
+    for seed in range(100):
+        codes, sheet = windows.draw(np.random.default_rng(seed), 200, 0.1)
+        assert codes.shape == (200,) and sheet.shape == (200, COLUMNS)
+        assert set(sheet[:, METER]) == {METERS.index(3)}
+        bars = np.flatnonzero(np.diff(sheet[:, PLACE]) < 0)
+        assert np.diff(bars).min() >= 34 and np.diff(bars).max() <= 42  # 1.5 s, by a tenth more or less
+        keys |= set(sheet[:, CHORD])
+    assert len(keys - {UNKNOWN}) == 12
+    with pytest.raises(DataError, match="holds no song that can be sung"):
+        ScoreWindows(Waltzes(tmp_path, ["empty"]), singer, 25.0).draw(np.random.default_rng(0), 200, 0.1)
+
+
+def test_the_meter_is_learned_where_it_is_known() -> None:
+    reader = make_reader().learn_meters((3, 4))
+    codes = torch.randint(0, 11, (2, 32))
+    sheet = torch.stack([write_sheet(np.arange(32) // 2, np.zeros(32, dtype=int))] * 2)
+    told = reader(codes)["place"].detach()
+
+    def nats(meter: int) -> float:
+        sheet[..., METER] = meter
+        return float(SheetObjective(reader)(codes, sheet)["place_nats"].detach())
+
+    at = told[:, torch.arange(32), :, torch.arange(32) // 2].transpose(0, 1)  # [batch, frames, METERS]
+    assert nats(METERS.index(3)) == pytest.approx(-float(at[..., METERS.index(3)].mean()))
+    assert nats(UNKNOWN) == pytest.approx(-float(at.logsumexp(dim=-1).mean()))
+    assert nats(METERS.index(6)) == 0.0  # is not learned
 
 
 def test_the_reader_learns_what_codes_tell(tmp_path: Path) -> None:
@@ -196,7 +283,28 @@ def test_agreement_counts_known_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures == {"bar_agreement": pytest.approx(2 / 3), "chord_agreement": pytest.approx(2 / 3)}
 
 
-def test_the_recipe_trains_from_a_corpus(tmp_path: Path, tiny_corpus: Path, tiny_components) -> None:
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    """A folder with one song for training, as POP909 has them."""
+    folder = tmp_path / "pop909" / "001"
+    folder.mkdir(parents=True)
+    track = mido.MidiTrack([mido.MetaMessage("track_name", name="MELODY")])
+    for pitch in (60, 62, 64, 65) * 4:
+        track.append(mido.Message("note_on", note=pitch, velocity=90))
+        track.append(mido.Message("note_off", note=pitch, time=480))
+    midi = mido.MidiFile(ticks_per_beat=480)
+    midi.tracks.append(track)
+    midi.save(folder / "001.mid")
+    beats = [f"{beat / 2} {float(beat % 2 == 0)} {float(beat % 4 == 0)}" for beat in range(16)]
+    (folder / "beat_midi.txt").write_text("\n".join(beats), encoding="utf-8")
+    (folder / "chord_midi.txt").write_text("0.0 8.0 C:maj\n", encoding="utf-8")
+    (folder / "key_audio.txt").write_text("0.0 8.0 C:maj\n", encoding="utf-8")
+    return folder.parent
+
+
+def test_the_recipe_trains_from_a_corpus_and_scores(
+    tmp_path: Path, tiny_corpus: Path, tiny_components, scores: Path
+) -> None:
     tokens = tmp_path / "tokens"
     manifest = str(tiny_corpus / "train.jsonl")
     arguments = ["--tokenizer", str(tiny_components["tokenizer"]), "--manifest", manifest]
@@ -214,7 +322,9 @@ def test_the_recipe_trains_from_a_corpus(tmp_path: Path, tiny_corpus: Path, tiny
     lm = DualTrackLM.from_pretrained(tiny_components["lm"])
     lm.add_sheet_reader(reader)  # of the same tokenizer
     more = ["--set", f"start_from={tmp_path / 'run' / 'final'}", "--out", str(tmp_path / "more")]
+    more += ["--set", "model.meters=[3, 4]", "--set", f"data.scores=[[{scores}, 0.7]]"]
     assert recipe.main([str(tmp_path / "tiny.yaml"), *more]) == 0
+    assert SheetReader.from_pretrained(tmp_path / "more" / "final").config.meters == (3, 4)
 
 
 def test_sheets_are_the_corpus_own_the_readers_or_none(
@@ -287,5 +397,7 @@ def test_bad_settings_are_refused() -> None:
         SheetConfig(written=1.5)
     with pytest.raises(ConfigError, match=r"data\.seconds must be a list"):
         SheetDataConfig(tokens="", manifest="", seconds=())
+    with pytest.raises(ConfigError, match=r"data\.scores must be a list"):
+        SheetDataConfig(tokens="", manifest="", scores=(("a", 0.7), ("b", 0.7)))
     with pytest.raises(ConfigError, match="sizes, dilations and frame rate"):
         SheetReaderConfig(dilations=(0,))

@@ -5,7 +5,15 @@ import pytest
 
 from duotok.lm.sheet.columns import CHORD, PLACE, PLACES
 from duotok.lm.sheet.plan import Heard, plan_song
-from duotok.lm.sheet.timeline import TimeLine, find_other_tempo, find_time_line, find_two_tempi
+from duotok.lm.sheet.playing import METERS
+from duotok.lm.sheet.timeline import (
+    TimeLine,
+    find_meter,
+    find_other_tempo,
+    find_time_line,
+    find_two_tempi,
+    places_in,
+)
 from duotok.tokenizer.music.labels import CHORDS
 from duotok.tokenizer.music.progressions import KEYS, load_progressions
 
@@ -68,6 +76,30 @@ def test_bars_of_other_meters_are_counted(beats_per_bar: int) -> None:
     assert plan.time_line.tempo_bpm == pytest.approx(60 * RATE_HZ * beats_per_bar / 48.3, rel=1e-3)
     assert np.diff(plan.time_line.bar_lines) == pytest.approx(48.3, rel=1e-3)
     assert (plan.sheet[:, [PLACE, CHORD]].numpy() == np.stack([places, chords], axis=1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("beats_per_bar", METERS)
+def test_the_meter_is_heard_among_those_that_are_played(beats_per_bar: int) -> None:
+    beats = np.arange(0, 1_600, 13.0)
+    turns = np.interp(np.arange(1_500) + 0.5, beats, np.arange(len(beats))) / beats_per_bar
+    told = np.stack([say((turns % 1 * PLACES).astype(int), PLACES, 1.0)] * len(METERS), axis=1)
+    rng = np.random.default_rng(0)
+    meter = rng.normal(size=(1_500, len(METERS))) + (np.array(METERS) == beats_per_bar)
+    told += (meter - np.log(np.exp(meter).sum(axis=1, keepdims=True)))[:, :, None]
+    assert find_meter(told, RATE_HZ) == beats_per_bar
+    assert find_meter(told, RATE_HZ, among=(4,)) == 4
+    place = places_in(told, beats_per_bar)
+    assert np.exp(place).sum(axis=1) == pytest.approx(np.ones(1_500))
+    line = find_time_line(place, RATE_HZ, beats_per_bar=beats_per_bar)
+    assert line.tempo_bpm == pytest.approx(60 * RATE_HZ / 13, rel=1e-3)
+
+
+def test_of_a_meter_that_nobody_learned_the_places_of_others_are_taken() -> None:
+    told = np.full((100, len(METERS), PLACES), -np.inf)
+    told[:, METERS.index(4)] = say(np.arange(100) // 4 % PLACES, PLACES, 2.0)
+    assert find_meter(told, RATE_HZ) == 4
+    for beats_per_bar in METERS:
+        assert places_in(told, beats_per_bar) == pytest.approx(told[:, METERS.index(4)])
 
 
 def test_beats_bend_with_the_singer() -> None:
