@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--manifest", type=Path, help="style: of these tokens (default: the corpus' train.jsonl)"
     )
+    parser.add_argument(
+        "--musdb", type=Path, help="accompgen: folder of MUSDB18-HQ, with test/TRACK/vocals.wav"
+    )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound",

@@ -1,6 +1,8 @@
 """AccompGen at size tiny: tokens, three stages, one model, a bundle, and `generate` with it."""
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from duotok.lm.hierarchical.stage import Stage
 from duotok.recipes.accompany import bundle as bundles
 from duotok.recipes.accompany import generate
 from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.evaluation import accompgen_part, score
 from duotok.recipes.lm.accompgen import fit_semantic, join_stages, layered_tokens, train_stage
 from duotok.recipes.lm.accompgen.layered_tokens import LayeredShards
 from duotok.recipes.lm.accompgen.train_stage import StageWindows, measure_stage
@@ -35,7 +38,7 @@ def parts(tiny_corpus, tiny_components, tiny_codec, tmp_path_factory) -> dict[st
     options = ["--semantic", str(made["hearing"]), "--codec", str(tiny_codec), "--out", str(made["tokens"])]
     assert layered_tokens.main([*options, *manifest, "--items-per-shard", "3"]) == 0
     for stage in STAGES:
-        settings = [f"stage={stage}", f"data.tokens={made['tokens']}", "train.validate_every=30"]
+        settings = [f"stage={stage}", f"data.tokens={made['tokens']}", "train.validate_every=20"]
         settings += ["data.hold_out=0.4"]
         command = [TINY, "--out", str(out / stage), *(part for each in settings for part in ("--set", each))]
         assert train_stage.main(command) == 0
@@ -94,22 +97,41 @@ def test_generate_writes_a_mix_as_long_as_the_vocal(bundle, vocal_file, tmp_path
 
 
 def test_a_prefix_is_kept_and_continued(bundle, make_singing):
-    accompanist, vocal = Accompanist.from_pretrained(bundle), torch.from_numpy(make_singing(2.02).T)
+    accompanist, vocal = Accompanist.from_pretrained(bundle), torch.from_numpy(make_singing(1.22).T)
     first = accompanist.accompany(vocal, seed=3)
-    assert first.codes.shape == (1 + 4, 101) and torch.equal(
-        first.mix, accompanist.accompany(vocal, seed=3).mix
-    )
-    start = first.accompaniment[:, : 48_000 + 100]
-    given = accompanist.bundle.tokens.encode(start[None, :, :48_000], "accompaniment")[0]
+    again = accompanist.accompany(vocal, seed=3)
+    assert first.codes.shape == (1 + 4, 61) and torch.equal(first.mix, again.mix)
+    start = first.accompaniment[:, : 24_000 + 100]
+    given = accompanist.bundle.tokens.encode(start[None, :, :24_000], "accompaniment")[0]
     made = accompanist.accompany(vocal, seed=8, prefix=start)
-    assert torch.equal(made.codes[:, :50], given) and made.codes.shape == first.codes.shape
+    assert torch.equal(made.codes[:, :25], given) and made.codes.shape == first.codes.shape
     assert torch.allclose(made.accompaniment[:, : start.shape[1]], start, atol=1e-6)
-    assert made.report["prefix_seconds"] == 1.0 and made.accompaniment.shape == first.accompaniment.shape
+    assert made.report["prefix_seconds"] == 0.5 and made.accompaniment.shape == first.accompaniment.shape
 
 
-def test_what_does_not_fit_is_one_line(
-    parts, bundle, tiny_bundle, tiny_components, vocal_file, tmp_path, capsys
-):
+def test_the_papers_protocol_is_a_command(bundle, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(accompgen_part, "GUIDANCES", (3.0,))
+    song = tmp_path / "musdb" / "test" / "song"
+    names = {"vocal": "vocals", "drums": "drums", "bass": "bass", "other": "other"}
+    song.mkdir(parents=True)
+    for stem, name in names.items():
+        shutil.copyfile(tiny_corpus / "audio" / "test" / "0" / f"{stem}.wav", song / f"{name}.wav")
+    monkeypatch.setattr(accompgen_part, "_MUSDB_EXCERPTS", 1)
+    out = tmp_path / "results.json"
+    options = ["--corpus", str(tiny_corpus), "--bundle", str(bundle), "--out", str(out), "--items", "2"]
+    options += ["--seconds", "4", "--musdb", str(tmp_path / "musdb")]
+    assert score.main(["accompgen", *options]) == 0
+    found = {name.removeprefix("accompgen."): value for name, value in json.loads(out.read_text()).items()}
+    assert found["seconds_per_second_guidance_3"] > 0 and found["excerpts"] == 2
+    assert {"kernel_distance_guidance_3", "in_key_guidance_3", "in_key_guidance_3_mismatched"} <= set(found)
+    assert 0 < found["bits_per_second_heard"] < 50 * math.log2(16) + 200 * math.log2(8)
+    assert found["musdb_excerpts"] == 1 and found["musdb_listening_fad_isolated"] >= 0
+    gap = found["musdb_listening_fad_separated"] - found["musdb_listening_fad_isolated"]
+    assert found["musdb_listening_fad_gap"] == pytest.approx(gap, abs=1e-3)
+    assert score.main(["lm", *options]) == 1  # measures DuoTok's
+
+
+def test_what_does_not_fit_is_one_line(parts, bundle, tiny_components, vocal_file, tmp_path, capsys):
     def fail(main, *arguments) -> str:
         assert main([str(argument) for argument in arguments]) == 1
         told = capsys.readouterr().err
@@ -125,7 +147,7 @@ def test_what_does_not_fit_is_one_line(
     assert "knows no styles; leave out --style" in fail(generate.main, *own, "--style", "rock")
     assert "leave out --tempo" in fail(generate.main, *own, "--tempo", "100")
     assert "in one pass; leave out steps" in fail(generate.main, *own, "--steps", "3")
-    assert "leave out midi" in fail(generate.main, *own, "--export", "midi")
+    assert "leave midi out" in fail(generate.main, *own, "--export", "midi")
     command = ["--semantic", parts["hearing"], "--codec", parts["codec"]]
     wrong = [*command, "--lm", tiny_components["lm"], *out]
     assert "trained on the semantic" in fail(bundles.main, *wrong)

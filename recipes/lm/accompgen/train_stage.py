@@ -170,12 +170,13 @@ def make_validation(
 
 @torch.no_grad()
 def measure_stage(stage: Stage, source: Tensor, target: Tensor, rows: int = 4) -> dict[str, float]:
-    """Bits per token of windows [windows, levels, frames]: heard, alone, with the next window's source.
+    """Bits per token of windows [windows, levels, frames]: heard, alone, with another window's source.
 
     …/unigram: entropy of the windows' codes, level by level, which a model that has learned anything beats.
     """
     known = torch.ones(rows, dtype=torch.bool)
-    cases = {"heard": (source, known), "alone": (source, ~known), "mismatched": (source.roll(1, 0), known)}
+    other = source.roll(len(source) // 2, 0)  # neighbours may be of one song
+    cases = {"heard": (source, known), "alone": (source, ~known), "mismatched": (other, known)}
     objective, figures = StageObjective(stage), {}
     for name, (heard, told) in cases.items():
         nats = 0.0
