@@ -38,6 +38,7 @@ from duotok.tokenizer.layered import LayeredTokenizer
 GUIDANCES = (1.0, 2.0, 3.0)  # lambda; the paper's is 3
 MUSDB_STEMS = ("vocals", "drums", "bass", "other")
 _MUSDB_SECONDS, _MUSDB_EXCERPTS = 10.0, 3  # of a track
+_PATCH_SECONDS = 3  # of the listening features
 _VGGISH_RATE_HZ = 16_000
 
 Features = Callable[[Tensor], np.ndarray]  # wave [channels, samples] at 48 kHz -> [patches, features]
@@ -166,6 +167,8 @@ def measure_musdb(
     hearers = find_hearers()
     heard: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in hearers}
     places = [(track, start) for track in tracks for start in track.find_singing(seconds, _MUSDB_EXCERPTS)]
+    if len(places) * max(1, seconds // _PATCH_SECONDS) < 2:
+        raise DataError("a Frechet distance needs two patches of 3 s at least; give more tracks or seconds")
     for number, (track, start) in enumerate(tqdm(places, desc="MUSDB18", disable=None)):
         stems = {stem: track.read(stem, start, seconds) for stem in MUSDB_STEMS}
         band = stems["drums"] + stems["bass"] + stems["other"]

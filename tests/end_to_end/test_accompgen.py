@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from duotok.recipes.lm.accompgen.layered_tokens import LayeredShards
 from duotok.recipes.lm.accompgen.train_stage import StageWindows, measure_stage
 from duotok.recipes.lm.tokens import split_songs
 from duotok.renderer.latent_codec import LatentCodec, open_codec
+from duotok.tokenizer.common.audio import read_audio, write_audio
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.semantic import SemanticTokenizer
 
 TINY = str(Path(__file__).parents[2] / "recipes/lm/accompgen/tiny.yaml")
@@ -111,24 +112,29 @@ def test_a_prefix_is_kept_and_continued(bundle, make_singing):
 
 def test_the_papers_protocol_is_a_command(bundle, tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(accompgen_part, "GUIDANCES", (3.0,))
-    song = tmp_path / "musdb" / "test" / "song"
-    names = {"vocal": "vocals", "drums": "drums", "bass": "bass", "other": "other"}
-    song.mkdir(parents=True)
-    for stem, name in names.items():
-        shutil.copyfile(tiny_corpus / "audio" / "test" / "0" / f"{stem}.wav", song / f"{name}.wav")
-    monkeypatch.setattr(accompgen_part, "_MUSDB_EXCERPTS", 1)
     out = tmp_path / "results.json"
     options = ["--corpus", str(tiny_corpus), "--bundle", str(bundle), "--out", str(out), "--items", "2"]
-    options += ["--seconds", "4", "--musdb", str(tmp_path / "musdb")]
-    assert score.main(["accompgen", *options]) == 0
+    assert score.main(["accompgen", *options, "--seconds", "4"]) == 0
     found = {name.removeprefix("accompgen."): value for name, value in json.loads(out.read_text()).items()}
     assert found["seconds_per_second_guidance_3"] > 0 and found["excerpts"] == 2
     assert {"kernel_distance_guidance_3", "in_key_guidance_3", "in_key_guidance_3_mismatched"} <= set(found)
     assert 0 < found["bits_per_second_heard"] < 50 * math.log2(16) + 200 * math.log2(8)
-    assert found["musdb_excerpts"] == 1 and found["musdb_listening_fad_isolated"] >= 0
-    gap = found["musdb_listening_fad_separated"] - found["musdb_listening_fad_isolated"]
-    assert found["musdb_listening_fad_gap"] == pytest.approx(gap, abs=1e-3)
     assert score.main(["lm", *options]) == 1  # measures DuoTok's
+
+
+def test_vocals_of_musdb_are_accompanied_isolated_and_separated(bundle, tiny_corpus, tmp_path):
+    song = tmp_path / "test" / "song"
+    song.mkdir(parents=True)
+    for stem, name in {"vocal": "vocals", "drums": "drums", "bass": "bass", "other": "other"}.items():
+        wave = read_audio(tiny_corpus / "audio" / "test" / "0" / f"{stem}.wav", seconds=6.4)
+        write_audio(song / f"{name}.wav", wave)
+    accompanist, tracks = Accompanist.from_pretrained(bundle), accompgen_part.read_musdb(tmp_path)
+    found = accompgen_part.measure_musdb(accompanist, tracks, 3.2, seed=0)
+    assert found["musdb_excerpts"] == 2 and found["musdb_listening_fad_isolated"] > 0
+    gap = found["musdb_listening_fad_separated"] - found["musdb_listening_fad_isolated"]
+    assert found["musdb_listening_fad_gap"] == pytest.approx(gap)
+    with pytest.raises(DataError, match="two patches of 3 s at least"):
+        accompgen_part.measure_musdb(accompanist, [], 3.2, seed=0)
 
 
 def test_what_does_not_fit_is_one_line(parts, bundle, tiny_components, vocal_file, tmp_path, capsys):

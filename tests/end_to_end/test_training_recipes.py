@@ -11,6 +11,7 @@ import torch
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import tokenize, train_sheet_reader
 from duotok.recipes.lm import train as lm_train
+from duotok.recipes.lm.accompgen import fit_semantic, layered_tokens, train_stage
 from duotok.recipes.renderer import (
     latents,
     train_acoustic_codec,
