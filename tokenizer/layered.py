@@ -58,6 +58,11 @@ class LayeredTokenizer(nn.Module):
         self.log_mel, self.chroma = LogMel(_MEL_BANDS), Chroma()
 
     @property
+    def fingerprint(self) -> str:
+        """Of both tokenizers."""
+        return f"{self.semantic.fingerprint}-{self.codec.fingerprint}"
+
+    @property
     def frame_rate_hz(self) -> float:
         """Frames per second of packed codes."""
         return self.codec.frame_rate_hz

@@ -93,7 +93,9 @@ def draw_song(
         while done.shape[2] < frames:
             start = next_window_start(done.shape[2], frames, plan)
             stop = min(frames, start + window)
-            heard = slice(int(start * source_hz / target_hz + 1e-6), config.source.frames(stop / target_hz))
+            heard = slice(
+                int(start * source_hz / target_hz + 1e-6), config.source.frames((start + window) / target_hz)
+            )
             codes, nats = draw_window(
                 stage,
                 source[:, :, heard],

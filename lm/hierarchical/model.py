@@ -103,6 +103,7 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
         prefix: Tensor | None = None,
         sheet: Tensor | None = None,
         again: Tensor | None = None,
+        stop: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Candidates:
         """Return one candidate per seed; see `LanguageModel.compose`.
@@ -122,9 +123,10 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
         vocal = stages[0].config.source
         codes = vocal.check(source_codes[None, None], "vocal").to(stages[0].device)
         seconds = len(source_codes) / vocal.rate_hz
-        given = self._split_prefix(prefix, seconds)
         streams = [stage.config.target for stage in stages]
-        frames = [stream.frames(seconds) for stream in streams]
+        end = seconds if stop is None else min(seconds, stop / streams[1].rate_hz)
+        frames = [stream.frames(end) for stream in streams]
+        given = self._split_prefix(prefix, end)
         shapes = [(stream.levels, length) for stream, length in zip(streams, frames, strict=True)]
         draws = [_draw_uniform(seed, shapes) for seed in seeds]
         steps = sum(
@@ -161,6 +163,23 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
             likelihood_alone_nats=likely[1] if is_new and likely is not None and len(likely) > 1 else None,
         )
 
+    @torch.no_grad()
+    def judge(
+        self, source_codes: Tensor, codes: Tensor, *, first: int, sheet: Tensor | None = None
+    ) -> Tensor:
+        """Return how likely the semantic codes of packed rows are; see `LanguageModel.judge`.
+
+        codes: [candidates, rows, frames], `first` one of their frames.
+        """
+        stage, parts = self.stage_of("semantic"), [self._split_prefix(row, torch.inf)[0] for row in codes]
+        target = torch.cat(parts).to(stage.device)
+        stream, codec = stage.config.target, self.stage_of("coarse").config.target
+        source = stage.config.source.check(source_codes[None, None], "vocal").to(stage.device)
+        known = torch.ones(len(target), dtype=torch.bool, device=stage.device)
+        likely = stage(source.expand(len(target), -1, -1), target, known).log_softmax(dim=-1)
+        picked = likely.gather(3, target[..., None])[..., 0]
+        return picked[:, :, stream.frames(first / codec.rate_hz) :].mean(dim=(1, 2)).cpu()
+
     def _split_prefix(self, prefix: Tensor | None, seconds: float) -> list[Tensor]:
         """Return the codes that each stage is given, [1, levels, k]; none of them without a prefix."""
         streams = [self.stage_of(name).config.target for name in STAGES]
@@ -177,7 +196,7 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
         own, codec = unpack_codes(prefix, semantic_hz=semantic.rate_hz, codec_hz=coarse.rate_hz)
         parts = (own[None], *codec.split([coarse.levels, fine.levels]))
         return [
-            stream.check(codes[None, :, : stream.frames(seconds)], "given")
+            stream.check(codes[None, :, : stream.frames(min(seconds, codes.shape[1]))], "given")
             for stream, codes in zip(streams, parts, strict=True)
         ]
 

@@ -143,7 +143,7 @@ def _generate(
 ) -> None:
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
-    model = choose_bundle(model, system)
+    chosen = choose_bundle(model, system)
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     inputs = request.files
     request = request.read()
@@ -160,7 +160,7 @@ def _generate(
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
-        accompanist = Accompanist.from_pretrained(model, device=device)
+        accompanist = Accompanist.from_pretrained(chosen, device=device)
         with _Bar(progress or sys.stderr.isatty(), request.renderings) as bar:
             report = accompanist.write(request, output.work, progress=bar.tell)
         output.publish()

@@ -116,7 +116,7 @@ class Accompaniment:
 
     @property
     def codes(self) -> Tensor:
-        """Accompaniment codes [frames] at 25 Hz."""
+        """Accompaniment codes [frames], or [rows, frames]."""
         return self.take.codes
 
     @property
@@ -391,14 +391,11 @@ class Accompanist:
         return self.bundle.tokens.encode(wave, "accompaniment")[0].cpu()
 
     def _read_out(self, codes: Tensor, track: str, wave: Tensor | None = None) -> ReadOut:
-        """What codes [frames] or [rows, frames] stand for, as a batch of one on the CPU.
-
-        wave: [1, channels, samples] that they are of; it is heard where codes of that track say too little.
-        """
+        """What codes, or the wave [1, channels, samples] of codes that say too little, tell."""
+        told = None
         if wave is not None and track not in self.bundle.tokens.READABLE:
             told = self.bundle.tokens.targets(wave.to(self.device))
-        else:
-            told = self.bundle.tokens.read_out(codes[None].to(self.device), track)
+        told = told or self.bundle.tokens.read_out(codes[None].to(self.device), track)
         return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
 
     def perform(self, sketches: Sketches | Repainting, composition: Composition) -> Accompaniment:

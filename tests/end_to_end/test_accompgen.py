@@ -101,11 +101,11 @@ def test_a_prefix_is_kept_and_continued(bundle, make_singing):
     accompanist, vocal = Accompanist.from_pretrained(bundle), torch.from_numpy(make_singing(1.22).T)
     first = accompanist.accompany(vocal, seed=3)
     again = accompanist.accompany(vocal, seed=3)
-    assert first.codes.shape == (1 + 4, 61) and torch.equal(first.mix, again.mix)
+    assert first.take.codes.shape == (1 + 4, 61) and torch.equal(first.mix, again.mix)
     start = first.accompaniment[:, : 24_000 + 100]
     given = accompanist.bundle.tokens.encode(start[None, :, :24_000], "accompaniment")[0]
     made = accompanist.accompany(vocal, seed=8, prefix=start)
-    assert torch.equal(made.codes[:, :25], given) and made.codes.shape == first.codes.shape
+    assert torch.equal(made.take.codes[:, :25], given) and made.take.codes.shape == first.take.codes.shape
     assert torch.allclose(made.accompaniment[:, : start.shape[1]], start, atol=1e-6)
     assert made.report["prefix_seconds"] == 0.5 and made.accompaniment.shape == first.accompaniment.shape
 
