@@ -140,8 +140,8 @@ def test_the_chain_composes_as_long_as_the_vocal_and_keeps_a_prefix(codec_hz):
     again = lm.compose(vocal, seeds=[9], sampling=BOLD, prefix=prefix)
     assert torch.equal(again.codes[0, :, :12], prefix) and again.codes.shape[1:] == found.codes.shape[1:]
     assert lm.compose(vocal, seeds=[1]).likelihood_alone_nats is not None
-    ended = lm.compose(vocal, seeds=[9], sampling=BOLD, prefix=prefix, stop=20).codes
-    assert torch.equal(ended[0, :, :12], prefix) and ended.shape[2] == 20
+    ended = lm.compose(vocal, seeds=[9], sampling=BOLD, prefix=prefix, stop=15).codes
+    assert torch.equal(ended[0, :, :12], prefix) and ended.shape[2] == 15
     short = lm.compose(vocal[:18], seeds=[3, 4], sampling=replace(BOLD, guidance=1.0))  # one window
     assert short.likelihood_nats is not None
     assert torch.allclose(lm.judge(vocal[:18], short.codes, first=0), short.likelihood_nats, atol=1e-3)
