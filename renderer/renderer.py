@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..tokenizer.acoustic_codec import AcousticCodec
 from ..tokenizer.common.checkpoint import open_component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from ..tokenizer.common.precision import native_autocast
@@ -139,6 +140,9 @@ class Renderer:
         """
         return self.vae.decode_between(latents, before, after, progress)
 
+    def refuse_settings(self, **asked: float | None) -> None:
+        """Do nothing: all settings of a rendering are this renderer's."""
+
     def _decoder(self, track: str) -> DiffusionDecoder:
         if track not in self.decoders:
             known = ", ".join(self.decoders)
@@ -146,3 +150,34 @@ class Renderer:
                 f"this model has no {track} decoder, only {known}; give a model with renderer/{track}"
             )
         return self.decoders[track]
+
+
+class CodecRenderer:
+    """Codes of an acoustic codec -> wave: what `Renderer` is to features, with nothing to sample."""
+
+    def __init__(self, codec: AcousticCodec[Any]) -> None:
+        self.codec = codec
+
+    def to(self, device: str | torch.device) -> "CodecRenderer":
+        """Move all weights."""
+        self.codec.to(device)
+        return self
+
+    def refuse_settings(self, **asked: float | None) -> None:
+        """Raise ConfigError for settings of a diffusion decoder, where any is not None."""
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise ConfigError(f"this model renders by a codec, in one pass; leave out {', '.join(given)}")
+
+    def render_latents(self, features: Tensor, *, progress: Progress | None = None, **_: Any) -> Tensor:
+        """Return the codes [codebooks, frames] of features [frames, codebooks], which are the codes."""
+        if progress is not None:
+            progress(len(features))
+        return features.T
+
+    def decode(self, latents: Tensor, samples: int, progress: Progress | None = None) -> Tensor:
+        """Return the wave [2, samples] of codes [codebooks, frames]."""
+        wave = self.codec.decode(latents[None], samples)[0]
+        if progress is not None:
+            progress(latents.shape[1])
+        return wave

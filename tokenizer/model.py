@@ -88,6 +88,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
 
     frame_rate_hz = SAMPLE_RATE_HZ / HOP_SAMPLES
     hop_samples = HOP_SAMPLES
+    READABLE = TRACKS  # whose codes say by themselves how they sound
     CHUNK_FRAMES = 750
 
     mel_mean: Tensor

@@ -3,6 +3,7 @@
 Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
          [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] --out DIR --half \\
          [--card FILE | --data pop909 --data "my songs (mine)" --results results.json --licence apache-2.0]
+     or, of AccompGen: --semantic DIR --codec DIR --lm DIR [--separator DIR] --out DIR ...
 """
 
 import argparse
@@ -17,18 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from duotok.recipes.accompany.card import DATA, model_card, read_figures
 from duotok.tokenizer.common.command import guard
-from duotok.tokenizer.common.errors import CheckpointError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from duotok.lm.contract import LanguageModel
-    from duotok.renderer.renderer import Renderer
+    from duotok.renderer.renderer import CodecRenderer, Renderer
     from duotok.tokenizer.common.checkpoint import Component
+    from duotok.tokenizer.layered import LayeredTokenizer
     from duotok.tokenizer.model import DuoTokenizer
     from duotok.tokenizer.music.score_reader import ScoreReader
 
 FORMAT = 1
 COMPONENTS = ("tokenizer", "lm", "renderer/vae", "renderer/accompaniment")
 OPTIONAL_COMPONENTS = ("renderer/vocal", "separator", "score_reader")
+DUOTOK, ACCOMPGEN = "duotok", "accompgen"
+# What a bundle of each system must hold.
+SYSTEMS = {DUOTOK: COMPONENTS, ACCOMPGEN: ("semantic", "codec", "lm")}
 CARD = "README.md"
 _DESCRIPTION = "bundle.json"
 _HALF_LARGEST = 65_504
@@ -38,14 +43,38 @@ _HALF_LARGEST = 65_504
 class Bundle:
     """The loaded parts of a model (CPU, eval) and what its bundle.json says about them."""
 
-    tokenizer: "DuoTokenizer"
+    system: str  # one of SYSTEMS
+    tokens: "DuoTokenizer | LayeredTokenizer"  # waves to what the language model knows
     lm: "LanguageModel[Any]"
-    renderer: "Renderer"
+    sound: "Renderer | CodecRenderer"  # what it composes to waves
     score_reader: "ScoreReader | None"
     folder: Path
     name: str
     fingerprint: str
     defaults: dict[str, Any]  # generation settings this model works best with
+
+    @property
+    def tokenizer(self) -> "DuoTokenizer":
+        """The dual-track tokenizer; ConfigError in a bundle of another system."""
+        from duotok.tokenizer.model import DuoTokenizer
+
+        if not isinstance(self.tokens, DuoTokenizer):
+            raise self._other_system()
+        return self.tokens
+
+    @property
+    def renderer(self) -> "Renderer":
+        """The diffusion renderer; ConfigError in a bundle of another system."""
+        from duotok.renderer.renderer import Renderer
+
+        if not isinstance(self.sound, Renderer):
+            raise self._other_system()
+        return self.sound
+
+    def _other_system(self) -> ConfigError:
+        return ConfigError(
+            f"{self.folder} is a model of {self.system}; this needs one of {DUOTOK}: give another by --model"
+        )
 
 
 def default_bundle() -> Path:
@@ -66,30 +95,42 @@ def load_bundle(source: str | Path | None = None, *, revision: str | None = None
     Raises CheckpointError, in one line, when a file is missing, damaged or not listed, the format is another
     one, the parts are not those of one training run, or the hub has no such model.
     """
-    from duotok.renderer.renderer import Renderer
+    from duotok.renderer.renderer import CodecRenderer, Renderer
+    from duotok.tokenizer.layered import LayeredTokenizer
 
     folder = find_bundle(source, revision=revision)
     description = read_bundle_description(folder)
     _check_files(folder, description)
     part_of = _open_functions()
+    score_reader = None
+    told = {"folder": folder, **{name: description[name] for name in ("system", "name", "defaults")}}
+    told["fingerprint"] = description["fingerprint"]
+    if description["system"] == ACCOMPGEN:
+        parts = {name: part_of[name](folder / name) for name in SYSTEMS[ACCOMPGEN]}
+        semantic, codec, lm = (parts[name] for name in ("semantic", "codec", "lm"))
+        _require_same_run(f"{folder}/lm", lm, {name: part.fingerprint for name, part in parts.items()})
+        tokens, sound = LayeredTokenizer(semantic, codec), CodecRenderer(codec)
+        return Bundle(tokens=tokens, lm=lm, sound=sound, score_reader=None, **told)
     tokenizer, lm = (part_of[name](folder / name) for name in ("tokenizer", "lm"))
     renderer = Renderer.from_pretrained(folder / "renderer")
     _require_same_run(f"{folder}/lm", lm, {"tokenizer": tokenizer.fingerprint})
     renderer.require_tokenizer(tokenizer.fingerprint)
-    score_reader = None
     if "score_reader/config.json" in description["files"]:
         score_reader = part_of["score_reader"](folder / "score_reader")
         _require_same_run(f"{folder}/score_reader", score_reader, {"tokenizer": tokenizer.fingerprint})
-    return Bundle(
-        tokenizer=tokenizer,
-        lm=lm,
-        renderer=renderer,
-        score_reader=score_reader,
-        folder=folder,
-        name=description["name"],
-        fingerprint=description["fingerprint"],
-        defaults=description["defaults"],
-    )
+    return Bundle(tokens=tokenizer, lm=lm, sound=renderer, score_reader=score_reader, **told)
+
+
+def choose_bundle(source: str | Path | None, system: str | None) -> str | Path | None:
+    """Return where a model is (None: the shipped one); CheckpointError where it is not of this system."""
+    if system is None:
+        return source
+    folder = find_bundle(source)
+    found = read_bundle_description(folder)["system"]
+    if found != system:
+        name = "the model in the package" if source is None else str(source)
+        raise CheckpointError(f"{name} is one of {found}; give a model of {system} by --model")
+    return folder
 
 
 def read_bundle_description(folder: Path) -> dict[str, Any]:
@@ -102,13 +143,18 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
     path = folder / _DESCRIPTION
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a model, it has no {_DESCRIPTION}; give a bundle by --model")
-    description = {"defaults": {}, "name": folder.name} | read_json_mapping(path, "bundle")
+    description = {"defaults": {}, "name": folder.name, "system": DUOTOK} | read_json_mapping(path, "bundle")
     if not isinstance(description.get("files"), dict):
         raise CheckpointError(f"{path} is damaged: it lists no files; get the bundle again")
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has bundle format {description.get('format')!r}, this version reads {FORMAT}; "
             f"upgrade duotok or get a bundle of this version"
+        )
+    if description["system"] not in SYSTEMS:
+        raise CheckpointError(
+            f"{folder} is a model of {description['system']!r}, this version knows {', '.join(SYSTEMS)}; "
+            "upgrade duotok or get another bundle"
         )
     for key in ("components", "defaults", "name", "fingerprint"):
         kind, wanted = (dict, "a mapping") if key in ("components", "defaults") else (str, "a text")
@@ -117,7 +163,8 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
     for name in description["files"]:
         if name.startswith("/") or ".." in PurePosixPath(name).parts or set(name) & set("\\:"):
             raise CheckpointError(f"{path} names {name!r}, which is not inside the bundle; do not use it")
-    missing = [name for name in COMPONENTS if f"{name}/config.json" not in description["files"]]
+    needed = SYSTEMS[description["system"]]
+    missing = [name for name in needed if f"{name}/config.json" not in description["files"]]
     if missing:
         raise CheckpointError(f"{folder} lists no {missing[0]}; get the bundle again")
     return description
@@ -137,10 +184,12 @@ def read_styles(folder: Path) -> list[str]:
 def assemble_bundle(
     out: str | Path,
     *,
-    tokenizer: str | Path,
     lm: str | Path,
-    vae: str | Path,
-    accompaniment: str | Path,
+    tokenizer: str | Path | None = None,
+    vae: str | Path | None = None,
+    accompaniment: str | Path | None = None,
+    semantic: str | Path | None = None,
+    codec: str | Path | None = None,
     vocal_decoder: str | Path | None = None,
     separator: str | Path | None = None,
     score_reader: str | Path | None = None,
@@ -151,6 +200,8 @@ def assemble_bundle(
 ) -> Path:
     """Copy the component folders into the bundle folder `out`, which appears only when it is whole.
 
+    With a codec it is a bundle of AccompGen, which needs semantic, codec and lm; else tokenizer, lm, vae and
+    accompaniment are needed.
     half: store the weights as float16. card: the model card to copy; None keeps the one of the bundle that is
     replaced, if it has one. The components keep belonging together: each records the fingerprints of the
     others as they are stored here. Raises CheckpointError when they do not fit each other.
@@ -159,9 +210,20 @@ def assemble_bundle(
     from duotok.tokenizer.common.files import whole_folder, write_json
 
     out = Path(out)
-    folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator, score_reader)
-    named = zip((*COMPONENTS, *OPTIONAL_COMPONENTS), folders, strict=True)
-    sources = {component: Path(source) for component, source in named if source is not None}
+    folders = (tokenizer, lm, vae, accompaniment, vocal_decoder, separator, score_reader, semantic, codec)
+    # Parts come before those that were trained on them.
+    order = sorted(
+        zip((*COMPONENTS, *OPTIONAL_COMPONENTS, "semantic", "codec"), folders, strict=True),
+        key=lambda each: each[0] not in ("semantic", "codec"),
+    )
+    sources = {component: Path(source) for component, source in order if source is not None}
+    system = DUOTOK if codec is None else ACCOMPGEN
+    usable = {*SYSTEMS[system], *(OPTIONAL_COMPONENTS if system == DUOTOK else ("separator",))}
+    if set(SYSTEMS[system]) - set(sources) or set(sources) - usable:
+        raise ConfigError(
+            "a bundle needs tokenizer, lm, vae and accompaniment, or, of AccompGen, semantic, codec and lm; "
+            f"got {', '.join(sources)}"
+        )
     part_of = _open_functions()
     models = {component: part_of[component](source) for component, source in sources.items()}
     fingerprints = {component: model.fingerprint for component, model in models.items()}
@@ -177,7 +239,7 @@ def assemble_bundle(
         for component, model in models.items():
             extra = read_description(sources[component], model.KIND)["extra"]
             # The parts it was trained on come first and have the fingerprints of what is stored here by now.
-            extra |= {key: fingerprints[part] for key, part in _RECORDED.items() if key in extra}
+            extra |= {key: fingerprints[part] for key, part in _RECORDED[system].items() if key in extra}
             model.save_pretrained(temporary / component, half=half, extra=extra)
             fingerprints[component] = model.fingerprint
         listed = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -185,7 +247,8 @@ def assemble_bundle(
             "format": FORMAT,
             "name": name,
             "fingerprint": _join(fingerprints.values()),
-            "tokenizer_fingerprint": fingerprints["tokenizer"],
+            "tokenizer_fingerprint": fingerprints[_RECORDED[system]["tokenizer_fingerprint"]],
+            **({} if system == DUOTOK else {"system": system}),
             "components": fingerprints,
             "defaults": dict(defaults or {}),
             "files": {path.relative_to(temporary).as_posix(): _sha256(path) for path in listed},
@@ -215,16 +278,21 @@ def write_card(
 
 
 # What a component remembers of another that it was trained on.
-_RECORDED = {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/vae"}
+_RECORDED = {
+    DUOTOK: {"tokenizer_fingerprint": "tokenizer", "vae_fingerprint": "renderer/vae"},
+    ACCOMPGEN: {"tokenizer_fingerprint": "semantic", "codec_fingerprint": "codec"},
+}
 
 
 def _open_functions() -> "dict[str, Callable[[Path], Any]]":
     """Return what opens each component's folder, whatever of its family lies there."""
     from duotok.lm.open import open_lm
     from duotok.renderer.diffusion import DiffusionDecoder
+    from duotok.renderer.latent_codec import open_codec
     from duotok.renderer.renderer import open_vae
     from duotok.tokenizer.model import DuoTokenizer
     from duotok.tokenizer.music.score_reader import ScoreReader
+    from duotok.tokenizer.semantic import SemanticTokenizer
     from duotok.tokenizer.separator import MaskSeparator
 
     return {
@@ -235,6 +303,8 @@ def _open_functions() -> "dict[str, Callable[[Path], Any]]":
         "renderer/vocal": DiffusionDecoder.from_pretrained,
         "separator": MaskSeparator.from_pretrained,
         "score_reader": ScoreReader.from_pretrained,
+        "semantic": SemanticTokenizer.from_pretrained,
+        "codec": open_codec,
     }
 
 
@@ -256,13 +326,14 @@ def _check_files(folder: Path, description: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{path} is missing; get the bundle again")
         if _sha256(path) != digest:
             raise CheckpointError(f"{path} is damaged, its SHA-256 not the listed one; get the bundle again")
-    for room in sorted({name.partition("/")[0] for name in (*COMPONENTS, *OPTIONAL_COMPONENTS)}):
+    known = (*SYSTEMS[description["system"]], *OPTIONAL_COMPONENTS)
+    for room in sorted({name.partition("/")[0] for name in known}):
         for path in sorted((folder / room).rglob("*")):
             name = path.relative_to(folder).as_posix()
             if name not in listed and not path.is_dir() and not path.name.startswith("."):
                 raise CheckpointError(f"{path} is not listed in {_DESCRIPTION}; remove it")
     stated = description["components"]
-    for component in (*COMPONENTS, *OPTIONAL_COMPONENTS):
+    for component in known:
         if f"{component}/config.json" in listed:
             part = read_json_mapping(folder / component / "config.json", "bundle").get("fingerprint")
             if stated.get(component) != part:
@@ -287,7 +358,8 @@ def _sha256(path: Path) -> str:
 
 def _require_same_run(where: str, model: "Component[Any]", fingerprints: Mapping[str, str | None]) -> None:
     """Raise CheckpointError where a model was trained on another part than the one of these fingerprints."""
-    for recorded, part in _RECORDED.items():
+    system = ACCOMPGEN if "codec" in fingerprints else DUOTOK
+    for recorded, part in _RECORDED[system].items():
         if recorded in model.STORED and part in fingerprints:
             trained_on = getattr(model, recorded)
             if trained_on != fingerprints[part]:
@@ -310,10 +382,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Put trained components together to a model folder.",
     )
     for option, required, text in (
-        ("--tokenizer", True, "tokenizer folder (stage 3)"),
+        ("--tokenizer", False, "tokenizer folder (stage 3)"),
         ("--lm", True, "language model folder"),
-        ("--vae", True, "VAE folder"),
-        ("--accompaniment", True, "diffusion decoder folder of the accompaniment"),
+        ("--vae", False, "VAE folder"),
+        ("--accompaniment", False, "diffusion decoder folder of the accompaniment"),
+        ("--semantic", False, "semantic tokenizer folder, of AccompGen"),
+        ("--codec", False, "acoustic codec folder, of AccompGen"),
         ("--vocal-decoder", False, "diffusion decoder folder of the vocal, if there is one"),
         ("--separator", False, "separator folder, if there is one"),
         ("--score-reader", False, "score reader folder, if there is one"),

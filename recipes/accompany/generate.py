@@ -11,7 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from duotok.recipes.accompany.bundle import default_bundle, read_bundle_description, read_styles
+from duotok.recipes.accompany.bundle import (
+    SYSTEMS,
+    choose_bundle,
+    default_bundle,
+    read_bundle_description,
+    read_styles,
+)
 from duotok.recipes.accompany.output import EXPORTED, FORMATS, OutputFolder, expected_files
 from duotok.recipes.accompany.request import (
     DEVICES,
@@ -124,6 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = group("machine", "where it is computed, by which model").add_argument
     text = "folder of a model, or owner/name[@revision] on the hub (default: the model in the package)"
     add("--model", metavar="MODEL", help=text)
+    text = f"{' or '.join(SYSTEMS)}: what the model must be one of (default: whatever it is)"
+    add("--system", choices=SYSTEMS, metavar="NAME", help=text)
     add("--device", default="auto", choices=DEVICES, help="default: auto")
     add("--progress", action="store_true", help="show the progress bar even when this is no terminal")
     return parser
@@ -135,9 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guard(lambda: _generate(**vars(arguments)), interrupted="nothing was written")
 
 
-def _generate(out: Path | None, model: str | None, device: str, progress: bool, **fields: Any) -> None:
+def _generate(
+    out: Path | None, model: str | None, system: str | None, device: str, progress: bool, **fields: Any
+) -> None:
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
+    chosen = choose_bundle(model, system)
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     inputs = request.files
     request = request.read()
@@ -155,7 +166,7 @@ def _generate(out: Path | None, model: str | None, device: str, progress: bool, 
     with OutputFolder(out, expected, inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
-        accompanist = Accompanist.from_pretrained(model, device=device)
+        accompanist = Accompanist.from_pretrained(chosen, device=device)
         with _Bar(progress or sys.stderr.isatty(), request.renderings) as bar:
             report = accompanist.write(request, output.work, progress=bar.tell)
         output.publish()

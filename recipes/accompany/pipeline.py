@@ -131,7 +131,7 @@ class Accompaniment:
 
     @property
     def codes(self) -> Tensor:
-        """Accompaniment codes [frames] at 25 Hz."""
+        """Accompaniment codes [frames], or [rows, frames]."""
         return self.take.codes
 
     @property
@@ -193,7 +193,7 @@ class Accompanist:
         self.device = choose_device(device)
         self.bundle = bundle
         self.defaults = resolve_settings(bundle.defaults, {}, where=f"defaults of the model {bundle.name}")
-        for part in (bundle.tokenizer, bundle.lm, bundle.renderer, bundle.score_reader):
+        for part in (bundle.tokens, bundle.lm, bundle.sound, bundle.score_reader):
             if part is not None:
                 part.to(self.device)
 
@@ -295,6 +295,7 @@ class Accompanist:
         if self.bundle.score_reader is None and ("midi" in request.export or request.play is not None):
             option = "--play" if request.play is not None else "midi of --export"
             raise ConfigError(f"this model reads no score out of what it plays; leave out {option}")
+        self.bundle.sound.refuse_settings(steps=request.steps, render_guidance=request.render_guidance)
         separator = self._open_separator(request)
         clock = StageClock(progress)
         if request.repaint is not None:
@@ -312,10 +313,10 @@ class Accompanist:
                 wishes = bring_to_pitch(wishes, pitch_clock)
                 pitches = sung_pitch(pitched.wave)
             given = None if prefix is None else self._encode_prefix(prefix)
-            vocal_codes = self.bundle.tokenizer.encode(pitched.listened.to(self.device), "vocal")[0].cpu()
-            told = self._read_out(vocal_codes, "vocal")
+            vocal_codes = self.bundle.tokens.encode(pitched.listened.to(self.device), "vocal")[0].cpu()
+            told = self._read_out(vocal_codes, "vocal", pitched.listened)
             sung = read_track(told, "vocal")
-            rate_hz = self.bundle.tokenizer.frame_rate_hz
+            rate_hz = self.bundle.tokens.frame_rate_hz
             played = prefix if isinstance(prefix, Tensor) else None
             plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes, played)
             if (request.export or players is not None) and plan is None:
@@ -366,7 +367,7 @@ class Accompanist:
             plan=plan,
             intro_seconds=intro / SAMPLE_RATE_HZ,
             arrangement=arrangement,
-            prefix_frames=0 if given is None else len(given),
+            prefix_frames=0 if given is None else given.shape[-1],
             separator=separator,
             players=players,
             clock=clock,
@@ -377,8 +378,8 @@ class Accompanist:
         wishes = request.wishes()
         if request.intro is None:
             return vocal, wishes, 0
-        codes = self.bundle.tokenizer.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
-        pitches, rate_hz = sung_pitch(vocal.wave), self.bundle.tokenizer.frame_rate_hz
+        codes = self.bundle.tokens.encode(vocal.listened.to(self.device), "vocal")[0].cpu()
+        pitches, rate_hz = sung_pitch(vocal.wave), self.bundle.tokens.frame_rate_hz
         plan = make_plan(self.bundle.lm, codes, pitches, rate_hz, wishes)
         if plan is None:
             raise ConfigError("this model plays from no lead sheet and counts no bars; leave out --intro")
@@ -410,23 +411,26 @@ class Accompanist:
 
     def _encode_prefix(self, prefix: Any) -> Tensor:
         """Codes [k] of the given start [2, samples]; only whole frames count."""
-        hop = self.bundle.tokenizer.hop_samples
+        hop = self.bundle.tokens.hop_samples
         whole = prefix.shape[-1] // hop * hop
         if whole == 0:
             raise AudioError(f"the prefix has only {prefix.shape[-1]} samples; give at least {hop} (0.04 s)")
         wave = prefix[None, :, :whole].to(self.device)
-        return self.bundle.tokenizer.encode(wave, "accompaniment")[0].cpu()
+        return self.bundle.tokens.encode(wave, "accompaniment")[0].cpu()
 
-    def _read_out(self, codes: Tensor, track: str) -> ReadOut:
-        """What codes [frames] stand for, as a batch of one on the CPU."""
-        told = self.bundle.tokenizer.read_out(codes[None].to(self.device), track)
+    def _read_out(self, codes: Tensor, track: str, wave: Tensor | None = None) -> ReadOut:
+        """What codes, or the wave [1, channels, samples] of codes that say too little, tell."""
+        told = None
+        if wave is not None and track not in self.bundle.tokens.READABLE:
+            told = self.bundle.tokens.targets(wave.to(self.device))
+        told = told or self.bundle.tokens.read_out(codes[None].to(self.device), track)
         return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
 
     def perform(self, sketches: Sketches | Repainting, composition: Composition) -> Accompaniment:
         """Render a composition, set the level, listen to the result."""
         if isinstance(sketches, Repainting):
             return self._perform_stretch(sketches, composition)
-        tokenizer, renderer = self.bundle.tokenizer, self.bundle.renderer
+        tokenizer, renderer = self.bundle.tokens, self.bundle.sound
         vocal, settings, clock = sketches.vocal, sketches.settings, sketches.clock
         codes, pitched, pitch_clock = composition.codes, sketches.pitched, sketches.pitch_clock
         samples, rate_hz = pitched.wave.shape[-1], tokenizer.frame_rate_hz
@@ -437,7 +441,7 @@ class Accompanist:
                 steps=settings.steps,
                 guidance=settings.render_guidance,
                 seed=composition.seed,
-                progress=clock.counter("paint", len(codes)),
+                progress=clock.counter("paint", codes.shape[-1]),
             )
         with clock.stage("sound"):
             wave = renderer.decode(latents, samples, clock.counter("sound", latents.shape[-1])).cpu().float()

@@ -34,6 +34,7 @@ class Settings:
     folder: Path | None = None  # of quality's table and picture; None = only its figures; of sweep's points
     tokens: Path | None = None  # of training items, for the probes of `style`
     manifest: Path | None = None  # of these tokens; None = the corpus' train.jsonl
+    musdb: Path | None = None  # folder of MUSDB18-HQ, for `accompgen`
 
     def __post_init__(self) -> None:
         if self.items is not None and self.items < 2:

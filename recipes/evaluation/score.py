@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
 # Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "style", "notes", "sweep", "codec")
+_ALONE = ("whole", "tempo", "style", "notes", "sweep", "codec", "accompgen")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="style, notes: folder of training tokens, of which held-out songs are measured",
     )
     parser.add_argument("--manifest", type=Path, help="of these tokens (default: the corpus' train.jsonl)")
+    parser.add_argument(
+        "--musdb", type=Path, help="accompgen: folder of MUSDB18-HQ, with test/TRACK/vocals.wav"
+    )
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound",

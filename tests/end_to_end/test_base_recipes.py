@@ -60,6 +60,11 @@ def test_every_base_recipe_takes_a_step(tiny_corpus: Path, out: Path):
     few = {"model.blocks": 1, "model.condition_blocks": 1, "data.seconds": 2.0, "data.context_seconds": 0.4}
     train("diffusion", **few, **{"tokenizer": third, "data.latents": latents, "model.window_seconds": 1.0})
     few = {"model.blocks": 1, "model.levels": 2, "data.start_frames": 1100, "data.seconds": 1.0}
-    train("acoustic_codec", **few, **{"vae": vae, "data.latents": f"[{latents}]"})
+    codec = train("acoustic_codec", **few, **{"vae": vae, "data.latents": f"[{latents}]"})
+    hearing = run("lm.accompgen.fit_semantic", "--encoder", first, "--clusters", 8, "--frames", 1000)
+    layered = run("lm.accompgen.layered_tokens", "--semantic", hearing, "--codec", codec)
+    few = {"model.layers": 1, "data.hold_out": 0.5, "coarse_levels": 1}
+    few |= {"stage": "coarse", "data.windows": "{semantic: 2.0, coarse: 1.0, fine: 1.0}"}
+    train("accompgen.train_stage", **few, **{"data.tokens": layered})
     train("waveform_vae", **{"data.manifest": manifest, "data.seconds": 0.2})
     assert not left

@@ -11,6 +11,7 @@ import torch
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import tokenize, train_sheet_reader
 from duotok.recipes.lm import train as lm_train
+from duotok.recipes.lm.accompgen import fit_semantic, layered_tokens, train_stage
 from duotok.recipes.renderer import (
     latents,
     train_acoustic_codec,
@@ -106,7 +107,7 @@ def test_stage3_keeps_the_encoder_and_moves_the_codebooks(runs):
 
 
 @pytest.fixture(scope="module")
-def parts(runs, tiny_corpus, tiny_components, tmp_path_factory) -> dict[str, Path]:
+def parts(runs, tiny_corpus, tiny_components, tiny_codec, tmp_path_factory) -> dict[str, Path]:
     """What recipes start from, by name: components, and what their commands made of the corpus."""
     made = tmp_path_factory.mktemp("parts")
     manifest, folder = tiny_corpus / "train.jsonl", str(tiny_components["tokenizer"])
@@ -117,7 +118,11 @@ def parts(runs, tiny_corpus, tiny_components, tmp_path_factory) -> dict[str, Pat
     SheetReader.for_tokenizer(tokenizer, SheetReaderConfig(dim=8, dilations=(1, 2))).save_pretrained(
         made / "reader"
     )
-    names = {name: made / name for name in ("tokens", "latents", "reader")}
+    options = ["--encoder", folder, "--clusters", "8", "--frames", "1000", "--manifest", str(manifest)]
+    assert fit_semantic.main([*options, "--out", str(made / "semantic")]) == 0
+    options = ["--semantic", str(made / "semantic"), "--codec", str(tiny_codec), "--manifest", str(manifest)]
+    assert layered_tokens.main([*options, "--out", str(made / "layered")]) == 0
+    names = {name: made / name for name in ("tokens", "latents", "reader", "layered")}
     names |= {name: runs / name / "final" for name in ("stage1", "stage2")}
     names |= {"manifest": manifest, "tokenizer": Path(folder), "vae": tiny_components["vae"]}
     return names | {"text": runs / "text.model"}
@@ -148,6 +153,7 @@ RECIPES_AND_SETTINGS = {
         + ("model={dim: 8, dilations: [1, 2], dropout: 0.2}",)
     ),
     "lm/tiny": (lm_train, *SPOKEN, "sheets.reader={reader}", "sheets.manifest={manifest}"),
+    "lm/accompgen/tiny": (train_stage, "data.tokens={layered}", "stage=coarse", "model.dropout=0.1"),
     "renderer/train_spectral_vae/tiny": (train_spectral_vae, HEARD),
     "renderer/train_waveform_vae/tiny": (train_waveform_vae, HEARD),
     "renderer/train_diffusion/tiny": (train_diffusion, "tokenizer={tokenizer}", "data.latents={latents}")

@@ -1,0 +1,1 @@
+"""AccompGen's hierarchy: vocal semantic -> instrumental semantic -> coarse -> fine acoustic tokens."""

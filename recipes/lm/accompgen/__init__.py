@@ -1,0 +1,1 @@
+"""AccompGen: tokens of all kinds, and the training of its three stages."""
