@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_one_line(parts, bundle, tiny_components, vocal_fil
     assert "knows no styles; leave out --style" in fail(generate.main, *own, "--style", "rock")
     assert "leave out --tempo" in fail(generate.main, *own, "--tempo", "100")
     assert "in one pass; leave out steps" in fail(generate.main, *own, "--steps", "3")
-    assert "leave midi out" in fail(generate.main, *own, "--export", "midi")
+    assert "leave out midi" in fail(generate.main, *own, "--export", "midi")
     command = ["--semantic", parts["hearing"], "--codec", parts["codec"]]
     wrong = [*command, "--lm", tiny_components["lm"], *out]
     assert "trained on the semantic" in fail(bundles.main, *wrong)
