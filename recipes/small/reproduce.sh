@@ -66,6 +66,10 @@ train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tok
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
     --set "sheets.manifest=$data/train.jsonl"
 
+train tokenizer.train_score_reader tokenizer/train_score_reader/small.yaml score "${SCORE_MINUTES:-60}" \
+    --set "data.tokens=$runs/tokens/train" --set "data.manifest=$data/train.jsonl" \
+    --set "tokenizer=$runs/stage3/final"
+
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
 train renderer.train_diffusion renderer/train_diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
@@ -85,5 +89,5 @@ python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm 
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
     --data pop909 --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
     --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
-    --default steps=8 --default render_guidance=1
+    --default steps=8 --default render_guidance=1 --default playing_guidance=3 --score-reader "$runs/score/final"
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
