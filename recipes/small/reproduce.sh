@@ -68,7 +68,7 @@ train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tok
 
 train tokenizer.train_score_reader tokenizer/train_score_reader/small.yaml score "${SCORE_MINUTES:-60}" \
     --set "data.tokens=$runs/tokens/train" --set "data.manifest=$data/train.jsonl" \
-    --set "tokenizer=$runs/stage3/final"
+    --set "data.tokenizer=$runs/stage3/final"
 
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
