@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duotok.recipes.accompany.output import REPORT, OutputFolder, expected_files
+from duotok.recipes.accompany.generate import expect_files
+from duotok.recipes.accompany.output import REPORT, OutputFolder
 from duotok.recipes.accompany.request import Request
 from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out
 from duotok.tokenizer.common.audio import MEDIA_ENDINGS
@@ -158,10 +159,7 @@ def make_song(task: tuple[Row, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="duotok-batch-") as temporary:
         request = Request(**_bring_here(row.fields, Path(temporary))).read()
         folder = Path(place) if is_here else Path(temporary) / "result"
-        samples = request.song.wave.shape[-1]
-        wanted = {"renderings": request.renderings, "stems": request.stems}
-        written = {"separated": request.mix is not None, "format": request.format, "exports": request.export}
-        with OutputFolder(folder, expected_files(samples, **wanted, **written)) as output:
+        with OutputFolder(folder, expect_files(request)) as output:
             _accompanist.write(request, output.work)
             output.publish()
         if not is_here:

@@ -152,18 +152,7 @@ def _generate(
     out = out or Path(f"{Path(request.files[0]).stem}-accompaniment")
     inputs = request.files
     request = request.read()
-    samples = request.song.wave.shape[-1] + (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
-    samples = getattr(request.original, "samples", samples)
-    expected = expected_files(
-        samples,
-        renderings=request.renderings,
-        stems=request.stems,
-        separated=request.mix is not None,
-        format=request.format or "wav",
-        exports=request.export,
-        played=request.play is not None,
-    )
-    with OutputFolder(out, expected, inputs=inputs) as output:
+    with OutputFolder(out, expect_files(request), inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
 
         accompanist = Accompanist.from_pretrained(chosen, device=device)
@@ -173,6 +162,20 @@ def _generate(
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(printable(_summarize(out, report)))
+
+
+def expect_files(request: Request) -> dict[str, int]:
+    """Return name -> bytes at most of what is written for a request that has been read."""
+    samples = request.song.wave.shape[-1] + (request.intro or 0) * _MOST_SAMPLES_OF_A_BAR
+    return expected_files(
+        getattr(request.original, "samples", samples),
+        renderings=request.renderings,
+        stems=request.stems,
+        separated=request.mix is not None,
+        format=request.format or "wav",
+        exports=request.export,
+        played=request.play is not None,
+    )
 
 
 def _shipped_settings() -> GenerationSettings:

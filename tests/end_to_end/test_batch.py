@@ -66,7 +66,7 @@ def test_a_folder_into_storage_that_is_no_folder(
     batch.start_worker(tiny_bundle, "cpu", None)
     batch.make_song((rows[0], "memory://results"))
     names = {Path(path).name for path in files.find("/results/a")}
-    assert names == {"accompaniment.wav", "mix.wav", "report.json"}
+    assert names == {"accompaniment.wav", "codes.safetensors", "mix.wav", "report.json"}
 
 
 @pytest.mark.parametrize(
