@@ -135,7 +135,7 @@ class RelativeBias(nn.Module):
         exact = self.side // 2
         far = exact * (furthest / exact) ** (torch.arange(self.side - exact) / (self.side - exact))
         distances = torch.cat([torch.arange(exact), far]).log1p()
-        slopes = torch.linspace(0.0, _STEEPEST, heads)
+        slopes = torch.arange(heads) * (_STEEPEST / max(heads - 1, 1))
         table = -(torch.cat([distances, distances])[:, None] * slopes)
         self.table = nn.Parameter(table.repeat(_RELATIONS, 1, 1))  # [relations, buckets, heads]
 
