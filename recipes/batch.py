@@ -135,6 +135,10 @@ def open_storage(place: str) -> tuple[Any, str]:
         raise ConfigError(f"{place} cannot be reached: {error}") from error
 
 
+def _is_local(files: Any) -> bool:
+    return "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol)
+
+
 _accompanist: "Accompanist | None" = None  # one per worker
 
 
@@ -155,7 +159,7 @@ def make_song(task: tuple[Row, str]) -> None:
     row, out = task
     assert _accompanist is not None
     files, place = open_storage(f"{out}/{row.id}")
-    is_here = files.protocol == "file" or "file" in files.protocol
+    is_here = _is_local(files)
     with tempfile.TemporaryDirectory(prefix="duotok-batch-") as temporary:
         request = Request(**_bring_here(row.fields, Path(temporary))).read()
         folder = Path(place) if is_here else Path(temporary) / "result"
@@ -173,7 +177,7 @@ def _bring_here(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     def bring(source: str, number: int) -> str:
         files, place = open_storage(source)
-        if files.protocol == "file" or "file" in files.protocol:
+        if _is_local(files):
             return place
         copy = folder / f"{number}-{Path(place).name}"
         files.get_file(place, str(copy))

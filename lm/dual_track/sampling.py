@@ -66,8 +66,8 @@ class WindowSampler:
         """frames: the length of every window; must be called without gradients."""
         self.parts, self.config, self.candidates, self.frames = parts, config, candidates, frames
         self._has_untold = config.playing_guidance != 1.0
-        self.has_alone = config.guidance != 1.0
-        self.branches = 1 + self._has_untold + self.has_alone
+        self._has_alone = config.guidance != 1.0
+        self.branches = 1 + self._has_untold + self._has_alone
         self._decoder = CachedDecoder(
             parts.backbone,
             shared_positions=parts.shared_positions,
@@ -113,7 +113,7 @@ class WindowSampler:
         self._codes[:known] = given.T
         self._nats.zero_()
         rows = source.repeat(self.branches, 1)
-        if self.has_alone:
+        if self._has_alone:
             rows[-1] = self._source_pad
         heard = self.parts.sources[rows]
         aligned = heard[:, None] if self.parts.aligned_source else self.parts.sources[self._source_pad]
@@ -122,7 +122,7 @@ class WindowSampler:
         # What a window computed serves the next one only where no source is heard: that prompt is the same.
         # The keys of the source and of the codes carried over come from the last window's prompt and stand
         # at other positions, so these are read anew.
-        count = self.branches - (self.has_alone and self._has_prompts)
+        count = self.branches - (self._has_alone and self._has_prompts)
         self._decoder.hear((heard + notes)[:count] + self.parts.prompt)
         self._has_prompts = True
         first = given.new_full((self.candidates, 1), self._target_pad)
@@ -148,7 +148,7 @@ class WindowSampler:
         branches = [told]
         if self._has_untold:
             branches.append(hide_playing(told))
-        if self.has_alone:
+        if self._has_alone:
             branches.append(unknown.expand_as(told))
         return self.parts.sheet(torch.stack(branches))
 
@@ -166,7 +166,7 @@ class WindowSampler:
         guided = logits[0]
         if self._has_untold:
             guided = torch.lerp(logits[1], guided, self.config.playing_guidance)
-        if self.has_alone:
+        if self._has_alone:
             guided = guided + (self.config.guidance - 1) * (logits[0] - logits[-1])
         chosen = pick_codes(guided, self._uniform.index_select(0, self._place)[0], self.config)
         picked = logits.gather(2, chosen.expand(self.branches, -1)[..., None])[..., 0]

@@ -474,15 +474,12 @@ class Accompanist:
             stems: Mapping[str, Tensor] = {}
             if sketches.request.stems and sketches.separator is not None:
                 stems = _split(mixdown.accompaniment, sketches.separator)
-        exports, score, melody = sketches.request.export, {}, list[Note]()
-        players, played = sketches.players, dict[str, Tensor]()
-        if self.bundle.score_reader is not None and ("midi" in exports or players is not None):
-            score = dict(self.bundle.score_reader.read(features))
-        if exports:
-            melody = find_sung_notes(sketches.pitches)
-        if pitch_clock is not None:
-            score = {stem: bring_notes_back(notes, pitch_clock) for stem, notes in score.items()}
-            melody = bring_notes_back(melody, pitch_clock)
+        exports, players, played = sketches.request.export, sketches.players, dict[str, Tensor]()
+        score, melody = self._read_score(
+            features if "midi" in exports or players is not None else None,
+            sketches.pitches if exports else None,
+            pitch_clock,
+        )
         report = {
             "vocal": vocal.name,
             "recording": describe_recording(sketches.request.song.wave),
@@ -577,7 +574,14 @@ class Accompanist:
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
             "warnings": list(stretch.warnings),
         }
-        score, melody = self._read_score(request, composition.codes, stretch)
+        features, pitches = None, None
+        if "midi" in request.export:
+            codes = composition.codes[None].to(self.device)
+            features = self.bundle.tokenizer.features(codes, "accompaniment")[0]
+        if request.export:
+            sung = stretch.vocal if stretch.clock is None else stretch.clock.bring_to_pitch(stretch.vocal)
+            pitches = sung_pitch(sung)
+        score, melody = self._read_score(features, pitches, stretch.clock)
         return Accompaniment(
             accompaniment=accompaniment,
             mix=mix,
@@ -592,16 +596,17 @@ class Accompanist:
         )
 
     def _read_score(
-        self, request: Request, codes: Tensor, stretch: Repainting
+        self, features: Tensor | None, pitches: np.ndarray | None, clock: PitchClock | None
     ) -> tuple[Score, Sequence[Note]]:
-        """What is played and sung in the whole song, if it is to be exported."""
-        score, melody, clock = {}, list[Note](), stretch.clock
-        if "midi" in request.export and self.bundle.score_reader is not None:
-            features = self.bundle.tokenizer.features(codes[None].to(self.device), "accompaniment")[0]
+        """What is played, by the codes' features, and sung, by its pitches, on the time line of the singer.
+
+        None: not asked for.
+        """
+        score, melody = {}, list[Note]()
+        if features is not None and self.bundle.score_reader is not None:
             score = dict(self.bundle.score_reader.read(features))
-        if request.export:
-            sung = stretch.vocal if clock is None else clock.bring_to_pitch(stretch.vocal)
-            melody = find_sung_notes(sung_pitch(sung))
+        if pitches is not None:
+            melody = find_sung_notes(pitches)
         if clock is not None:
             score = {stem: bring_notes_back(notes, clock) for stem, notes in score.items()}
             melody = bring_notes_back(melody, clock)
