@@ -13,7 +13,8 @@ from ..tokenizer.common.errors import DataError
 
 def loss_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy [batch, frames] in nats of logits [batch, frames, codes] on targets."""
-    return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    flat = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)
 
 
 def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:

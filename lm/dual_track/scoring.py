@@ -87,18 +87,20 @@ class LMObjective(nn.Module):
 
         Tracks are named twice, "vocal_nats" and by the task "vocal_nats/unconditional", so that means over
         batches of several tasks can be told apart. batch: the tensors of a Layout by their names, and of each
-        track "target_" and "weight_", [batch, frames]. Both heads take part in every batch, with weight zero
-        where a track is given, so that distributed ranks stay in step.
+        track "target_" and "weight_", [batch, frames].
         """
         frames = batch["target_vocal"].shape[1]
         hidden = self.lm.hidden_states(Layout(**{n: batch[n] for n in Layout._fields[:-1]}, frames=frames))
         targets, weights = ({t: batch[f"{name}_{t}"] for t in TRACKS} for name in ("target", "weight"))
-        logits = self.lm.predict(hidden[:, -frames:])
-        sums = {t: (loss_nats(logits[t], targets[t]) * weights[t]).sum() for t in TRACKS}
         counts = {t: weights[t].sum() for t in TRACKS}
-        means = {t: sums[t] / counts[t].clamp_min(1) for t in TRACKS}
         predicted = [t for t in TRACKS if counts[t] > 0]
-        total = torch.stack([means[t] for t in TRACKS]).sum() / max(1, len(predicted))
+        means = {}
+        for track in predicted:
+            nats = loss_nats(self.lm.codes_of(track).logits(hidden[:, -frames:]), targets[track])
+            means[track] = (nats * weights[track]).sum() / counts[track]
+        # A head that predicts nothing takes part by nought, so that distributed ranks stay in step.
+        idle = sum(w.sum() for t in TRACKS if t not in predicted for w in self.lm.codes_of(t).parameters())
+        total = torch.stack([*means.values(), hidden.sum() * 0]).sum() / max(1, len(predicted)) + 0 * idle
         losses = {f"{t}_nats": means[t] for t in predicted}
         if predicted:
             task = "unconditional" if hidden.shape[1] == frames else mode_into(predicted[0])

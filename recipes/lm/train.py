@@ -125,10 +125,11 @@ def batch_flops(config: DualTrackLMConfig, batch: dict[str, Tensor], prompt_weig
     heads = 0.0
     for track in TRACKS:
         size = getattr(config, f"{track}_codes")
-        in_prompt = steps > frames and prompt_weight > 0 and bool(batch[f"weight_{track}"].any())
+        if not batch[f"weight_{track}"].any():
+            continue
         # 4 a step where the other side, the tokenizer's code vectors, has no gradient.
         head = 6 * width * (config.code_dim + size) + 4 * config.code_dim * size
-        heads += head * (2 if in_prompt else 1)
+        heads += head * (2 if steps > frames and prompt_weight > 0 else 1)
     return float(examples * (steps * (6 * trunk + 4 * anchors) + frames * heads))
 
 
