@@ -133,19 +133,26 @@ class SongPlan:
     other_tempo: tuple[float, float] | None  # half or double, and its share of the evidence; None: was given
     two_tempi: tuple[float, float] | None  # of both halves, where one time line does not do
     has_singer: bool
+    sung_beats_per_bar: int | None = None  # the meter that the singer has, where the band plays in another
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line for each thing that the band cannot make sense of."""
         if not self.has_singer:
             return ("no singing heard; the band plays by itself",)
-        if self.two_tempi is None:
-            return ()
-        first, second = self.two_tempi
-        return (
-            f"the singing has two tempi, {first:.0f} and {second:.0f} BPM, and the band keeps one; cut the "
-            "song between them",
-        )
+        found = []
+        if self.sung_beats_per_bar is not None:
+            found.append(
+                f"the singing seems to have bars of {self.sung_beats_per_bar} beats; the band knows none of "
+                f"these and plays bars of {self.time_line.beats_per_bar}"
+            )
+        if self.two_tempi is not None:
+            first, second = self.two_tempi
+            found.append(
+                f"the singing has two tempi, {first:.0f} and {second:.0f} BPM, and the band keeps one; cut "
+                "the song between them"
+            )
+        return tuple(found)
 
 
 def plan_song(

@@ -171,13 +171,11 @@ def make_plan(
             )
         return None
     place, chord = (told[name][0].double().numpy() for name in ("place", "chord"))
-    beats_per_bar = wishes.beats_per_bar or find_meter(
-        place,
-        rate_hz,
-        among=lm.band.meters() if lm.band else (BEATS_PER_BAR,),
-        tempo_bpm=wishes.tempo_bpm,
-        downbeat_seconds=wishes.downbeat_seconds,
-    )
+    known = {"tempo_bpm": wishes.tempo_bpm, "downbeat_seconds": wishes.downbeat_seconds}
+    sung = beats_per_bar = wishes.beats_per_bar or find_meter(place, rate_hz, **known)
+    played = lm.band.meters() if lm.band else (BEATS_PER_BAR,)
+    if wishes.beats_per_bar is None and sung not in played:
+        beats_per_bar = find_meter(place, rate_hz, among=played, **known)
     place = places_in(place, beats_per_bar)
     given = 0 if prefix is None else _hear_start(prefix, place, chord, rate_hz)
     plan = plan_song(
@@ -187,6 +185,8 @@ def make_plan(
         key=None if wishes.key is None else parse_key(wishes.key),
         beats_per_bar=beats_per_bar,
     )
+    if sung != beats_per_bar:
+        plan = replace(plan, sung_beats_per_bar=sung)
     sheet = plan.sheet
     write_chords(sheet, wishes.chart or (), rate_hz, 0, len(sheet))
     differs = sheet[plan.again.clamp_min(0), CHORD] != sheet[:, CHORD]

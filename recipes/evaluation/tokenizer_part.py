@@ -22,7 +22,7 @@ from duotok.lm.dual_track.model import DualTrackLM
 from duotok.lm.metrics import code_counts, normalized_entropy, utilization
 from duotok.lm.sheet.columns import CHORD, UNKNOWN, write_sheet
 from duotok.lm.sheet.reader import SheetReader
-from duotok.lm.sheet.timeline import places_between
+from duotok.lm.sheet.timeline import find_meter, places_between
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items, read_items
 from duotok.recipes.evaluation.speed import CORES, on_cores
@@ -298,12 +298,18 @@ def guess(excerpts: Sequence[Excerpt]) -> dict[str, float]:
 def measure_sheets(
     reader: SheetReader, tokenizer: DuoTokenizer, excerpts: Sequence[Excerpt]
 ) -> dict[str, float]:
-    """Agreement of the read sheets, and (_constant) of steady bars and these songs' commonest chord."""
-    songs = []
+    """Agreement of the read sheets, and (_constant) of steady bars and these songs' commonest chord.
+
+    meter_right: share of the songs whose meter is read; _in_3: of those that have three beats in a bar.
+    """
+    songs, meters = [], list[tuple[int, bool]]()
     for excerpt in tqdm(excerpts, desc="readouts, lead sheet", disable=None):
         codes = tokenizer.encode(excerpt.read("vocal")[None], "vocal")[0]
         written = label_frames(excerpt.item, tokenizer.frame_rate_hz)[: len(codes)]
         songs.append((codes[: len(written)], written))
+        place = reader.listen(codes[None].long())["place"][0].double().numpy()
+        meter = excerpt.item.beats_per_bar
+        meters.append((meter, find_meter(place, tokenizer.frame_rate_hz) == meter))
     known = (chord for _, written in songs for chord in written[:, CHORD].tolist() if chord != UNKNOWN)
     commonest, bar = Counter(known).most_common(1)[0][0], _GUESSED_BAR_SECONDS * tokenizer.frame_rate_hz
 
@@ -312,6 +318,13 @@ def measure_sheets(
         return write_sheet(places, np.full(frames, commonest))
 
     figures = {f"sheet_{name}": value for name, value in measure_agreement(reader, songs).items()}
+    figures["sheet_meter_right"] = float(np.mean([right for _, right in meters]))
+    for beats in sorted({meter for meter, _ in meters}):
+        own = [right for meter, right in meters if meter == beats]
+        figures |= {
+            f"sheet_meter_songs_in_{beats}": len(own),
+            f"sheet_meter_right_in_{beats}": float(np.mean(own)),
+        }
     guessed = agree((constant(len(codes)), written) for codes, written in songs)
     return figures | {f"sheet_{name}_constant": value for name, value in guessed.items()}
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, WRITTEN, unknown_sheet
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACES, WRITTEN, unknown_sheet
+from duotok.lm.sheet.playing import METERS
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
@@ -140,6 +141,29 @@ def test_wishes_take_the_place_of_what_is_read(lm: DualTrackLM) -> None:
     )
     assert SheetWishes(key="G", chart=chart[:1]).warnings == ()
     assert SheetWishes(chart=chart[:2]).warnings == ()
+
+
+def test_a_meter_that_the_band_does_not_know_is_told(lm: DualTrackLM) -> None:
+    class InThree(SheetReader):
+        """Says always the same: waltz time, bars of 60 frames."""
+
+        def forward(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+            told = super().forward(codes)
+            place = torch.full_like(told["place"], -12.0)
+            place[:, :, METERS.index(4)] = -6.0
+            places = (torch.arange(codes.shape[1]) % 60 * PLACES // 60)[None].expand(len(codes), -1)
+            place[:, :, METERS.index(3)] = torch.where(torch.arange(PLACES) == places[..., None], -0.1, -6.0)
+            return {**told, "place": place}
+
+    sizes = SheetReaderConfig(vocal_codes=11, code_dim=4, dim=8, dilations=(1,), meters=(3, 4))
+    lm.add_sheet_reader(InThree(sizes))
+    song = torch.arange(1_500) % 11, 60 + np.sin(np.arange(3_000)), RATE_HZ
+    plan = make_plan(lm, *song, SheetWishes())
+    assert plan is not None and (plan.sung_beats_per_bar, plan.time_line.beats_per_bar) == (3, 4)
+    plan = replace(plan, has_singer=True)
+    assert "bars of 3 beats; the band knows none of these and plays bars of 4" in plan.warnings[0]
+    asked = make_plan(lm, *song, SheetWishes(beats_per_bar=3))
+    assert asked is not None and asked.sung_beats_per_bar is None
 
 
 def test_the_plan_goes_on_from_a_given_start(lm: DualTrackLM) -> None:
