@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,13 @@ def make_plan(
             )
         return None
     place, chord = (told[name][0].double().numpy() for name in ("place", "chord"))
-    known = {"tempo_bpm": wishes.tempo_bpm, "downbeat_seconds": wishes.downbeat_seconds}
-    sung = beats_per_bar = wishes.beats_per_bar or find_meter(place, rate_hz, **known)
+    find = partial(
+        find_meter, place, rate_hz, tempo_bpm=wishes.tempo_bpm, downbeat_seconds=wishes.downbeat_seconds
+    )
+    sung = beats_per_bar = wishes.beats_per_bar or find()
     played = lm.band.meters() if lm.band else (BEATS_PER_BAR,)
     if wishes.beats_per_bar is None and sung not in played:
-        beats_per_bar = find_meter(place, rate_hz, among=played, **known)
+        beats_per_bar = find(among=played)
     place = places_in(place, beats_per_bar)
     given = 0 if prefix is None else _hear_start(prefix, place, chord, rate_hz)
     plan = plan_song(
