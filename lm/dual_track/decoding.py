@@ -1,12 +1,13 @@
 """Fast step-by-step evaluation of the language model with its own key/value cache.
 
-The same mathematics as `DualTrackLM.hidden_states`, written for one new step at a time: the weights of a
-layer are fused into four matrices, the norms' gains folded in, and keys and values live in buffers made once.
+The same mathematics as `DualTrackLM.hidden_states`, written for one new step at a time, where the number of
+operators counts: the weights of a layer are fused into four matrices as the products read them, the norms'
+gains folded in, positions turn by one product, and keys and values live in buffers made once.
 All candidates of a branch (with the source, or without it) hear the same prompt, whose keys are kept once and
 met by the queries of all of them in one product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,45 +15,78 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Model
 
-# (number of the layer, queries, keys, values), each [rows, steps, heads or groups, head_dim] -> queries' mix
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# (number of the layer, queries and keys, values) -> the queries' mix; all [rows, steps, heads or groups,
+# dim], queries and keys as complex numbers that are not turned to their positions yet
+Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class _Layer:
-    """Fused weights of one Qwen2 layer."""
+    """Fused weights of one Qwen2 layer, [inputs, outputs].
 
-    def __init__(self, layer: Any, head_dim: int) -> None:
+    States come divided by their norm, not by their root mean square: the weights make up for the width's
+    root. They are one number wider (see `CachedDecoder._run`), which the weights pass by.
+    """
+
+    def __init__(self, layer: Any, head_dim: int, heads: int, groups: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        gain = layer.input_layernorm.weight
+        gain, root = layer.input_layernorm.weight, len(layer.input_layernorm.weight) ** 0.5
         scale = head_dim**-0.5  # of attention's scores; folded into the queries
         query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
-        self.attention_in = torch.cat([scale * query.weight, key.weight, value.weight]) * gain
-        self.attention_in_bias = torch.cat([scale * query.bias, key.bias, value.bias])
-        self.attention_out = attention.o_proj.weight
+        joint = [_pair(scale * query.weight, heads), _pair(key.weight, groups), value.weight]
+        self.attention_in = functional.pad((torch.cat(joint) * gain * root).T, (0, 0, 0, 1))
+        joint = [_pair(scale * query.bias, heads), _pair(key.bias, groups), value.bias]
+        self.attention_in_bias = torch.cat(joint)
+        self.attention_out = functional.pad(attention.o_proj.weight.T, (0, 1))
         gain = layer.post_attention_layernorm.weight
-        self.mlp_in = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * gain
-        self.mlp_out = mlp.down_proj.weight
+        joint = [mlp.gate_proj.weight, mlp.up_proj.weight]
+        self.mlp_in = functional.pad((torch.cat(joint) * gain * root).T, (0, 0, 0, 1))
+        self.mlp_out = functional.pad(mlp.down_proj.weight.T, (0, 1))
 
 
-class _Cache:
-    """What one layer remembers; batch: branches times groups of heads that share keys."""
+def _pair(rows: Tensor, heads: int) -> Tensor:
+    """Rows of queries' or keys' weights, those side by side that a position turns as one complex number.
 
-    def __init__(
-        self, like: Tensor, batch: int, candidates: int, steps: tuple[int, int], head_dim: int
-    ) -> None:
-        prompt, target = steps
-        if candidates == 1:  # prompt and target lie in one piece, which one kernel attends
-            self.all_keys, self.all_values = (
-                like.new_zeros(batch, 1, prompt + target, head_dim) for _ in range(2)
-            )
-            self.prompt_keys, self.keys = self.all_keys[:, 0, :prompt].mT, self.all_keys[:, 0, prompt:]
-            self.prompt_values, self.values = self.all_values[:, 0].tensor_split([prompt], dim=1)
-            return
-        # Prompt keys lie as the products read them, [head_dim, steps].
-        self.prompt_keys = like.new_zeros(batch, head_dim, prompt)
-        self.prompt_values = like.new_zeros(batch, prompt, head_dim)
-        self.keys = like.new_zeros(batch * candidates, target, head_dim)
-        self.values = like.new_zeros(batch * candidates, target, head_dim)
+    Scores are sums over a head, so its order is free as long as both have it.
+    """
+    return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _as_complex(pairs: Tensor) -> Tensor:
+    return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
+
+
+class _Step:
+    """Buffers of one step of all rows, and views of them, made once: a view costs as much as a small product.
+
+    by_group: [branches, groups, candidates, ...], as keys and values are kept.
+    """
+
+    def __init__(self, like: Tensor, sizes: tuple[int, int, int, int, int], wide: int, inner: int) -> None:
+        """sizes: branches, candidates, groups, heads of a group, head_dim; wide: of states, inner: of MLPs."""
+        branches, candidates, groups, per_group, dim = sizes
+        rows, heads = branches * candidates, groups * per_group
+        self.state, self.normed = like.new_zeros(rows, wide), like.new_zeros(rows, wide)
+        self.norm = like.new_zeros(rows, 1)
+        self.joint = like.new_zeros(rows, (heads + 2 * groups) * dim)
+        query, key, value = self.joint.view(branches, candidates, -1, dim).split([heads, groups, groups], 2)
+        self.query_by_group = _as_complex(query).unflatten(2, (groups, per_group)).transpose(1, 2)
+        self.key_by_group, self.value_by_group = _as_complex(key).transpose(1, 2), value.transpose(1, 2)
+        self.query = like.new_zeros(branches, groups, candidates, per_group, dim)
+        self.turned_query = _as_complex(self.query)
+        # Read by the keys of a prompt, for all its candidates, and by those of each candidate.
+        self.of_prompt, self.of_own = self.query.flatten(2, 3).flatten(0, 1), self.query.flatten(0, 2)
+        self.heard = torch.zeros_like(self.of_own)
+        self.heard_by_prompt = self.heard.view(self.of_prompt.shape)
+        self.heard_by_row = self.heard.view(branches, groups, candidates, -1).transpose(1, 2)
+        self.mixed = like.new_zeros(rows, heads * dim)
+        self.mixed_by_row = self.mixed.view(branches, candidates, groups, -1)
+        self.gates = like.new_zeros(rows, 2 * inner)
+        self.gate, self.up = self.gates.chunk(2, dim=-1)
+
+    def normalize(self) -> Tensor:
+        """The state by its norm."""
+        torch.linalg.vector_norm(self.state, dim=-1, keepdim=True, out=self.norm)
+        return torch.div(self.state, self.norm, out=self.normed)
 
 
 class CachedDecoder:
@@ -80,38 +114,64 @@ class CachedDecoder:
         self.prompt_steps, self.target_steps, self.length = prompt_steps, target_steps, 0
         self.head_dim = int(config.hidden_size or 0) // heads
         self._groups, self._per_group = groups, heads // groups
-        self._layers = [_Layer(layer, self.head_dim) for layer in backbone.layers]
-        self._norm = backbone.norm
-        weight = self._norm.weight
-        self._epsilon = torch.tensor(self._norm.variance_epsilon, device=weight.device)
-        batch, steps = branches * self._groups, (prompt_steps, target_steps)
-        self._caches = [_Cache(weight, batch, candidates, steps, self.head_dim) for _ in self._layers]
+        self._layers = [_Layer(layer, self.head_dim, heads, groups) for layer in backbone.layers]
+        weight, width = backbone.norm.weight, len(backbone.norm.weight)
+        self._gain = functional.pad(weight * width**0.5, (0, 1))
+        self._extra = (width * backbone.norm.variance_epsilon) ** 0.5
+        # Keys and values [layers, branches x groups, steps, head_dim] of prompts, [..., x candidates, ...] of
+        # targets. A single candidate has both in one piece, which one kernel attends.
+        of_prompts = (len(self._layers), branches * groups, prompt_steps, self.head_dim)
+        of_targets = (len(self._layers), branches * groups * candidates, target_steps, self.head_dim)
+        self._whole: tuple[Tensor, Tensor] | None = None
+        if candidates == 1:
+            whole = (*of_prompts[:2], 1, prompt_steps + target_steps, self.head_dim)
+            self._whole = weight.new_zeros(whole), weight.new_zeros(whole)
+            parts = [piece[:, :, 0].tensor_split([prompt_steps], dim=2) for piece in self._whole]
+            (self._prompt_keys, self._keys), (self._prompt_values, self._values) = parts
+        else:
+            # Prompt keys lie as the products read them, transposed.
+            self._prompt_keys = weight.new_zeros(*of_prompts[:2], self.head_dim, prompt_steps).mT
+            self._prompt_values = weight.new_zeros(of_prompts)
+            self._keys, self._values = weight.new_zeros(of_targets), weight.new_zeros(of_targets)
+        by_group = (branches, groups, candidates)
+        self._turned_keys = _as_complex(self._keys).unflatten(1, by_group)
+        self._values_by_group = self._values.unflatten(1, by_group)
+        self._step = _Step(
+            weight,
+            (branches, candidates, groups, self._per_group, self.head_dim),
+            width + 1,
+            int(config.intermediate_size or 0),
+        )
+        self._step.state[:, -1] = self._extra
         self._target_start = 0 if shared_positions else prompt_steps
         positions = max(prompt_steps, self._target_start + target_steps)
         self._places = torch.arange(positions, device=weight.device)
         cos, sin = backbone.rotary_emb(weight, self._places[None])
-        half = self.head_dim // 2
-        # rotate_half(x) * sin equals x rolled by half a head times the signed sine.
-        self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self._turns = torch.complex(cos[0], sin[0])[:, : self.head_dim // 2]
 
     @torch.no_grad()
-    def hear(self, hidden: Tensor) -> Tensor:
-        """Begin anew with prompts [k, steps, hidden_dim] of the first k branches; return their states."""
-        count, steps, _ = hidden.shape
-        assert count <= self.branches and steps == self.prompt_steps
-        self.length = 0
+    def hear(self, hidden: Tensor, heard: Sequence[int] | None = None) -> Tensor:
+        """Begin anew with prompts [k, steps, hidden_dim]; return their states.
 
-        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            cache, filled = self._caches[number], count * self._groups
-            cache.prompt_keys[:filled] = key.mT.flatten(0, 1)
-            cache.prompt_values[:filled] = value.flatten(0, 1)
+        heard: which of them each of the first branches hears, None: each its own; later branches keep theirs.
+        """
+        count, steps, _ = hidden.shape
+        heard = list(range(count)) if heard is None else heard
+        assert len(heard) <= self.branches and steps == self.prompt_steps
+        self.length = 0
+        filled, places = len(heard) * self._groups, self._places[:steps]
+
+        def attend(number: int, turned: Tensor, value: Tensor) -> Tensor:
+            query, key = self._turn(turned, places)
+            value = value.transpose(1, 2)
+            self._prompt_keys[number, :filled] = key[heard].flatten(0, 1)
+            self._prompt_values[number, :filled] = value[heard].flatten(0, 1)
             mixed = functional.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=1.0, enable_gqa=True
             )
             return mixed.transpose(1, 2)
 
-        return self._run(hidden, self._places[:steps], attend)
+        return self._run(hidden, attend)
 
     @torch.no_grad()
     def advance(self, hidden: Tensor) -> Tensor:
@@ -127,86 +187,99 @@ class CachedDecoder:
         seen = torch.ones(steps, self.prompt_steps + end, dtype=torch.bool, device=hidden.device)
         seen = seen.tril(diagonal=self.prompt_steps + first)
 
-        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            cache = self._caches[number]
-            parts = ((cache.prompt_keys.mT, cache.keys, key), (cache.prompt_values, cache.values, value))
+        def attend(number: int, turned: Tensor, value: Tensor) -> Tensor:
+            query, key = self._turn(turned, self._target_start + places)
+            parts = (
+                (self._prompt_keys[number], self._keys[number], key.transpose(1, 2)),
+                (self._prompt_values[number], self._values[number], value),
+            )
             everything = []
             for prompt, own, new in parts:
-                own[:, first:end] = self._by_group(new)
+                new = new.unflatten(0, (self.branches, self.candidates)).permute(0, 3, 1, 2, 4)
+                own[:, first:end] = new.reshape(-1, steps, self.head_dim)
                 both = torch.cat([prompt.repeat_interleave(self.candidates, dim=0), own[:, :end]], dim=1)
                 both = both.view(self.branches, self._groups, self.candidates, -1, self.head_dim)
                 everything.append(both.transpose(1, 2).flatten(0, 1))  # [rows, groups, steps, head_dim]
             mixed = functional.scaled_dot_product_attention(
-                query.transpose(1, 2), *everything, attn_mask=seen, scale=1.0, enable_gqa=True
+                query, *everything, attn_mask=seen, scale=1.0, enable_gqa=True
             )
             return mixed.transpose(1, 2)
 
-        return self._run(hidden, self._target_start + places, attend)
+        return self._run(hidden, attend)
 
-    @torch.no_grad()
     def step(self, hidden: Tensor, place: Tensor, reach: int | None = None) -> Tensor:
         """Take the step [rows, 1, hidden_dim] at place [1] of the targets; return its states, normed.
 
         reach: place + 1, where that is known without asking the device. None: the whole buffers are attended
         behind a mask, so that every step is the same work on the same memory, as a CUDA graph needs it.
         """
-        batch, prompt = self.branches * self._groups, self.prompt_steps
-        ahead = None
+        one, prompt = self._step, self.prompt_steps
+        turn = self._turns.index_select(0, self._target_start + place)
+        keys, values = self._keys.mT, self._values
+        key_slots = value_slots = ahead = None
         if reach is None:
             ahead = hidden.new_zeros(self.target_steps)
             ahead.masked_fill_(self._places[: self.target_steps] > place, -torch.inf)
+        else:
+            key_slots = self._turned_keys.select(4, reach - 1).unbind()
+            value_slots = self._values_by_group.select(4, reach - 1).unbind()
+            keys, values = keys.narrow(3, 0, reach), values.narrow(2, 0, reach)
+            if self._whole is not None:
+                keys, values = (piece.narrow(3, 0, prompt + reach) for piece in self._whole)
+        keys, values = keys.unbind(), values.unbind()
+        prompt_keys, prompt_values = self._prompt_keys.mT.unbind(), self._prompt_values.unbind()
+        one.state[:, :-1] = hidden[:, 0]
+        for number, layer in enumerate(self._layers):
+            torch.addmm(layer.attention_in_bias, one.normalize(), layer.attention_in, out=one.joint)
+            torch.mul(one.query_by_group, turn, out=one.turned_query)
+            if key_slots is not None and value_slots is not None:
+                torch.mul(one.key_by_group, turn, out=key_slots[number])
+                value_slots[number].copy_(one.value_by_group)
+            else:
+                key = torch.view_as_real(one.key_by_group * turn).flatten(-2).flatten(0, 2)
+                self._keys[number].index_copy_(1, place, key[:, None])
+                self._values[number].index_copy_(1, place, one.value_by_group.flatten(0, 2)[:, None])
+            if self._whole is not None and ahead is None:
+                mixed = functional.scaled_dot_product_attention(
+                    one.of_own[:, None], keys[number], values[number], scale=1.0
+                ).view(one.mixed.shape)
+            else:
+                heard = torch.bmm(one.of_prompt, prompt_keys[number]).view(*one.of_own.shape[:2], prompt)
+                own = torch.bmm(one.of_own, keys[number])
+                if ahead is not None:
+                    own = own + ahead
+                weights = torch.cat([heard, own], dim=-1).softmax(dim=-1)
+                of_prompt = weights[..., :prompt].reshape(*one.of_prompt.shape[:2], prompt)
+                torch.bmm(of_prompt, prompt_values[number], out=one.heard_by_prompt)
+                one.heard.baddbmm_(weights[..., prompt:], values[number])
+                one.mixed_by_row.copy_(one.heard_by_row)
+                mixed = one.mixed
+            one.state.addmm_(mixed, layer.attention_out)  # and the residual
+            torch.mm(one.normalize(), layer.mlp_in, out=one.gates)
+            one.state.addmm_(functional.silu(one.gate, inplace=True).mul_(one.up), layer.mlp_out)
+        return (one.normalize() * self._gain)[:, None, :-1]
 
-        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            cache = self._caches[number]
-            cache.keys.index_copy_(1, place, self._by_group(key))
-            cache.values.index_copy_(1, place, self._by_group(value))
-            # One row of queries per candidate and query head of a group; no mask, no copies of the keys.
-            query = self._by_group(query)  # [batch and candidates, heads of a group, head_dim]
-            if self.candidates == 1 and reach is not None:
-                keys, values = (
-                    cache.all_keys[:, :, : prompt + reach],
-                    cache.all_values[:, :, : prompt + reach],
-                )
-                mixed = functional.scaled_dot_product_attention(query[:, None], keys, values, scale=1.0)
-                return mixed.view(self.branches, 1, 1, -1)
-            heard = torch.bmm(query.reshape(batch, -1, self.head_dim), cache.prompt_keys)
-            own = torch.bmm(query, cache.keys[:, :reach].mT)
-            if ahead is not None:
-                own = own + ahead
-            weights = torch.cat([heard.view(*own.shape[:2], prompt), own], dim=-1).softmax(dim=-1)
-            mixed = torch.bmm(weights[..., :prompt].reshape(batch, -1, prompt), cache.prompt_values)
-            mixed = torch.baddbmm(mixed.view(query.shape), weights[..., prompt:], cache.values[:, :reach])
-            return mixed.view(self.branches, self._groups, self.candidates, -1).transpose(1, 2)
-
-        return self._run(hidden, self._target_start + place, attend)
-
-    def _run(self, hidden: Tensor, places: Tensor, attend: Attend) -> Tensor:
-        """All layers on steps [rows, steps, hidden_dim] at positions [steps]; normed."""
+    def _run(self, hidden: Tensor, attend: Attend) -> Tensor:
+        """All layers on steps [rows, steps, hidden_dim]; normed."""
         rows, steps, _ = hidden.shape
         heads, groups = self._groups * self._per_group, self._groups
-        cos, sin = self._cos[places][:, None], self._sin[places][:, None]
-        hidden = hidden.flatten(0, 1)
+        # One number more makes the norm what RMSNorm divides by, with its epsilon, times the width's root.
+        hidden = functional.pad(hidden.flatten(0, 1), (0, 1), value=self._extra)
         for number, layer in enumerate(self._layers):
-            joint = functional.linear(self._normalize(hidden), layer.attention_in, layer.attention_in_bias)
+            joint = torch.addmm(layer.attention_in_bias, _normalize(hidden), layer.attention_in)
             joint = joint.view(rows, steps, heads + 2 * groups, self.head_dim)
             turned, value = joint.split([heads + groups, groups], dim=2)
-            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, dims=-1), sin)
-            query, key = turned.split([heads, groups], dim=2)
-            mixed = attend(number, query, key, value).reshape(rows * steps, -1)
-            hidden = torch.addmm(hidden, mixed, layer.attention_out.mT)  # and the residual
-            gate, up = functional.linear(self._normalize(hidden), layer.mlp_in).chunk(2, dim=-1)
-            hidden = torch.addmm(hidden, functional.silu(gate) * up, layer.mlp_out.mT)
-        return (self._normalize(hidden) * self._norm.weight).view(rows, steps, -1)
+            mixed = attend(number, _as_complex(turned), value).reshape(rows * steps, -1)
+            hidden.addmm_(mixed, layer.attention_out)  # and the residual
+            gate, up = torch.mm(_normalize(hidden), layer.mlp_in).chunk(2, dim=-1)
+            hidden.addmm_(functional.silu(gate, inplace=True).mul_(up), layer.mlp_out)
+        return (_normalize(hidden) * self._gain)[:, :-1].view(rows, steps, -1)
 
-    def _normalize(self, hidden: Tensor) -> Tensor:
-        # Root mean square by the vector norm, which one kernel computes: rms_norm takes twice as long here.
-        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.addcmul(self._epsilon, norm, norm, value=1 / hidden.shape[-1]).rsqrt()
-        return hidden * scale.to(hidden.dtype)
+    def _turn(self, turned: Tensor, positions: Tensor) -> list[Tensor]:
+        """Complex queries and keys of some steps -> both at their positions, [rows, heads, steps, dim]."""
+        turned = torch.view_as_real(turned * self._turns[positions][:, None]).flatten(-2).transpose(1, 2)
+        return list(turned.split([self._groups * self._per_group, self._groups], dim=1))
 
-    def _by_group(self, part: Tensor) -> Tensor:
-        """[rows, steps, heads, dim] -> [branches, groups and candidates, steps x heads of a group, dim]."""
-        rows, steps, heads, _ = part.shape
-        part = part.view(self.branches, self.candidates, steps, self._groups, -1, self.head_dim)
-        per_group = heads // self._groups
-        return part.permute(0, 3, 1, 2, 4, 5).reshape(-1, steps * per_group, self.head_dim)
+
+def _normalize(hidden: Tensor) -> Tensor:
+    return hidden / torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)

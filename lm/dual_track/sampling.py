@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import Qwen2Model
 
 from ..contract import SamplingConfig
@@ -34,12 +33,24 @@ class StepParts:
     sheet: LeadSheetEmbedding | None
 
 
+_LIKELY = 256  # codes that are put in order first: what is drawn is nearly always one of them
+
+
 def pick_codes(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Return a code per row of logits [rows, codes], by numbers in [0, 1) [rows]; waits for no device."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
+    if config.temperature != 1:
+        logits = logits / config.temperature
     kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
-    values, codes = (logits.float() / config.temperature).topk(kept, dim=-1)  # in falling order
+    if config.top_p == 1 and kept == logits.shape[-1] > _LIKELY and logits.device.type == "cpu":
+        # The codes in falling order up to the drawn share, without the order of those that follow.
+        probabilities, codes = logits.float().softmax(dim=-1).topk(_LIKELY, dim=-1)
+        through = probabilities.cumsum(dim=-1)
+        if bool((through[:, -1] > uniform).all()):
+            place = (through - probabilities <= uniform[:, None]).sum(dim=-1, keepdim=True) - 1
+            return codes.gather(1, place)[:, 0]
+    values, codes = logits.float().topk(kept, dim=-1)  # in falling order
     probabilities = values.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     # A code stays while the codes before it do not reach top_p together; the first always stays.
@@ -68,16 +79,20 @@ class WindowSampler:
         self._has_untold = config.playing_guidance != 1.0
         self._has_alone = config.guidance != 1.0
         self.branches = 1 + self._has_untold + self._has_alone
+        # Prompts do not tell how the band plays, so the first two branches hear the same one. Without a third,
+        # all rows are those of one branch.
+        self._is_joint = self._has_untold and not self._has_alone
         self._decoder = CachedDecoder(
             parts.backbone,
             shared_positions=parts.shared_positions,
-            branches=self.branches,
-            candidates=candidates,
+            branches=1 if self._is_joint else self.branches,
+            candidates=self.branches * candidates if self._is_joint else candidates,
             prompt_steps=frames,
             target_steps=frames,
         )
         self._source_pad, self._target_pad = len(parts.sources) - 1, len(parts.targets) - 1
         device, hidden_dim = parts.head.device, parts.head.shape[1]
+        self._head = parts.head.T.contiguous()
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
@@ -119,11 +134,15 @@ class WindowSampler:
         aligned = heard[:, None] if self.parts.aligned_source else self.parts.sources[self._source_pad]
         notes = self._read_notes(None if sheet is None else hide_playing(sheet[:1]))[:, 0]
         self._beside.copy_(aligned + self._read_notes(sheet))
+        prompts = heard + notes + self.parts.prompt
         # What a window computed serves the next one only where no source is heard: that prompt is the same.
         # The keys of the source and of the codes carried over come from the last window's prompt and stand
         # at other positions, so these are read anew.
-        count = self.branches - (self._has_alone and self._has_prompts)
-        self._decoder.hear((heard + notes)[:count] + self.parts.prompt)
+        different = [0] if self._is_joint or not self._has_alone else [0, self.branches - 1]
+        heard_by = [0] if self._is_joint else [0] * (1 + self._has_untold) + [1] * self._has_alone
+        if self._has_alone and self._has_prompts:
+            different, heard_by = different[:-1], heard_by[:-1]
+        self._decoder.hear(prompts[different], heard_by)
         self._has_prompts = True
         first = given.new_full((self.candidates, 1), self._target_pad)
         past = torch.cat([first, given], dim=1)  # inputs of the steps that predict frames 0..k
@@ -156,12 +175,12 @@ class WindowSampler:
         """Choose the next frame's codes; reach as in `CachedDecoder.step`."""
         past = self._codes.index_select(0, self._place)[0]
         self._place.add_(1)
-        inputs = self._beside.index_select(2, self._place)[:, :, 0] + self.parts.targets[past]
+        inputs = self._beside.index_select(2, self._place)[:, :, 0] + self.parts.targets.index_select(0, past)
         self._choose(self._decoder.step(inputs.view(-1, 1, inputs.shape[-1]), self._place, reach)[:, 0])
 
     def _choose(self, hidden: Tensor) -> None:
         """Choose and note the codes of the frame whose states are hidden [rows, hidden_dim]."""
-        logits = functional.linear(hidden, self.parts.head, self.parts.head_bias)
+        logits = torch.addmm(self.parts.head_bias, hidden, self._head).log_softmax(dim=-1)
         logits = logits.view(self.branches, self.candidates, -1)
         guided = logits[0]
         if self._has_untold:
@@ -169,8 +188,7 @@ class WindowSampler:
         if self._has_alone:
             guided = guided + (self.config.guidance - 1) * (logits[0] - logits[-1])
         chosen = pick_codes(guided, self._uniform.index_select(0, self._place)[0], self.config)
-        picked = logits.gather(2, chosen.expand(self.branches, -1)[..., None])[..., 0]
-        self._nats.add_(picked - logits.logsumexp(dim=-1))
+        self._nats.add_(logits.gather(2, chosen.expand(self.branches, -1)[..., None])[..., 0])
         self._codes.index_copy_(0, self._place, chosen[None])
 
 
@@ -210,12 +228,13 @@ def sample_song(
     """
     frames, given = len(source), done.shape[1]
     stop = frames if stop is None else stop
-    sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
+    with torch.inference_mode():
+        sampler = WindowSampler(parts, len(done), config, min(frames, config.window_frames))
     nats = torch.zeros(sampler.branches, len(done), device=source.device)
     copied = torch.zeros(frames, dtype=torch.bool) if again is None else again.cpu() >= 0
     # Where a run of sampled or of copied frames ends; the last is the end of what is asked for.
     turns = [*(turn for turn in (copied.diff().nonzero()[:, 0] + 1).tolist() if turn < stop), stop]
-    with one_thread():
+    with one_thread(), torch.inference_mode():
         while done.shape[1] < stop:
             turn = next(turn for turn in turns if turn > done.shape[1])
             if again is not None and copied[done.shape[1]]:
