@@ -79,6 +79,7 @@ class LanguageModel(Component[ConfigT], ABC):
         again: Tensor | None = None,
         stop: int | None = None,
         progress: Callable[[int], None] | None = None,
+        follow: Callable[[Tensor], None] | None = None,
     ) -> Candidates:
         """Return one candidate per seed, as long as the source; what a seed gives depends on no other seed.
 
@@ -87,7 +88,8 @@ class LanguageModel(Component[ConfigT], ABC):
         [seeds, frames, COLUMNS], which differ in how the band plays; None: as the model reads it, if it can.
         again [frames] int64: the earlier frame whose codes a frame takes, -1 where the model composes: what
         is sung again is played again. stop: the frame before which the candidates end, of a source that is
-        heard further. progress is called with the number of frames done.
+        heard further. progress is called with the number of frames done; follow with the codes so far, in the
+        form of the result, as they grow (by a second or so, if the model composes along time) and when whole.
         Raises DataError for codes that are not this model's.
         """
 

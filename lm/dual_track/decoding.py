@@ -62,7 +62,7 @@ class _Step:
     """
 
     def __init__(self, like: Tensor, sizes: tuple[int, int, int, int, int], wide: int, inner: int) -> None:
-        """sizes: branches, candidates, groups, heads of a group, head_dim; wide: of states, inner: of MLPs."""
+        """sizes: branches, candidates, groups, heads of a group, head_dim; wide, inner: of states, MLPs."""
         branches, candidates, groups, per_group, dim = sizes
         rows, heads = branches * candidates, groups * per_group
         self.state, self.normed = like.new_zeros(rows, wide), like.new_zeros(rows, wide)

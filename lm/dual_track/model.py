@@ -295,6 +295,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         again: Tensor | None = None,
         stop: int | None = None,
         progress: Callable[[int], None] | None = None,
+        follow: Callable[[Tensor], None] | None = None,
         track: str = "accompaniment",
     ) -> Candidates:
         """Return one candidate of `track` per seed, all computed in one batch; see `LanguageModel.compose`.
@@ -325,7 +326,7 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             sampling = replace(sampling, playing_guidance=1.0)
         uniform = torch.stack([draw_uniform(seed, frames) for seed in seeds]).to(self.device)
         codes, nats = sample_song(
-            self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress, stop
+            self._fuse(mode), source_codes, done, uniform, sampling, sheet, again, progress, stop, follow
         )
         nats = nats.cpu()
         alone = nats[-1] if sampling.guidance != 1.0 else None

@@ -33,6 +33,7 @@ class StepParts:
     sheet: LeadSheetEmbedding | None
 
 
+_FOLLOWED_FRAMES = 25  # between two looks at the codes so far
 _LIKELY = 256  # codes that are put in order first: what is drawn is nearly always one of them
 
 
@@ -79,8 +80,8 @@ class WindowSampler:
         self._has_untold = config.playing_guidance != 1.0
         self._has_alone = config.guidance != 1.0
         self.branches = 1 + self._has_untold + self._has_alone
-        # Prompts do not tell how the band plays, so the first two branches hear the same one. Without a third,
-        # all rows are those of one branch.
+        # Prompts do not tell how the band plays, so the first two branches hear the same one. Without a
+        # third, all rows are those of one branch.
         self._is_joint = self._has_untold and not self._has_alone
         self._decoder = CachedDecoder(
             parts.backbone,
@@ -158,6 +159,10 @@ class WindowSampler:
             progress(frame + 1)
         return self._codes[:stop].T.clone(), self._nats.clone()
 
+    def codes(self, frames: int) -> Tensor:
+        """The codes of the window's first frames [candidates, frames], as they are."""
+        return self._codes[:frames].T
+
     def _read_notes(self, sheet: Tensor | None) -> Tensor:
         """What a sheet [rows, frames, COLUMNS] adds [branches, rows, frames, hidden_dim] in each branch."""
         if self.parts.sheet is None:
@@ -218,11 +223,13 @@ def sample_song(
     again: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
     stop: int | None = None,
+    follow: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Continue `done` [candidates, k] to the length of source [frames], k < frames, by window stitching.
 
     uniform: the numbers that each candidate is drawn by [candidates, frames]. sheet: [candidates, frames,
-    COLUMNS]. again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. Returns
+    COLUMNS]. again [frames]: the earlier frame whose codes a frame takes, -1 where they are sampled. follow:
+    see `LanguageModel.compose`. Returns
     codes [candidates, frames], up to frame `stop`, and, of the sampled ones, mean log-probabilities in nats
     with the source and, under guidance, without it [branches, candidates].
     """
@@ -234,37 +241,53 @@ def sample_song(
     copied = torch.zeros(frames, dtype=torch.bool) if again is None else again.cpu() >= 0
     # Where a run of sampled or of copied frames ends; the last is the end of what is asked for.
     turns = [*(turn for turn in (copied.diff().nonzero()[:, 0] + 1).tolist() if turn < stop), stop]
-    with one_thread(), torch.inference_mode():
+
+    def tell_codes(codes: Tensor) -> None:
+        if follow is not None:
+            with torch.inference_mode(False), torch.no_grad(), threads(before):
+                follow(codes.clone().cpu())
+
+    before = torch.get_num_threads()
+    with threads(1), torch.inference_mode():
         while done.shape[1] < stop:
             turn = next(turn for turn in turns if turn > done.shape[1])
             if again is not None and copied[done.shape[1]]:
                 for frame in again[done.shape[1] : turn].tolist():  # it may be a copy itself
                     done = torch.cat([done, done[:, frame : frame + 1]], dim=1)
+                tell_codes(done)
                 continue
             start = next_window_start(done.shape[1], frames, config)
             window = slice(start, start + config.window_frames)
             notes = None if sheet is None else sheet[:, window]
+
+            def tell(frames: int, start: int = start, before: Tensor = done) -> None:
+                if progress is not None:
+                    progress(start + frames)
+                if follow is not None and frames % _FOLLOWED_FRAMES == 0:
+                    tell_codes(torch.cat([before[:, :start], sampler.codes(frames)], dim=1))
+
             codes, likely = sampler.sample(
                 source[window],
                 done[:, start:],
                 uniform[:, window],
-                lambda frames, start=start: progress(start + frames) if progress is not None else None,
+                tell,
                 notes,
                 min(turn - start, sampler.frames),
             )
             done, nats = torch.cat([done[:, :start], codes], dim=1), nats + likely
+            tell_codes(done)
     return done, nats / max(1, stop - given - int(copied[given:stop].sum()))
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one CPU thread inside of the block.
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many CPU threads inside of the block.
 
-    A step of a few rows is too small to share. Threads that meet after every operator gain nothing on an idle
+    A step of a few rows is too small for two. Threads that meet after every operator gain nothing on an idle
     machine, and wait for each other most of the time where another program takes a core.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..contract import SamplingConfig
-from ..dual_track.sampling import next_window_start, one_thread, pick_codes
+from ..dual_track.sampling import next_window_start, pick_codes, threads
 from .stage import KeyValueCache, Stage, lay_out
 
 
@@ -89,7 +89,7 @@ def draw_song(
     plan = replace(sampling, window_frames=window, overlap_frames=overlap)
     done, first = given, given.shape[2]
     total = torch.zeros(1 + (sampling.guidance != 1.0), len(given), device=given.device)
-    with one_thread():
+    with threads(1):
         while done.shape[2] < frames:
             start = next_window_start(done.shape[2], frames, plan)
             stop = min(frames, start + window)

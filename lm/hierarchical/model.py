@@ -105,6 +105,7 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
         again: Tensor | None = None,
         stop: int | None = None,
         progress: Callable[[int], None] | None = None,
+        follow: Callable[[Tensor], None] | None = None,
     ) -> Candidates:
         """Return one candidate per seed; see `LanguageModel.compose`.
 
@@ -156,6 +157,8 @@ class HierarchicalLM(LanguageModel[HierarchicalLMConfig]):
                 for own, codec in zip(written[0].cpu(), acoustic.cpu(), strict=True)
             ]
         )
+        if follow is not None:
+            follow(packed)
         is_new = given[0].shape[2] < frames[0]
         return Candidates(
             codes=packed,

@@ -7,6 +7,7 @@ Run: generate --vocal song.wav [--out folder] [--seed 1]
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     text = "make N, ranked by fit, best first (default: 1)"
     add("--variations", type=int, default=1, metavar="N", help=text)
     add("--keep", type=int, metavar="K", help="render only the K best of the variations (default: all)")
+    text = (
+        "a WAV of the mix that grows while it is composed, to be heard meanwhile; - is standard output, as "
+        "for | ffplay -. It plays the candidate that fits best at its beginning, at the level found there"
+    )
+    add("--stream", metavar="FILE|-", help=text)
     add("--stems", action="store_true", help="write drums, bass and the rest of the accompaniment as well")
     text = f"write any of {', '.join(EXPORTED)}, with commas between, or all: the score, chords, a click"
     add("--export", type=_split_exports, default=(), metavar="KINDS", help=text)
@@ -144,7 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(
-    out: Path | None, model: str | None, system: str | None, device: str, progress: bool, **fields: Any
+    out: Path | None,
+    model: str | None,
+    system: str | None,
+    device: str,
+    progress: bool,
+    stream: str | None,
+    **fields: Any,
 ) -> None:
     # Cheap checks first: the options, the recordings, the folder, the device; then the model.
     request = Request(**fields)
@@ -154,14 +166,18 @@ def _generate(
     request = request.read()
     with OutputFolder(out, expect_files(request), inputs=inputs) as output:
         from duotok.recipes.accompany.pipeline import Accompanist
+        from duotok.recipes.accompany.stream import STANDARD_OUTPUT, WavStream
 
-        accompanist = Accompanist.from_pretrained(chosen, device=device)
-        with _Bar(progress or sys.stderr.isatty(), request.renderings) as bar:
-            report = accompanist.write(request, output.work, progress=bar.tell)
-        output.publish()
-    for warning in report["warnings"]:
+        with nullcontext() if stream is None else WavStream(stream) as streamed:
+            accompanist = Accompanist.from_pretrained(chosen, device=device)
+            with _Bar(progress or sys.stderr.isatty(), request.renderings) as bar:
+                report = accompanist.write(request, output.work, progress=bar.tell, stream=streamed)
+            output.publish()
+    warnings = [*report["warnings"], *([] if streamed is None else streamed.tell(report["seed"]))]
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(printable(_summarize(out, report)))
+    summary = printable(_summarize(out, report))
+    print(summary, file=sys.stderr if stream == STANDARD_OUTPUT else sys.stdout)
 
 
 def expect_files(request: Request) -> dict[str, int]:

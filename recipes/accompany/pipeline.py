@@ -67,6 +67,7 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.stages import STAGES, Progress, StageClock
+from duotok.recipes.accompany.stream import StretchRenderer, WavStream
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
@@ -242,12 +243,20 @@ class Accompanist:
         for composition in sketches.ranked[: sketches.request.renderings]:
             yield self.perform(sketches, composition)
 
-    def write(self, request: Request, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    def write(
+        self,
+        request: Request,
+        folder: Path,
+        *,
+        progress: Progress | None = None,
+        stream: WavStream | None = None,
+    ) -> dict[str, Any]:
         """Write all that is asked for into an existing folder; give back the report that is left there.
 
-        Several accompaniments are numbered by rank, and the best is also there without a number.
+        Several accompaniments are numbered by rank, and the best is also there without a number. stream: see
+        `compose`.
         """
-        return self.write_sketches(self.compose(request, progress=progress), folder)
+        return self.write_sketches(self.compose(request, progress=progress, stream=stream), folder)
 
     def write_sketches(self, sketches: Sketches | Repainting, folder: Path) -> dict[str, Any]:
         """The same of what has been composed."""
@@ -286,9 +295,17 @@ class Accompanist:
         return report
 
     def compose(
-        self, asked: Request | str | Path | Tensor, *, progress: Progress | None = None, **fields: Any
+        self,
+        asked: Request | str | Path | Tensor,
+        *,
+        progress: Progress | None = None,
+        stream: WavStream | None = None,
+        **fields: Any,
     ) -> Sketches | Repainting:
-        """Compose the candidates of a request and rank them by their codes; nothing is rendered yet."""
+        """Compose the candidates of a request and rank them by their codes; nothing is rendered yet.
+
+        But for what goes into the stream meanwhile: see `StretchRenderer`.
+        """
         request = replace(asked, **fields) if isinstance(asked, Request) else Request(vocal=asked, **fields)
         request = settle_band(request.read(), self.bundle.lm.band)
         settings = request.settings(self.bundle.defaults)
@@ -299,6 +316,8 @@ class Accompanist:
         separator = self._open_separator(request)
         clock = StageClock(progress)
         if request.repaint is not None:
+            if stream is not None:
+                raise ConfigError("a stretch that is painted anew is not streamed; leave out --stream")
             return self._compose_stretch(request, settings, separator, clock)
         players, no_players = find_players(request.play)
         with clock.stage("listen"):
@@ -328,6 +347,31 @@ class Accompanist:
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = _choose_sampling(settings)
         compositions: list[Composition] = []
+        follow = None
+        if stream is not None:
+
+            def choose(codes: Tensor) -> int:
+                beats = find_beats(plan)
+                beats = beats[beats < codes.shape[-1] / rate_hz]
+                heard = Candidates(codes=codes, likelihood_nats=None, likelihood_alone_nats=None)
+                return rank([each.fit for each in self._judge(sung, seeds, heard, beats)])[0]
+
+            follow = StretchRenderer(
+                stream=stream,
+                bundle=self.bundle,
+                device=self.device,
+                settings=settings,
+                seeds=seeds[:_CANDIDATES_AT_ONCE],
+                choose=choose,
+                vocal=vocal.wave,
+                clock=pitch_clock,
+                frames=vocal_codes.shape[-1],
+                sheet=plan and plan.sheet,
+                prefix=played,
+                prefix_frames=0 if given is None else given.shape[-1],
+                level_db=_choose_level(request, settings),
+                fade_seconds=_find_ending(arrangement),
+            )
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
                 together = seeds[start : start + _CANDIDATES_AT_ONCE]
@@ -347,6 +391,7 @@ class Accompanist:
                     sheet=sheet,
                     again=arrangement and arrangement.again,
                     progress=tell,
+                    follow=None if start else follow,
                 )
                 found = self._judge(sung, together, candidates, find_beats(plan))
                 for number, (composition, style) in enumerate(zip(found, manner, strict=True)):
@@ -450,13 +495,11 @@ class Accompanist:
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
-            level_db: float | None = settings.accompaniment_db
+            level_db = _choose_level(sketches.request, settings)
             prefix, joined_gain = sketches.request.prefix, 1.0
             if isinstance(prefix, Tensor):
                 joined_gain = join_prefix(prefix, band)
-                if sketches.request.accompaniment_db is None and peak(prefix) > 0:
-                    level_db = None  # the prefix says how loud the band is
-            fade_seconds = 0.5 * sketches.arrangement.ending_seconds if sketches.arrangement else 0.0
+            fade_seconds = _find_ending(sketches.arrangement)
             mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db, fade_seconds=fade_seconds)
             music = describe_music(
                 vocal=pitched.wave,
@@ -621,6 +664,19 @@ def _count_seeds(request: Request, settings: GenerationSettings) -> range:
 def _choose_sampling(settings: GenerationSettings) -> SamplingConfig:
     names = ("guidance", "playing_guidance", "temperature", "top_k", "top_p")
     return SamplingConfig(**{name: getattr(settings, name) for name in names})
+
+
+def _choose_level(request: Request, settings: GenerationSettings) -> float | None:
+    """The band's loudness over the vocal's in dB; None where a given start says how loud it is."""
+    prefix = request.prefix
+    if request.accompaniment_db is None and isinstance(prefix, Tensor) and peak(prefix) > 0:
+        return None
+    return settings.accompaniment_db
+
+
+def _find_ending(arrangement: Arrangement | None) -> float:
+    """How long the band fades at its end, in seconds."""
+    return 0.5 * arrangement.ending_seconds if arrangement else 0.0
 
 
 def choose_device(name: str) -> torch.device:
