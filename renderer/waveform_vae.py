@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
@@ -160,6 +159,9 @@ class OobleckVAE(Autoencoder[OobleckVAEConfig]):
         self.latent_dim = config.latent_dim
         self.hop_samples = prod(config.strides)
         self.sample_rate_hz = config.sample_rate_hz
+        # A second of importing, which the other autoencoder needs not wait for.
+        from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+
         self.model = AutoencoderOobleck(
             encoder_hidden_size=2 * config.latent_dim,  # means and deviations
             downsampling_ratios=list(config.strides),

@@ -32,7 +32,7 @@ from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.music.tuning import PitchClock
 
 STANDARD_OUTPUT = "-"
-_FIRST_FRAMES, _NEXT_FRAMES = 125, 250  # of stretches: a short one first, for it is waited for
+_STRETCH_FRAMES = 75, 250  # the first, which is waited for, and the longest; else as long as all before
 _AHEAD_FRAMES = 12  # composed behind a stretch, which its features look at
 _FEATURE_FRAMES = 250  # before it, as far as features may depend on others
 _CONTEXT_FRAMES = 75  # before it, whose latents the renderer goes on from
@@ -154,7 +154,8 @@ class StretchRenderer:
         """Render what is new of codes [candidates, frames], if it is enough for a stretch."""
         is_last = codes.shape[-1] == self.frames
         stop = self.frames if is_last else codes.shape[-1] - _AHEAD_FRAMES
-        wanted = _NEXT_FRAMES if self._rendered else _FIRST_FRAMES + self.prefix_frames
+        first, longest = _STRETCH_FRAMES
+        wanted = min(self._rendered, longest) if self._rendered else first + self.prefix_frames
         if self.stream.failure is not None or not (is_last or stop - self._rendered >= wanted):
             return
         if not self._rendered:
