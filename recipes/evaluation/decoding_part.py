@@ -5,6 +5,7 @@ and, with `settings.sound`, in what is rendered of them. Ranking sees neither th
 """
 
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from duotok.lm.contract import LanguageModel, SamplingConfig
 from duotok.lm.dual_track.layout import Layout
 from duotok.lm.dual_track.model import DualTrackLM
-from duotok.lm.dual_track.sampling import draw_uniform, pick_codes
+from duotok.lm.dual_track.sampling import draw_uniform, pick_codes, threads
 from duotok.lm.sheet.columns import commit
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items, read_items
@@ -105,7 +107,7 @@ def time_decoding(
 
     vocal_codes: [frames], at most one window. Each is timed in turn and the fastest round counts, on two CPU
     cores at most. plain_loop_equal_codes: share of codes that the plain loop, by the same random numbers,
-    chooses as well.
+    chooses as well. share_of_bound: of what is reached with 1 candidate, see `bound_decoding`.
     """
     assert isinstance(lm, DualTrackLM), "the plain loop plays no other models"
     config = SamplingConfig(guidance=guidance)
@@ -127,12 +129,55 @@ def time_decoding(
             began = time.perf_counter()
             found[name] = run()
             figures[name] = min(figures[name], (time.perf_counter() - began) / seconds)
+        bound = bound_decoding(lm, len(vocal_codes), rate_hz)
     one, several, plain = figures.values()
     ours, theirs = found["lm_seconds_per_second"][0], found["plain_loop_seconds_per_second"][0]
     return figures | {
         f"cost_of_{CANDIDATES}_candidates": several / one,
         "times_faster_than_plain_loop": plain / one,
         "plain_loop_equal_codes": float((ours == theirs).float().mean()),
+        **bound,
+        "share_of_bound": bound["bound_seconds_per_second"] / one,
+    }
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def bound_decoding(lm: DualTrackLM, frames: int, rate_hz: float) -> dict[str, float]:
+    """The least seconds of a core that 1 candidate without guidance takes per second of audio, and of what.
+
+    For each frame all weights, and keys and values of the prompt and, on average, half the target are read
+    once, as fast as this core sums so many bytes; and each operator takes as long as the addition of a single
+    state. All of it is measured here. Arithmetic is not counted: that of one row hides behind the reading.
+    """
+    with threads(1):
+        counts = []
+        for length in (10, 20):
+            with _Operators() as operators:
+                lm.compose(torch.zeros(length).long(), seeds=[0], sampling=SamplingConfig(guidance=1.0))
+            counts.append(operators.count)
+        config, head = lm.config, lm.codes_of("accompaniment").codes
+        weights = sum(weight.nbytes for weight in lm.backbone.parameters()) + 4 * head * config.hidden_dim
+        groups = config.key_value_heads * config.hidden_dim // config.heads
+        remembered = 4 * 2 * config.layers * groups * 1.5 * frames
+        memory, state = torch.ones(int(weights + remembered) // 4), torch.ones(1, config.hidden_dim)
+        reading = min(timeit.repeat(memory.sum, number=1, repeat=20))
+        dispatch = min(timeit.repeat(lambda: state + state, number=100, repeat=20)) / 100
+    operators = (counts[1] - counts[0]) / 10
+    return {
+        "bound_megabytes_per_frame": memory.nbytes / 1e6,
+        "bound_gigabytes_per_second": memory.nbytes / reading / 1e9,
+        "bound_operators_per_frame": operators,
+        "bound_operator_microseconds": 1e6 * dispatch,
+        "bound_seconds_per_second": rate_hz * (reading + operators * dispatch),
     }
 
 

@@ -81,6 +81,10 @@ def test_timing_counts_seconds_of_audio(lm):
     ratio = figures["plain_loop_seconds_per_second"] / figures["lm_seconds_per_second"]
     assert figures["times_faster_than_plain_loop"] == pytest.approx(ratio)
     assert figures["cost_of_4_candidates"] > 0
+    reading = figures["bound_megabytes_per_frame"] / figures["bound_gigabytes_per_second"] / 1e3
+    operators = figures["bound_operators_per_frame"] * figures["bound_operator_microseconds"] / 1e6
+    assert figures["bound_seconds_per_second"] == pytest.approx(25 * (reading + operators))
+    assert 50 < figures["bound_operators_per_frame"] < 500
 
 
 def test_joints_of_180_s():
