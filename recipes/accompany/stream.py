@@ -11,7 +11,6 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,11 @@ class WavStream:
         self.seed: int | None = None  # of the candidate that is heard
         try:
             if target == STANDARD_OUTPUT:
-                self._file = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+                self._file = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
             else:
                 if Path(target).is_file():
                     raise OutputError(f"{target} is there already; give another name for the stream")
-                self._file = open(target, "wb")  # noqa: SIM115 (closed in __exit__)
+                self._file = open(target, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
         except OSError as error:
             raise OutputError(f"cannot stream to {target}: {error.strerror or error}") from error
         self._writer = threading.Thread(target=self._write, daemon=True)
@@ -85,8 +84,9 @@ class WavStream:
             if self.failure is not None:
                 continue
             try:
-                self._file.write(piece)
-                self._file.flush()
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
                 self.seconds += len(piece) / (4 * SAMPLE_RATE_HZ)
             except OSError as error:
                 self.failure = error.strerror or str(error)
@@ -105,13 +105,15 @@ class WavStream:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        """Wait until all is written; after an error, leave no file."""
-        if kind is None:
-            self._pieces.put(None)
+        """Wait until all is written; after an error, leave no file, and do not wait for a player."""
+        is_file = Path(self._target).is_file()
+        if kind is not None:
+            self.failure = "nothing more is made"
+        self._pieces.put(None)
+        if kind is None or is_file:
             self._writer.join()
-        with suppress(OSError):
             self._file.close()
-        if kind is not None and Path(self._target).is_file():
+        if kind is not None and is_file:
             Path(self._target).unlink()
 
 

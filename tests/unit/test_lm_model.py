@@ -474,6 +474,28 @@ def test_codes_are_drawn_by_their_probability() -> None:
     assert set(pick_codes(logits, first, SamplingConfig()).tolist()) == {1}
 
 
+def test_likely_codes_are_found_without_the_order_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = 2 * torch.randn(400, 1_000, generator=generator)
+    uniform = torch.rand(400, generator=generator)
+    likely, codes = logits.double().softmax(dim=-1).sort(dim=-1, descending=True)
+    expected = codes.gather(1, (likely.cumsum(dim=-1) <= uniform[:, None]).sum(dim=-1, keepdim=True))[:, 0]
+    config = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0)
+    places = torch.arange(400).split(1)  # one by one, as one row in which it is not so decides for all
+    found = torch.cat([pick_codes(logits[place], uniform[place], config) for place in places])
+    assert torch.equal(found, expected) and torch.equal(pick_codes(logits, uniform, config), expected)
+
+
+def test_who_follows_hears_the_codes_as_they_grow() -> None:
+    lm, vocal, config = make_lm(), make_vocal(130), SamplingConfig(window_frames=60, overlap_frames=6)
+    seen: list[Tensor] = []
+    found = lm.compose(vocal, seeds=[3, 4], sampling=config, follow=seen.append).codes
+    lengths = [codes.shape[1] for codes in seen]
+    assert lengths == sorted(lengths) and lengths[-1] == 130 and len(lengths) >= 4
+    assert all(torch.equal(codes, found[:, :length]) for codes, length in zip(seen, lengths, strict=True))
+    assert not seen[0].is_inference()
+
+
 def test_numbers_of_a_longer_song_begin_alike() -> None:
     assert torch.equal(draw_uniform(7, 1000)[:100], draw_uniform(7, 100))
 
