@@ -164,6 +164,7 @@ PEAK_LIMIT = 0.98  # largest sample magnitude that is written; 1.0 is full scale
 _JOINT_SECONDS = 0.05  # of the cross-fade from a given start to what goes on from it
 _LEVEL_SECONDS = 1.0  # of a given start's end that set the level of the rest
 _FURTHEST_DB = 4.0  # that they may be away from what the whole start would set: they may be a rest
+_LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
 _FADE_SECONDS = 0.25  # about how long a played note takes to die away
 
 
@@ -239,6 +240,19 @@ def mix_down(
         gain=gain * own_gain,
         own_gain=own_gain,
     )
+
+
+def warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
+    """What to say where the limit of peaks keeps the accompaniment below the level that was asked for."""
+    reached_db = mixdown.accompaniment_lufs - mixdown.vocal_lufs
+    if asked_db is None or not -math.inf < reached_db < asked_db - _LEVEL_TOLERANCE_DB:
+        return []
+    gain_db = mixdown.mix_gain_db
+    turned_down = f", with both turned down by {-gain_db:.1f} dB" if gain_db < 0 else ""
+    return [
+        f"the accompaniment is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
+        f"clip; in the mix it is as asked{turned_down}"
+    ]
 
 
 def find_fade(seconds: float) -> float:

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ from duotok.recipes.accompany.export import (
 )
 from duotok.recipes.accompany.hearing import describe_length, describe_music, rounded
 from duotok.recipes.accompany.mix import (
-    Mixdown,
     Vocal,
     check_vocal,
     find_fade,
     join_prefix,
     level_parts,
     mix_down,
+    warn_of_level,
 )
 from duotok.recipes.accompany.original import Take, describe_recording
 from duotok.recipes.accompany.output import FORMATS, OutputFolder, expected_files, write_report
@@ -67,7 +68,7 @@ from duotok.recipes.accompany.request import (
     resolve_settings,
 )
 from duotok.recipes.accompany.stages import STAGES, Progress, StageClock
-from duotok.recipes.accompany.stream import StretchRenderer, WavStream
+from duotok.recipes.accompany.stream import StretchRenderer, WavStream, find_level
 from duotok.recipes.accompany.tune import bring_back, bring_to_pitch, find_pitch_clock
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
@@ -88,7 +89,6 @@ from duotok.tokenizer.music.score_reader import Note, Score
 from duotok.tokenizer.music.tuning import PitchClock
 
 _CANDIDATES_AT_ONCE = 8
-_LEVEL_TOLERANCE_DB = 1.0  # hardly anybody hears less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,20 +243,13 @@ class Accompanist:
         for composition in sketches.ranked[: sketches.request.renderings]:
             yield self.perform(sketches, composition)
 
-    def write(
-        self,
-        request: Request,
-        folder: Path,
-        *,
-        progress: Progress | None = None,
-        stream: WavStream | None = None,
-    ) -> dict[str, Any]:
+    def write(self, request: Request, folder: Path, **options: Any) -> dict[str, Any]:
         """Write all that is asked for into an existing folder; give back the report that is left there.
 
-        Several accompaniments are numbered by rank, and the best is also there without a number. stream: see
+        Several accompaniments are numbered by rank, and the best is also there without a number. options: of
         `compose`.
         """
-        return self.write_sketches(self.compose(request, progress=progress, stream=stream), folder)
+        return self.write_sketches(self.compose(request, **options), folder)
 
     def write_sketches(self, sketches: Sketches | Repainting, folder: Path) -> dict[str, Any]:
         """The same of what has been composed."""
@@ -347,31 +340,21 @@ class Accompanist:
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = _choose_sampling(settings)
         compositions: list[Composition] = []
-        follow = None
-        if stream is not None:
-
-            def choose(codes: Tensor) -> int:
-                beats = find_beats(plan)
-                beats = beats[beats < codes.shape[-1] / rate_hz]
-                heard = Candidates(codes=codes, likelihood_nats=None, likelihood_alone_nats=None)
-                return rank([each.fit for each in self._judge(sung, seeds, heard, beats)])[0]
-
-            follow = StretchRenderer(
-                stream=stream,
-                bundle=self.bundle,
-                device=self.device,
-                settings=settings,
-                seeds=seeds[:_CANDIDATES_AT_ONCE],
-                choose=choose,
-                vocal=vocal.wave,
-                clock=pitch_clock,
-                frames=vocal_codes.shape[-1],
-                sheet=plan and plan.sheet,
-                prefix=played,
-                prefix_frames=0 if given is None else given.shape[-1],
-                level_db=_choose_level(request, settings),
-                fade_seconds=_find_ending(arrangement),
-            )
+        follow = stream and StretchRenderer(
+            stream=stream,
+            bundle=self.bundle,
+            device=self.device,
+            request=request,
+            settings=settings,
+            seeds=seeds[:_CANDIDATES_AT_ONCE],
+            judge=partial(self._judge, sung),
+            vocal=vocal.wave,
+            clock=pitch_clock,
+            frames=vocal_codes.shape[-1],
+            plan=plan,
+            arrangement=arrangement,
+            prefix_frames=0 if given is None else given.shape[-1],
+        )
         with clock.stage("compose"):
             for start in range(0, len(seeds), _CANDIDATES_AT_ONCE):
                 together = seeds[start : start + _CANDIDATES_AT_ONCE]
@@ -495,11 +478,10 @@ class Accompanist:
         with clock.stage("mix"):
             wave = keep_rests(wave, sketches.plan and sketches.plan.sheet, rate_hz)
             band = wave if pitch_clock is None else pitch_clock.bring_back(wave, vocal.wave.shape[-1])
-            level_db = _choose_level(sketches.request, settings)
+            level_db, fade_seconds = find_level(sketches.request, settings, sketches.arrangement)
             prefix, joined_gain = sketches.request.prefix, 1.0
             if isinstance(prefix, Tensor):
                 joined_gain = join_prefix(prefix, band)
-            fade_seconds = _find_ending(sketches.arrangement)
             mixdown = mix_down(vocal.wave, band, accompaniment_db=level_db, fade_seconds=fade_seconds)
             music = describe_music(
                 vocal=pitched.wave,
@@ -535,7 +517,7 @@ class Accompanist:
             "model": {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint},
             "device": str(self.device),
             "computing_seconds": {stage: round(clock.seconds[stage], 3) for stage in STAGES},
-            "warnings": [*vocal.warnings, *_warn_of_level(mixdown, sketches.request.accompaniment_db)],
+            "warnings": [*vocal.warnings, *warn_of_level(mixdown, sketches.request.accompaniment_db)],
         }
         if players is not None:
             outline = Outline.of_report(report)
@@ -666,19 +648,6 @@ def _choose_sampling(settings: GenerationSettings) -> SamplingConfig:
     return SamplingConfig(**{name: getattr(settings, name) for name in names})
 
 
-def _choose_level(request: Request, settings: GenerationSettings) -> float | None:
-    """The band's loudness over the vocal's in dB; None where a given start says how loud it is."""
-    prefix = request.prefix
-    if request.accompaniment_db is None and isinstance(prefix, Tensor) and peak(prefix) > 0:
-        return None
-    return settings.accompaniment_db
-
-
-def _find_ending(arrangement: Arrangement | None) -> float:
-    """How long the band fades at its end, in seconds."""
-    return 0.5 * arrangement.ending_seconds if arrangement else 0.0
-
-
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" takes CUDA, then MPS, then the CPU."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -721,16 +690,3 @@ def _split(accompaniment: Tensor, separator: Separator) -> dict[str, Tensor]:
     """
     parts = separator.separate(accompaniment)
     return {"drums": parts["drums"], "bass": parts["bass"], "other": parts["other"] + parts["vocal"]}
-
-
-def _warn_of_level(mixdown: Mixdown, asked_db: float | None) -> list[str]:
-    """What to say where the limit of peaks keeps the accompaniment below the level that was asked for."""
-    reached_db = mixdown.accompaniment_lufs - mixdown.vocal_lufs
-    if asked_db is None or not -math.inf < reached_db < asked_db - _LEVEL_TOLERANCE_DB:
-        return []
-    gain_db = mixdown.mix_gain_db
-    turned_down = f", with both turned down by {-gain_db:.1f} dB" if gain_db < 0 else ""
-    return [
-        f"the accompaniment is {reached_db:+.1f} LU against the vocal, not {asked_db:+.1f}: louder would "
-        f"clip; in the mix it is as asked{turned_down}"
-    ]

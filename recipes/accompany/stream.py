@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from duotok.lm.contract import Candidates
+from duotok.lm.sheet.plan import SongPlan
+from duotok.recipes.accompany.arrangement import Arrangement
 from duotok.recipes.accompany.bundle import Bundle
 from duotok.recipes.accompany.mix import PEAK_LIMIT, fall, find_fade, join_prefix
 from duotok.recipes.accompany.output import OutputError
-from duotok.recipes.accompany.request import GenerationSettings
-from duotok.recipes.accompany.wishes import keep_rests
+from duotok.recipes.accompany.rank import Composition, rank
+from duotok.recipes.accompany.request import GenerationSettings, Request
+from duotok.recipes.accompany.wishes import find_beats, keep_rests
 from duotok.renderer.renderer import LATENT_RATE_HZ, Renderer
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
@@ -117,6 +122,16 @@ class WavStream:
             Path(self._target).unlink()
 
 
+def find_level(
+    request: Request, settings: GenerationSettings, arrangement: Arrangement | None
+) -> tuple[float | None, float]:
+    """The band's loudness over the vocal's in dB, None: as it is; and the seconds it fades at its end."""
+    prefix, level_db = request.prefix, settings.accompaniment_db
+    is_given = request.accompaniment_db is None and isinstance(prefix, Tensor) and peak(prefix) > 0
+    # A given start says how loud the band is.
+    return None if is_given else level_db, 0.5 * arrangement.ending_seconds if arrangement else 0.0
+
+
 @dataclass(kw_only=True)
 class StretchRenderer:
     """Renders the codes of one of several candidates as they grow; `follow` of `LanguageModel.compose`."""
@@ -124,23 +139,23 @@ class StretchRenderer:
     stream: WavStream
     bundle: Bundle
     device: torch.device
+    request: Request
     settings: GenerationSettings
     seeds: Sequence[int]
-    choose: Callable[[Tensor], int]  # codes so far [candidates, frames] -> the candidate that is rendered
+    judge: Callable[[Sequence[int], Candidates, np.ndarray], list[Composition]]  # by seeds, codes and beats
     vocal: Tensor  # [2, samples] as it was given
     clock: PitchClock | None  # on which it is at pitch
     frames: int  # of codes, in the end
-    sheet: Tensor | None  # that the band plays from [frames, COLUMNS], for its rests
-    prefix: Tensor | None  # [2, k], given
+    plan: SongPlan | None
+    arrangement: Arrangement | None
     prefix_frames: int
-    level_db: float | None  # over the vocal; None: as it is
-    fade_seconds: float  # at the end
 
     def __post_init__(self) -> None:
         renderer = self.bundle.sound
         if not isinstance(renderer, Renderer):
             raise ConfigError("this model composes all of a song before it sounds; leave out --stream")
         self._renderer, self._hop = renderer, self.bundle.tokens.hop_samples
+        self._level_db, self._fade_seconds = find_level(self.request, self.settings, self.arrangement)
         self._chosen = 0
         self._rendered = self._settled = 0  # frames whose latents, and whose sound, are there
         self._latents: Tensor | None = None  # of the last of them, and the frame these begin at
@@ -161,11 +176,18 @@ class StretchRenderer:
         if self.stream.failure is not None or not (is_last or stop - self._rendered >= wanted):
             return
         if not self._rendered:
-            self._chosen = self.choose(codes)
+            self._chosen = self._choose(codes)
             self.stream.seed = self.seeds[self._chosen]
         self._paint(codes[self._chosen], stop)
         self._sound(stop, is_last)
         self._send(stop, is_last)
+
+    def _choose(self, codes: Tensor) -> int:
+        """The candidate that fits best so far."""
+        beats = find_beats(self.plan)
+        beats = beats[beats < codes.shape[-1] / self.bundle.tokens.frame_rate_hz]
+        heard = Candidates(codes=codes, likelihood_nats=None, likelihood_alone_nats=None)
+        return rank([each.fit for each in self.judge(self.seeds, heard, beats)])[0]
 
     def _paint(self, codes: Tensor, stop: int) -> None:
         """Latents up to frame `stop`, which go on from those before."""
@@ -199,7 +221,7 @@ class StretchRenderer:
     def _send(self, stop: int, is_last: bool) -> None:
         """Give on what is settled, in the singer's tuning, levelled and with the singer."""
         rate_hz, samples = self.bundle.tokens.frame_rate_hz, self.vocal.shape[-1]
-        sheet = None if self.sheet is None else self.sheet[self._wave_frame : stop]
+        sheet = None if self.plan is None else self.plan.sheet[self._wave_frame : stop]
         wave, begin, sent = keep_rests(self._wave, sheet, rate_hz), self._wave_frame * self._hop, self._sent
         end = self._settled * self._hop - _MARGIN_SAMPLES
         if self.clock is not None:
@@ -210,12 +232,12 @@ class StretchRenderer:
         else:
             times = sent / SAMPLE_RATE_HZ, begin / SAMPLE_RATE_HZ
             band = self.clock.bring_back(wave, end - sent, *times) * self._joined_gain
-        if sent == 0 and self.prefix is not None:
-            self._joined_gain = join_prefix(self.prefix, band)
+        if sent == 0 and isinstance(self.request.prefix, Tensor):
+            self._joined_gain = join_prefix(self.request.prefix, band)
         if self._gain is None:
             self._gain = self._find_gain(band)
         band *= self._gain or 1.0
-        tail = round(find_fade(self.fade_seconds) * SAMPLE_RATE_HZ)
+        tail = round(find_fade(self._fade_seconds) * SAMPLE_RATE_HZ)
         if (late := max(sent, samples - tail)) < end:
             band[:, late - sent :] *= fall(tail)[late - (samples - tail) :][: end - late]
         self._sent = end
@@ -223,9 +245,9 @@ class StretchRenderer:
 
     def _find_gain(self, band: Tensor) -> float | None:
         """What brings a stretch of the band to its level over the whole vocal's; None of silence."""
-        if self.level_db is None:
+        if self._level_db is None:
             return 1.0
-        change_db = measure_loudness(self.vocal) + self.level_db - measure_loudness(band)
+        change_db = measure_loudness(self.vocal) + self._level_db - measure_loudness(band)
         return 10 ** (change_db / 20) if math.isfinite(change_db) else None
 
     def _give(self, mix: Tensor, is_last: bool) -> None:
