@@ -21,7 +21,7 @@ GROUPS = {
     "the band": "--style --without --intro --level",
     "the song's plan": "--tempo --meter --downbeat --key --chords",
     "a stretch anew": "--repaint --from",
-    "results": "--out --format --variations --stems --export",
+    "results": "--out --format --variations --stems --export --stream",
     "sampling": "--seed --cfg --style-cfg --temperature --top-k --top-p --candidates --steps",
     "machine": "--model --device --progress",
 }
