@@ -168,6 +168,8 @@ class TokenSeparator(Component[TokenSeparatorConfig]):
         self.backbone = LlamaModel(
             LlamaConfig(
                 vocab_size=1,
+                bos_token_id=None,
+                eos_token_id=None,
                 hidden_size=dim,
                 intermediate_size=config.feed_forward_dim,
                 num_hidden_layers=config.layers,

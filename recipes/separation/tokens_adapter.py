@@ -5,6 +5,7 @@ that it does not sum to the mix. "tokens" takes from it how much of each frequen
 time, and gives out that share of the mix itself.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class TokensSeparator:
         written = self.write(wave)
         if self.name != "tokens":
             return complete_stems(wave, {name: each.expand(2, -1) for name, each in written.items()})
+        return self.share(wave, written)
+
+    def share(self, wave: Tensor, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Four stems [2, samples] that sum to the wave, by what was written of each track [1, samples]."""
         tracks = torch.cat([wave, *written.values()])
         stems = separate_in_pieces(
             tracks,

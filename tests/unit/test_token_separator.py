@@ -1,6 +1,7 @@
 """The token separator: what its steps see, the cache, windows of a song, codec and semantic codes, losses."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_places_in_time_are_the_same_for_what_sounds_together():
 def test_windows_cover_a_song_and_are_whole(frames):
     starts = plan_windows(frames, 10, 4)
     assert starts[0] == 0 and starts[-1] + 10 == frames
-    assert all(0 < after - before <= 6 for before, after in zip(starts, starts[1:]))
+    assert all(0 < after - before <= 6 for before, after in pairwise(starts))
 
 
 def test_a_song_is_written_by_windows_that_change_in_the_middle_of_their_overlap():
@@ -110,7 +111,7 @@ def test_a_song_is_written_by_windows_that_change_in_the_middle_of_their_overlap
     padded = torch.nn.functional.pad(wave, (0, frames * 960 - len(wave)))
     starts = plan_windows(frames, 10, 4)
     windows = write_windows(model, torch.stack([padded[960 * k : 960 * k + 9600] for k in starts]))
-    borders = [0, *(start + (before + 10 - start) // 2 for before, start in zip(starts, starts[1:])), frames]
+    borders = [0, *(start + (before + 10 - start) // 2 for before, start in pairwise(starts)), frames]
     for number, start in enumerate(starts):
         part = slice(borders[number], borders[number + 1])
         assert torch.equal(codes[..., part], windows[number][..., part.start - start : part.stop - start])
