@@ -109,6 +109,7 @@ class _Comparison:
         wanted = _parts(truth)
         coded = {part: self._code(wave) for part, wave in wanted.items()}
         for system, found, is_coded in self._separate(mix):
+            others = {id(wave): wave if is_coded else self._code(wave) for wave in found.values()}
             for part, wave in found.items():
                 target = wanted[part]
                 if float(target.square().mean()) <= _SILENT_POWER:
@@ -120,7 +121,7 @@ class _Comparison:
                 if not is_coded:
                     row["si_sdr_db"] = si_sdr(wave, target)
                 if (reference := coded[part]) is not None:
-                    other = wave if is_coded else self._code(wave)
+                    other = others[id(wave)]
                     assert other is not None
                     row["chroma_correlation_of_codec"] = chroma_correlation(reference, other)
                     row["mel_distance_of_codec"] = mel_distance(reference, other)
@@ -136,7 +137,7 @@ class _Comparison:
 
     def _separate(self, mix: Tensor) -> Iterator[tuple[str, dict[str, Tensor], bool]]:
         """Each system, what it takes for each part, and whether that comes out of the codec."""
-        yield "mixture", dict.fromkeys(_PARTS, mix), False
+        yield "mixture", dict.fromkeys(_PARTS, mix), False  # one wave, which passes the codec once
         for name, separator in self._separators.items():
             if isinstance(separator, TokensSeparator):
                 written = separator.write(mix)
