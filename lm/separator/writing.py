@@ -1,7 +1,8 @@
 """Writing the tracks' codes: greedily, with a key/value cache; a song by windows that are joined as codes."""
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn import functional
 from ...tokenizer.common.audio import SAMPLE_RATE_HZ
 from ...tokenizer.common.errors import AudioError
 from ..dual_track.sampling import one_thread
-from .model import StepInputs, TokenSeparator
+from .model import StepInputs, TokenSeparator, TokenSeparatorConfig
 
 
 class _CachedBackbone:
@@ -93,10 +94,22 @@ def write_windows(
     return codes.flatten(1, 2)
 
 
-def plan_windows(frames: int, window: int, overlap: int) -> list[int]:
-    """First frames of windows that cover so many frames; the last one ends where they do."""
-    last = frames - window
-    return [*range(0, last, window - overlap), last]
+class Window(NamedTuple):
+    """A window of a song, in frames of the codec."""
+
+    start: int
+    given: int  # the first frame that it gives: before it, the window before does
+
+
+def plan_windows(config: TokenSeparatorConfig, frames: int) -> list[Window]:
+    """Windows that cover a song of so many frames, a window or more; the last one ends where the song does.
+
+    Neighbours change in the middle of what they share.
+    """
+    window, overlap = config.frames, int(config.overlap_seconds * config.codec.rate_hz)
+    starts = [*range(0, frames - window, window - overlap), frames - window]
+    changes = [start + (before + window - start) // 2 for before, start in pairwise(starts)]
+    return [Window(start, given) for start, given in zip(starts, [0, *changes], strict=True)]
 
 
 def write_song(
@@ -115,14 +128,13 @@ def write_song(
             f"the mixture lasts {samples / SAMPLE_RATE_HZ:.2f} s, this separator hears "
             f"{config.samples / SAMPLE_RATE_HZ:g} s at once; give a longer one, or take another separator"
         )
-    overlap = int(config.overlap_seconds * config.codec.rate_hz)
-    starts = plan_windows(frames, config.frames, overlap)
-    places = [round(start * SAMPLE_RATE_HZ / config.codec.rate_hz) for start in starts]
+    plan = plan_windows(config, frames)
+    places = [round(window.start * SAMPLE_RATE_HZ / config.codec.rate_hz) for window in plan]
     wave = functional.pad(wave, (0, max(0, places[-1] + config.samples - samples)))
     codes = torch.zeros(
         len(config.tracks), len(config.row_sizes), frames, dtype=torch.int64, device=model.device
     )
-    done, total = 0, model.sequences * model.steps * -(-len(starts) // rows)
+    done, total = 0, model.sequences * model.steps * -(-len(plan) // rows)
 
     def tell(steps: int) -> None:
         nonlocal done
@@ -131,11 +143,10 @@ def write_song(
             progress(done / total)
 
     with one_thread():
-        for first in range(0, len(starts), rows):
+        for first in range(0, len(plan), rows):
             part = places[first : first + rows]
             windows = torch.stack([wave[place : place + config.samples] for place in part])
             for number, found in enumerate(write_windows(model, windows, tell), start=first):
-                start = starts[number]
-                shared = 0 if number == 0 else starts[number - 1] + config.frames - start
-                codes[:, :, start + shared // 2 : start + config.frames] = found[:, :, shared // 2 :]
+                start, given = plan[number]
+                codes[:, :, given : start + config.frames] = found[:, :, given - start :]
     return codes

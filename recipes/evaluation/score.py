@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     text = "separation: compare this separator, too, with these weights; any number of them"
     parser.add_argument("--separator", action="append", metavar="NAME[=CHECKPOINT]", help=text)
+    text = "separation: judge by ViSQOL, too (package visqol-python), which takes long"
+    parser.add_argument("--visqol", action="store_true", help=text)
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound",
@@ -101,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in ("part", "out", "codec", "separator")
         }
         options["bundle"] = arguments.bundle or default_bundle()
-        named = {"codecs": tuple(arguments.codec or ()), "separators": tuple(arguments.separator or ())}
-        settings = Settings(**options, **named)
+        options["separators"] = tuple(arguments.separator or ())
+        settings = Settings(**options, codecs=tuple(arguments.codec or ()))
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, replace(settings, folder=arguments.folder or arguments.out.parent / part))
             merge_results(arguments.out, part, figures)

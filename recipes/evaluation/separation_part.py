@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duotok.recipes.evaluation.audio_metrics import chroma_correlation, mel_distance
+from duotok.recipes.evaluation.audio_metrics import (
+    chroma_correlation,
+    flux_ratios,
+    level_jumps_db,
+    measure_visqol,
+    mel_distance,
+    require_visqol,
+)
 from duotok.recipes.evaluation.excerpts import Settings, excerpts_of
 from duotok.recipes.separation.adapters import MaskHeadSeparator, open_separator
 from duotok.recipes.separation.stems import Separator
@@ -27,13 +34,17 @@ from duotok.tokenizer.common.files import write_text
 from duotok.tokenizer.heads import STEMS
 
 _SILENT_POWER = 1e-7  # a stem that does not play has no ratio
+_STEP_SAMPLES = 4800  # between the places that stand for anywhere
 _PARTS = ("vocal", "accompaniment", *STEMS[1:])
+_COMPARED = {"chroma_correlation": chroma_correlation, "mel_distance": mel_distance}
 _MEASURES = {
     "si_sdr_db": ("SI-SDR, dB", "{:.1f}"),
     "chroma_correlation": ("chroma", "{:.2f}"),
     "mel_distance": ("mel distance", "{:.2f}"),
+    "visqol": ("ViSQOL", "{:.2f}"),
     "chroma_correlation_of_codec": ("chroma, all through the codec", "{:.2f}"),
     "mel_distance_of_codec": ("mel distance, all through the codec", "{:.2f}"),
+    "visqol_of_codec": ("ViSQOL, all through the codec", "{:.2f}"),
 }
 Stems = Mapping[str, Tensor]  # [2, samples] each
 
@@ -66,6 +77,7 @@ def measure_separation(settings: Settings) -> dict[str, float]:
         figures = {f"{stem}_si_sdr_improvement_db": float(np.mean(found)) for stem, found in gains.items()}
     figures |= {"mix_vocal_si_sdr_db": float(np.mean(starts)), "excerpts": len(excerpts)}
     tables = {} if comparison is None else {"": comparison.take()}
+    figures |= {} if comparison is None else comparison.joints()
     if settings.real_stems is not None:
         truth = read_stems(settings.real_stems)
         mix = torch.stack(list(truth.values())).sum(dim=0)
@@ -94,6 +106,10 @@ class _Comparison:
     """Figures of several separators on the same mixes."""
 
     def __init__(self, settings: Settings, own: MaskHeadSeparator | None) -> None:
+        self._compared = _COMPARED
+        if settings.visqol:
+            require_visqol()
+            self._compared = {**_COMPARED, "visqol": measure_visqol}
         self._separators: dict[str, Separator] = {} if own is None else {"mask_head": own}
         for named in settings.separators:
             name, _, checkpoint = named.partition("=")
@@ -103,6 +119,7 @@ class _Comparison:
         if settings.codecs:
             self._codec = open_codec(settings.codecs[0])
         self._rows: dict[str, list[dict[str, float]]] = {}
+        self._joints: dict[str, list[Tensor]] = {}
 
     def add(self, truth: Stems, mix: Tensor) -> None:
         """Measure all systems on a mix [2, samples] of known stems."""
@@ -114,18 +131,28 @@ class _Comparison:
                 target = wanted[part]
                 if float(target.square().mean()) <= _SILENT_POWER:
                     continue
-                row = {
-                    "chroma_correlation": chroma_correlation(target, wave),
-                    "mel_distance": mel_distance(target, wave),
-                }
+                row = {key: measure(target, wave) for key, measure in self._compared.items()}
                 if not is_coded:
                     row["si_sdr_db"] = si_sdr(wave, target)
                 if (reference := coded[part]) is not None:
                     other = others[id(wave)]
                     assert other is not None
-                    row["chroma_correlation_of_codec"] = chroma_correlation(reference, other)
-                    row["mel_distance_of_codec"] = mel_distance(reference, other)
+                    row |= {f"{key}_of_codec": each(reference, other) for key, each in self._compared.items()}
                 self._rows.setdefault(f"{system}_{part}", []).append(row)
+
+    def _listen_to_joints(self, separator: TokensSeparator, written: Stems) -> None:
+        """Flux and jumps of the level where windows meet, and every 0.1 s, in what was written."""
+        samples = next(iter(written.values())).shape[-1]
+        everywhere = range(_STEP_SAMPLES, samples - _STEP_SAMPLES, _STEP_SAMPLES)
+        for name, places in (("joint", separator.joints(samples)), ("anywhere", list(everywhere))):
+            for wave in written.values():
+                if places and float(wave.square().mean()) > _SILENT_POWER:
+                    for key, listen in (("flux_ratio", flux_ratios), ("level_jump_db", level_jumps_db)):
+                        self._joints.setdefault(f"tokens_{name}_{key}", []).append(listen(wave, places))
+
+    def joints(self) -> dict[str, float]:
+        """Medians of tokens_joint_... and tokens_anywhere_...; equal ones are of joints that nobody hears."""
+        return {name: float(torch.cat(found).median()) for name, found in self._joints.items()}
 
     def take(self) -> dict[str, dict[str, float]]:
         """Return the means SYSTEM_PART -> {measure: value} since the last time."""
@@ -141,6 +168,7 @@ class _Comparison:
         for name, separator in self._separators.items():
             if isinstance(separator, TokensSeparator):
                 written = separator.write(mix)
+                self._listen_to_joints(separator, written)
                 stems = {track: wave.expand(2, -1) for track, wave in written.items()}
                 yield "tokens_written", _parts(stems), True
                 yield name, _parts(separator.share(mix, written)), False

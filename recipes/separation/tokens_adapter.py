@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.separator.model import TokenSeparator
-from duotok.lm.separator.writing import write_song
+from duotok.lm.separator.writing import plan_windows, write_song
 from duotok.recipes.separation.stems import complete_stems, separate_in_pieces
 from duotok.renderer.latent_codec import open_codec
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
@@ -54,6 +54,12 @@ class TokensSeparator:
         if self.name != "tokens":
             return complete_stems(wave, {name: each.expand(2, -1) for name, each in written.items()})
         return self.share(wave, written)
+
+    def joints(self, samples: int) -> list[int]:
+        """Where one window gives way to the next in a mix of so many samples."""
+        codec = self.model.config.codec
+        plan = plan_windows(self.model.config, codec.frames(samples / SAMPLE_RATE_HZ))
+        return [round(window.given * SAMPLE_RATE_HZ / codec.rate_hz) for window in plan[1:]]
 
     def share(self, wave: Tensor, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Four stems [2, samples] that sum to the wave, by what was written of each track [1, samples]."""

@@ -140,6 +140,8 @@ def test_systems_are_compared_on_test_mixes_and_on_a_real_song(
                 assert (f"{name}_si_sdr_db" in found) == (system != "tokens_written")
     assert found["mixture_vocal_si_sdr_db"] == pytest.approx(found["mix_vocal_si_sdr_db"])
     assert "mixture_drums_mel_distance" in found and "tokens_drums_mel_distance" not in found
+    for place in ("joint", "anywhere"):
+        assert found[f"tokens_{place}_flux_ratio"] > 0 and found[f"tokens_{place}_level_jump_db"] >= 0
     table = (tmp_path / "separation" / "separation.md").read_text()
     assert table.count("| vocal: tokens_written |") == 2 and "test mixes of 4 s" in table
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,12 @@ from duotok.lm.hierarchical.stage import StreamConfig
 from duotok.lm.separator.conformer import ConformerConfig
 from duotok.lm.separator.model import TokenSeparator, TokenSeparatorConfig, TokenSeparatorObjective
 from duotok.lm.separator.writing import plan_windows, write_song, write_windows
+from duotok.recipes.lm.separator.train_token_separator import (
+    EQUALIZER_HZ,
+    AugmentationConfig,
+    augment,
+    equalize,
+)
 from duotok.renderer.latent_codec import open_codec
 from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError
 from duotok.tokenizer.model import DuoTokenizer
@@ -96,9 +103,14 @@ def test_places_in_time_are_the_same_for_what_sounds_together():
 
 @pytest.mark.parametrize("frames", [10, 13, 16, 23, 60])
 def test_windows_cover_a_song_and_are_whole(frames):
-    starts = plan_windows(frames, 10, 4)
-    assert starts[0] == 0 and starts[-1] + 10 == frames
+    plan = plan_windows(SMALL, frames)
+    starts = [window.start for window in plan]
+    assert starts[0] == plan[0].given == 0 and starts[-1] + 10 == frames
     assert all(0 < after - before <= 6 for before, after in pairwise(starts))
+    for before, (start, given) in zip(starts, plan[1:], strict=False):
+        assert (
+            abs((given - start) - (before + 10 - given)) <= 1
+        )  # as far from one's start as from the other's end
 
 
 def test_a_song_is_written_by_windows_that_change_in_the_middle_of_their_overlap():
@@ -109,12 +121,11 @@ def test_a_song_is_written_by_windows_that_change_in_the_middle_of_their_overlap
     frames = -(-len(wave) // 960)
     assert codes.shape == (2, 3, frames) and told[-1] == pytest.approx(1.0) and told == sorted(told)
     padded = torch.nn.functional.pad(wave, (0, frames * 960 - len(wave)))
-    starts = plan_windows(frames, 10, 4)
-    windows = write_windows(model, torch.stack([padded[960 * k : 960 * k + 9600] for k in starts]))
-    borders = [0, *(start + (before + 10 - start) // 2 for before, start in pairwise(starts)), frames]
-    for number, start in enumerate(starts):
-        part = slice(borders[number], borders[number + 1])
-        assert torch.equal(codes[..., part], windows[number][..., part.start - start : part.stop - start])
+    plan = plan_windows(model.config, frames)
+    windows = write_windows(model, torch.stack([padded[960 * k : 960 * k + 9600] for k, _ in plan]))
+    stops = [*(given for _, given in plan[1:]), frames]
+    for (start, given), stop, found in zip(plan, stops, windows, strict=True):
+        assert torch.equal(codes[..., given:stop], found[..., given - start : stop - start])
     with pytest.raises(AudioError, match=r"lasts 0.10 s, this separator hears 0.2 s at once"):
         write_song(model, wave[:4800])
 
@@ -181,6 +192,29 @@ def test_the_codec_must_be_the_one_whose_codes_it_writes(codec):
     for stream in (replace(SMALL.codec, levels=5), replace(SMALL.codec, codebook_size=9)):
         with pytest.raises(CheckpointError, match="give that one"):
             make(codec=stream).require_codec(codec)
+
+
+def test_the_equalizer_has_seven_bands_and_no_delay():
+    tones = torch.stack([(2 * torch.pi * hz * torch.arange(48_000) / 48_000).sin() for hz in EQUALIZER_HZ])
+    bands_db = torch.tensor([-6.0, 6.0, 0.0, 3.0, -3.0, 1.0, -1.0])
+    found = equalize(tones, bands_db.expand(7, 7))
+    wanted = tones * 10 ** (bands_db[:, None] / 20)
+    assert (found - wanted).abs().max() < 0.01
+    between = torch.tensor([60.0 * 150.0]).sqrt()  # half an octave's way from the first to the second
+    tone = (2 * torch.pi * between.round() * torch.arange(48_000) / 48_000).sin()
+    assert (equalize(tone, bands_db) - tone).abs().max() < 0.02
+
+
+def test_each_track_has_a_gain_a_polarity_and_an_equalizer_of_its_own():
+    tracks = torch.ones(200, 2, 8)
+    flat = augment(tracks, AugmentationConfig(equalizer_db=0.0), np.random.default_rng(0))
+    gains = flat[..., 0]
+    torch.testing.assert_close(flat, gains[..., None].expand_as(flat))
+    assert 0.5 <= gains.abs().min() < 0.55 and 1.45 < gains.abs().max() <= 1.5
+    assert 0.05 < (gains < 0).float().mean() < 0.15 and (gains[:, 0] != gains[:, 1]).all()
+    coloured = augment(tracks, AugmentationConfig(), np.random.default_rng(0))
+    ratio_db = 20 * (coloured.mean(dim=-1) / gains).log10()  # of the lowest band
+    assert ratio_db.abs().max() <= 4.0 and ratio_db.std() > 1.5
 
 
 @pytest.mark.parametrize(
