@@ -6,7 +6,6 @@ time, and gives out that share of the mix itself.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from duotok.recipes.separation.stems import complete_stems, separate_in_pieces
 from duotok.renderer.latent_codec import open_codec
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
+from duotok.tokenizer.common.hub import local_folder
 from duotok.tokenizer.spectra import level_gain
 
 FFT_SIZE, HOP_SAMPLES = 4096, 960
@@ -35,7 +35,7 @@ class TokensSeparator:
                 f"the separator {name} needs a folder of recipes/lm/separator by --checkpoint (of generate: "
                 "--separator-checkpoint)"
             )
-        folder = Path(checkpoint)
+        folder = local_folder(checkpoint)
         self.model = TokenSeparator.from_pretrained(folder)
         if not (folder / "codec").is_dir():
             raise CheckpointError(f"{folder} has no codec; put the one that it was trained on into it")
@@ -78,7 +78,12 @@ class TokensSeparator:
         mono = wave.mean(dim=0)
         gain = float(level_gain(mono[None]))
         levels = self.model.config.codec.levels
-        codes = write_song(self.model, gain * mono)[:, :levels]
+        try:
+            codes = write_song(self.model, gain * mono)[:, :levels]
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "the device has too little memory for this separator; use --device cpu"
+            ) from error
         sounds = {}
         for track, own in zip(self.model.config.tracks, codes, strict=True):
             sound = self.codec.decode(own[None], wave.shape[-1])[0].cpu()
