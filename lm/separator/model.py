@@ -357,7 +357,7 @@ class TokenSeparatorObjective(nn.Module):
     def forward(self, tracks: Tensor) -> dict[str, Tensor]:
         """Mono tracks [batch, tracks, samples] that sum to the mixtures -> named losses in nats per code.
 
-        "total" is what is minimized; TRACK: its part; "level0": of the codec's first level; "end": of E.
+        "total" is what is minimized; TRACK: its part; "level0" etc.: of a row of the frames; "end": of E.
         """
         codes = self.encode(tracks)
         nats, end = self.nats(tracks.sum(dim=1), codes, self.label_smoothing)
@@ -366,4 +366,5 @@ class TokenSeparatorObjective(nn.Module):
         steps = self.separator.config.frames
         total = (steps * by_track.mean() + end) / (steps + 1)
         named = dict(zip(self.separator.config.tracks, by_track, strict=True))
-        return {"total": total, "level0": nats[:, 0].mean(), "end": end, **named}
+        levels = {f"level{k}": each for k, each in enumerate(nats.mean(dim=0))}
+        return {"total": total, "end": end, **named, **levels}
