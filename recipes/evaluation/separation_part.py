@@ -192,14 +192,12 @@ def _parts(stems: Stems) -> dict[str, Tensor]:
 
 def render_table(table: Mapping[str, Mapping[str, float]]) -> str:
     """The figures as Markdown: a row per system and part, "-" where there is no such figure."""
-    lines = [
-        "| | " + " | ".join(title for title, _ in _MEASURES.values()) + " |",
-        "|---|" + "---|" * len(_MEASURES),
-    ]
+    shown = {key: _MEASURES[key] for key in _MEASURES if any(key in row for row in table.values())}
+    lines = ["| | " + " | ".join(title for title, _ in shown.values()) + " |", "|---|" + "---|" * len(shown)]
     for part in _PARTS:
         for name, row in table.items():
             if name.endswith(f"_{part}"):
-                cells = [form.format(row[key]) if key in row else "-" for key, (_, form) in _MEASURES.items()]
+                cells = [form.format(row[key]) if key in row else "-" for key, (_, form) in shown.items()]
                 lines.append(f"| {part}: {name.removesuffix(f'_{part}')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
