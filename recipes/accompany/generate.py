@@ -56,8 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vocal", action="append", metavar="FILE", help=text)
     add("--mix", metavar="FILE", help="a whole song instead; its vocal is separated from it first")
     add = recording.add_argument
-    text = f"for --mix and --stems: {OWN_SEPARATOR} (default), or, installed: demucs, bs-roformer, spleeter"
-    add("--separator", default=OWN_SEPARATOR, metavar="NAME", help=text)
+    text = (
+        f"for --mix and --stems: {OWN_SEPARATOR} (default), tokens, tokens-written, or, installed: demucs, "
+    )
+    add("--separator", default=OWN_SEPARATOR, metavar="NAME", help=text + "bs-roformer, spleeter")
+    text = "the separator's weights (default: the model's own, or those of the separator's package)"
+    add("--separator-checkpoint", metavar="PATH", help=text)
     text = "cents of the singer over A = 440 Hz; auto (default) listens, off plays at 440 Hz"
     add("--tuning", default="auto", metavar="auto|off|CENTS", help=text)
 

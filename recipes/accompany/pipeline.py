@@ -421,6 +421,8 @@ class Accompanist:
             return None
         # The mask head is part of the model; the other separators bring their own weights.
         checkpoint = str(self.bundle.folder) if request.separator == OWN_SEPARATOR else None
+        if request.separator_checkpoint is not None:
+            checkpoint = str(request.separator_checkpoint)
         return open_separator(request.separator, checkpoint, str(self.device))
 
     def _judge(

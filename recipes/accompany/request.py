@@ -94,6 +94,7 @@ class Request:
     vocal: "str | Path | Tensor | Vocal | Sequence[str | Path | Tensor] | None" = None
     mix: "str | Path | Tensor | Vocal | None" = None  # a whole song, of which the vocal is separated first
     separator: str = OWN_SEPARATOR  # takes the vocal out of the mix, and the accompaniment apart into stems
+    separator_checkpoint: str | Path | None = None  # its weights; None: the bundle's, or those it brings
     # Of what is written, one of FORMATS; stems are always floats. None: wav, or that of the original.
     format: str | None = None
     stems: bool = False  # whether drums, bass and the rest of the accompaniment are wanted as well

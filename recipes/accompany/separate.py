@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--mix", type=Path, required=True, metavar="FILE", help="the song (WAV, FLAC, OGG, MP3; any rate)")
     add("--out", type=Path, metavar="DIR", help="folder for the stems (default: <song>-stems, here)")
-    text = "mask-head (default), demucs, bs-roformer or spleeter, when installed"
+    text = "mask-head (default), tokens, tokens-written, or, when installed: demucs, bs-roformer, spleeter"
     add("--separator", default="mask-head", metavar="NAME", help=text)
     add("--checkpoint", metavar="PATH", help="its weights (default: those of this package, or the package's)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")

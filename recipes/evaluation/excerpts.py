@@ -27,6 +27,8 @@ class Settings:
     recordings: Path | None = None  # folder of real recordings, for the VAE
     vae: Path | None = None  # folder of a VAE to measure alone, in place of the bundle's renderer
     codecs: tuple[str, ...] = ()  # acoustic codecs of `codec`: folders or hub ids; () = the bundle's own
+    separators: tuple[str, ...] = ()  # NAME or NAME=CHECKPOINT, that `separation` compares
+    visqol: bool = False  # whether these are judged by ViSQOL, too
     speed: bool = True  # whether `generate` (on 30 s and 180 s), encoding and decoding are also timed
     sound: bool = True  # whether `decoding`, `long` and `whole` render what they compose, and listen to it
     composed: bool = True  # whether `whole` composes; else it measures what the band plans, in seconds

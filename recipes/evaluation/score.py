@@ -7,7 +7,7 @@ them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle tha
 has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
 "style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played; "notes" with
 the same options measures the score that is read out of codes; "codec --codec FOLDER" measures acoustic codecs
-by number of levels.
+by number of levels; "separation --separator tokens=FOLDER --separator spleeter" compares separators.
 """
 
 import argparse
@@ -72,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--musdb", type=Path, help="accompgen: folder of MUSDB18-HQ, with test/TRACK/vocals.wav"
     )
+    text = "separation: compare this separator, too, with these weights; any number of them"
+    parser.add_argument("--separator", action="append", metavar="NAME[=CHECKPOINT]", help=text)
+    text = "separation: judge by ViSQOL, too (package visqol-python), which takes long"
+    parser.add_argument("--visqol", action="store_true", help=text)
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave out speed and memory")
     parser.add_argument(
         "--no-sound",
@@ -94,9 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from duotok.recipes.evaluation.results import merge_results
 
         options = {
-            name: value for name, value in vars(arguments).items() if name not in ("part", "out", "codec")
+            name: value
+            for name, value in vars(arguments).items()
+            if name not in ("part", "out", "codec", "separator")
         }
         options["bundle"] = arguments.bundle or default_bundle()
+        options["separators"] = tuple(arguments.separator or ())
         settings = Settings(**options, codecs=tuple(arguments.codec or ()))
         for part in PARTS if arguments.part == "all" else (arguments.part,):
             figures = measure(part, replace(settings, folder=arguments.folder or arguments.out.parent / part))

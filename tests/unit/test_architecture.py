@@ -25,6 +25,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
         "recipes/workers",
     ),  # tokens in place of audio
     "recipes/corpus": (*LIBRARIES, "recipes/separation", "recipes/workers"),
+    "recipes/lm/separator": (*LIBRARIES, "recipes/training", "recipes/tokenizer"),  # cuts of stems
     **{
         f"recipes/{part}": (*LIBRARIES, "recipes/training", "recipes/corpus", *more)
         for part, more in {

@@ -25,6 +25,7 @@ RECIPES = sorted(
 TRAINED = (
     *(f"tokenizer/stage{stage}" for stage in (1, 2, 3)),
     "lm",
+    "lm/separator",
     "renderer/train_spectral_vae",
     "renderer/train_diffusion",
     "renderer/train_acoustic_codec",
@@ -107,6 +108,27 @@ def test_the_base_tokenizer_is_the_papers():
     model = load_config(module_of(path).Config, path).model
     assert 2 * model.blocks == 24
     assert (model.vocal_codes, model.accompaniment_codes) == (32_768, 32_768)
+
+
+ABLATIONS = {"a1": {"features"}, "a2": {"level_weights"}, "a3": {"model.is_parallel"}}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_of_the_token_separator_changes_one_thing(name):
+    small, ablated = (
+        dataclasses.asdict(load_config(module_of(path).Config, path))
+        for path in (ROOT / "recipes/lm/separator" / f"{each}.yaml" for each in ("small", name))
+    )
+    small |= {f"model.{key}": value for key, value in small.pop("model").items()}
+    ablated |= {f"model.{key}": value for key, value in ablated.pop("model").items()}
+    assert {key for key in small if small[key] != ablated[key]} == ABLATIONS[name]
+
+
+def test_a_recipe_that_extends_another_says_which_is_missing(tmp_path):
+    path = tmp_path / "more.yaml"
+    path.write_text("extends: none.yaml\n")
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*none\.yaml"):
+        load_config(module_of(ROOT / "recipes/lm/separator/a1.yaml").Config, path)
 
 
 def test_the_reproduction_starts_what_there_is():

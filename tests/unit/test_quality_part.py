@@ -11,6 +11,7 @@ from duotok.recipes.evaluation.audio_metrics import log10_mel_l1, mel_distance, 
 from duotok.recipes.evaluation.excerpts import Settings
 from duotok.recipes.evaluation.quality_part import judge_quality, level_sounds
 from duotok.recipes.evaluation.quality_report import SOUNDS, draw_quality, render_quality
+from duotok.tokenizer.common.errors import ConfigError
 
 SPECTRAL = ("chroma_correlation", "fine_structure_50_300_hz", "log10_mel_l1", "mel_distance")
 OTHERS = ("stereo_width_error_db", "level_error_lu", "frechet", "frechet_all")
@@ -68,6 +69,16 @@ def test_voice_measures_fall_with_noise(package, name, best):
     assert measure(voice, voice) > best > little > much > 0
     assert math.isnan(found := measure(voice, 0 * voice)) or found < much
     assert math.isnan(measure(voice[:, :1000], voice[:, :1000]))
+
+
+def test_visqol_is_what_its_authors_give_for_the_same_sound_and_falls_with_noise(monkeypatch):
+    pytest.importorskip("visqol")
+    voice = speak(2.0)
+    found = [audio_metrics.measure_visqol(voice, voice + gain * noise(2.0)) for gain in (0.0, 0.3)]
+    assert found[0] == pytest.approx(4.7321, abs=1e-3) and found[1] < 4
+    monkeypatch.setattr(audio_metrics, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install visqol-python"):
+        audio_metrics.require_visqol()
 
 
 def test_missing_packages_are_told_and_left_out(monkeypatch):

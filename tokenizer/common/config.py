@@ -16,17 +16,15 @@ ConfigT = TypeVar("ConfigT")
 
 
 def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a YAML recipe into cls; overrides are "section.key=value" with YAML values."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    mapping = _parse_yaml(text, str(path)) or {}
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings")
+    """Read a YAML recipe into cls; overrides are "section.key=value" with YAML values.
+
+    A recipe that says `extends: other.yaml` is that one, beside it, with the settings that it changes.
+    """
+    mapping = _read_recipe(Path(path))
+    if "extends" in mapping:
+        changes = mapping
+        mapping = _read_recipe(Path(path).parent / str(changes.pop("extends")))
+        _merge(mapping, changes)
     for override in overrides:
         _apply_override(mapping, override)
     return config_from_dict(cls, mapping, where=str(path))
@@ -50,6 +48,27 @@ def config_from_dict(cls: type[ConfigT], mapping: Mapping[str, Any], where: str 
     if missing:
         raise ConfigError(f"{where}: the setting {missing[0]!r} is missing; add it")
     return cls(**values)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    mapping = _parse_yaml(text, str(path)) or {}
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings")
+    return mapping
+
+
+def _merge(mapping: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(mapping.get(key), dict):
+            _merge(mapping[key], value)
+        else:
+            mapping[key] = value
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
