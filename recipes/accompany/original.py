@@ -18,7 +18,7 @@ from torch import Tensor
 from duotok.lm.sheet.columns import check_sheet
 from duotok.recipes.accompany.output import FORMATS, REPORT
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
-from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError, DuoTokError
 from duotok.tokenizer.common.files import read_json, shown_name, write_tensors
 from duotok.tokenizer.common.long_waves import let_go
 from duotok.tokenizer.music.tuning import PitchClock
@@ -114,13 +114,63 @@ def describe_recording(wave: Tensor) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
-    """A result of `generate` of which a stretch is to be composed anew."""
+class Found:
+    """A result of `generate`, or one of the accompaniments in it, whose waves have not been read."""
 
     name: str  # as it is shown
     report: Mapping[str, Any]
     take: Take
     format: str  # one of FORMATS
+    files: Mapping[str, Path]  # accompaniment, mix and, of a mix, separated-vocal; codes, report
+
+    def require_wish(self, stretch: tuple[float, float], format: str | None, model: str | None) -> None:
+        """Raise unless a stretch in seconds can be made anew.
+
+        format: that is asked for, or None; model: fingerprint of the model that is to do it, or None where it
+        is not loaded. ConfigError, of another model CheckpointError.
+        """
+        start, end = stretch
+        made_by = self.report.get("model") or {}
+        if model is not None and made_by.get("fingerprint") != model:
+            name = made_by.get("name")
+            raise CheckpointError(f"{self.name} was made by another model ({name}); give that one by --model")
+        if format not in (None, self.format):
+            raise ConfigError(f"{self.name} is of the format {self.format}; leave out --format")
+        samples, rate_hz = self.report["samples"], self.take.frame_rate_hz
+        seconds = samples / SAMPLE_RATE_HZ
+        if end > seconds + 0.5 / rate_hz:
+            raise ConfigError(
+                f"the stretch {start:g}-{end:g} s is outside of {self.name}, of {seconds:.2f} s"
+            )
+        given = float(self.report.get("prefix_seconds") or 0.0)
+        free = given + 3 / rate_hz  # the start itself may end within a frame, and fades
+        clock = self.take.clock(samples)
+        free = free if clock is None else float(clock.to_song(free))
+        if given and start < free:
+            raise ConfigError(
+                f"the first {given:g} s of {self.name} were given by --prefix; repaint from {free:.2f} s on"
+            )
+
+    def read(self) -> "Original":
+        """Read the waves; DataError where they do not belong to the rest."""
+        kinds = ("accompaniment", "mix", "separated-vocal")
+        waves = {kind: read_audio(self.files[kind]) for kind in kinds if kind in self.files}
+        frames = -(-self.take.samples * self.take.frame_rate_hz // SAMPLE_RATE_HZ)
+        lengths = {wave.shape[-1] for wave in waves.values()}
+        if lengths != {self.report["samples"]} or frames != len(self.take.codes):
+            raise DataError(f"the files of {self.name} do not belong together; {_AGAIN}")
+        return Original(
+            **vars(self),
+            accompaniment=waves["accompaniment"],
+            mix=waves["mix"],
+            separated_vocal=waves.get("separated-vocal"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original(Found):
+    """A result of `generate` of which a stretch is to be composed anew."""
+
     accompaniment: Tensor  # [2, samples] as it was written
     mix: Tensor  # [2, samples]
     separated_vocal: Tensor | None  # [2, samples], of a mix
@@ -128,12 +178,12 @@ class Original:
     @property
     def samples(self) -> int:
         """Length of both waves."""
-        return self.mix.shape[-1]
+        return self.accompaniment.shape[-1]
 
     @property
-    def intro_samples(self) -> int:
-        """By how much it is longer than the recording, at its beginning."""
-        return self.samples - self.report["recording"]["samples"]
+    def beats_seconds(self) -> np.ndarray:
+        """The beats [beats] that it was played from; none where there was no plan."""
+        return np.array(self.report["beats_seconds"] if self.report.get("lead_sheet") else ())
 
     def require_recording(self, wave: Tensor) -> None:
         """Raise ConfigError unless a wave [channels, samples] is the recording that this was made of."""
@@ -149,31 +199,15 @@ class Original:
                 f"{own:.3f} s; this one has {seconds:.3f} s: give that one to repaint it"
             )
 
-    def require_stretch(self, start: float, end: float) -> None:
-        """Raise ConfigError unless seconds start..end are in it, of which nothing was given."""
-        seconds = self.samples / SAMPLE_RATE_HZ
-        if end > seconds + 0.5 / self.take.frame_rate_hz:
-            raise ConfigError(
-                f"the stretch {start:g}-{end:g} s is outside of {self.name}, of {seconds:.2f} s"
-            )
-        given = float(self.report.get("prefix_seconds") or 0.0)
-        free = given + 3 / self.take.frame_rate_hz  # the start itself may end within a frame, and fades
-        clock = self.take.clock(self.samples)
-        free = free if clock is None else float(clock.to_song(free))
-        if given and start < free:
-            raise ConfigError(
-                f"the first {given:g} s of {self.name} were given by --prefix; repaint from {free:.2f} s on"
-            )
 
+def find_original(source: str | Path, name: str | None = None) -> Found:
+    """Find a folder that `generate` wrote, or one of the accompaniments in it by its file (-2, -3, ...).
 
-def open_original(source: str | Path) -> Original:
-    """Read a folder that `generate` wrote, or one of the accompaniments in it by its file (-2, -3, ...).
-
-    Raises DataError, in one line, where it cannot be repainted.
+    name: as it is shown. Raises DataError, in one line, where it cannot be repainted.
     """
     path = Path(source)
     folder, suffix = (path, "") if path.is_dir() else (path.parent, path.stem.removeprefix("accompaniment"))
-    name = shown_name(path)
+    name = name or shown_name(path)
     is_named = path.is_dir() or (path.is_file() and path.stem == f"accompaniment{suffix}")
     try:
         report = read_json(folder / REPORT) if is_named and (folder / REPORT).is_file() else None
@@ -188,32 +222,24 @@ def open_original(source: str | Path) -> Original:
         rows = [row for row in report.get("variations") or () if str(row.get("rank")) == number]
         report = {**report, **rows[0]} if rows else {}
     codes = folder / f"codes{suffix}.safetensors"
-    if not codes.is_file() or "recording" not in report:
+    if not codes.is_file() or "recording" not in report or type(report.get("samples")) is not int:
         raise DataError(f"{name} holds no {codes.name}, as an older version left it; {_AGAIN}")
     take = Take.read(codes)
-    format, waves = "", {}
+    files = {"codes": codes, REPORT: folder / REPORT}
+    endings = dict.fromkeys(row[0] for row in FORMATS.values())
     for kind in ("accompaniment", "mix"):
-        found = [
-            folder / f"{kind}{suffix}{ending}" for ending in dict.fromkeys(row[0] for row in FORMATS.values())
-        ]
-        found = [path for path in found if path.is_file() and path.name in report.get("files", ())]
-        if not found:
+        paths = [folder / f"{kind}{suffix}{ending}" for ending in endings]
+        paths = [path for path in paths if path.is_file() and path.name in report.get("files", ())]
+        if not paths:
             raise DataError(f"{name} has lost its {kind}; {_AGAIN}")
-        format = _format_of(found[0])
-        if format == "mp3":
-            raise DataError(
-                f"{name} holds an MP3, which cannot be changed in part; make it again as wav or flac"
-            )
-        waves[kind] = read_audio(found[0])
-    separated = folder / f"separated-vocal{FORMATS[format][0]}"
-    is_separated = separated.name in report.get("files", ())
-    vocal = read_audio(separated) if is_separated else None
-    lengths = {wave.shape[-1] for wave in (*waves.values(), *([] if vocal is None else [vocal]))}
-    if lengths != {report.get("samples")} or -(-take.samples * take.frame_rate_hz // SAMPLE_RATE_HZ) != len(
-        take.codes
-    ):
-        raise DataError(f"the files of {name} do not belong together; {_AGAIN}")
-    return Original(name=name, report=report, take=take, format=format, separated_vocal=vocal, **waves)
+        files[kind] = paths[0]
+    format = _format_of(files["mix"])
+    if format == "mp3":
+        raise DataError(f"{name} holds an MP3, which cannot be changed in part; make it again as wav or flac")
+    separated = f"separated-vocal{FORMATS[format][0]}"
+    if separated in report.get("files", ()):
+        files["separated-vocal"] = folder / separated
+    return Found(name=name, report=report, take=take, format=format, files=files)
 
 
 def _format_of(path: Path) -> str:

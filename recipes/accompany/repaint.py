@@ -34,7 +34,7 @@ from duotok.recipes.accompany.wishes import keep_rests, name_chords, write_chord
 from duotok.recipes.separation.stems import Separator
 from duotok.renderer.renderer import LATENT_RATE_HZ
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import CheckpointError, ConfigError
+from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.long_waves import map_blocks
 from duotok.tokenizer.model import ReadOut
 from duotok.tokenizer.music.chroma import (
@@ -95,10 +95,8 @@ class Repainting:
 def begin_stretch(request: Request, bundle: Bundle, settings: GenerationSettings) -> Repainting:
     """The stretch of a request that has been read, nothing composed yet; ConfigError if it cannot be."""
     original, stretch = request.original, request.repaint
-    assert isinstance(original, Original) and stretch is not None
-    if original.report.get("model", {}).get("fingerprint") != bundle.fingerprint:
-        name = original.report.get("model", {}).get("name")
-        raise CheckpointError(f"{original.name} was made by another model ({name}); give that one by --model")
+    assert isinstance(original, Original) and isinstance(stretch, tuple)
+    original.require_wish(stretch, None, bundle.fingerprint)
     take = original.take
     frames, rate_hz, clock = len(take.codes), take.frame_rate_hz, take.clock(original.samples)
     times = np.array(stretch) if clock is None else clock.to_pitched(np.array(stretch))

@@ -267,14 +267,13 @@ class Request:
 
     def _read_original(self, song: "Vocal", **read: Any) -> "Request":
         """The request with what was read and its original, which was made of this song; a seed is drawn."""
-        from duotok.recipes.accompany.original import Original, open_original
+        from duotok.recipes.accompany.original import Original, find_original
 
-        original = self.original if isinstance(self.original, Original) else open_original(str(self.original))
+        given = self.original
+        original = given if isinstance(given, Original) else find_original(str(given)).read()
         assert isinstance(self.repaint, tuple)
         original.require_recording(song.wave)
-        original.require_stretch(*self.repaint)
-        if self.format not in (None, original.format):
-            raise ConfigError(f"{original.name} is of the format {original.format}; leave out --format")
+        original.require_wish(self.repaint, self.format, model=None)
         seed = self.seed
         while seed is None or (self.seed is None and seed == original.report.get("seed")):
             seed = secrets.randbelow(2**31)

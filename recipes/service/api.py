@@ -1,6 +1,7 @@
 """The REST interface: songs are posted, looked at, listened to and deleted by their ids.
 
 curl -F vocal=@song.wav -F seed=7 http://127.0.0.1:7860/songs
+curl -F original=ID -F repaint=32.0-48.0 http://127.0.0.1:7860/songs
 """
 
 import asyncio
@@ -31,13 +32,15 @@ from duotok.recipes.accompany.bundle import read_styles
 from duotok.recipes.service.queue import ENDED, QueueFullError, Song, SongQueue, UnknownSongError
 from duotok.recipes.service.settings import (
     RECORDINGS,
+    NotDoneError,
     SongSettings,
     TooLongError,
     check_recording,
     make_request,
+    submit_stretch,
 )
 from duotok.recipes.service.worker import Workers
-from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError, DataError
 from duotok.tokenizer.common.files import shown_name
 
 if TYPE_CHECKING:
@@ -128,6 +131,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _tell_fields)
     for kind, status in {
         UnknownSongError: 404,
+        NotDoneError: 409,
+        CheckpointError: 409,  # an original of another model
         QueueFullError: 429,
         TooLongError: 413,
         AudioError: 422,
@@ -137,13 +142,17 @@ def create_app(
         app.add_exception_handler(kind, _answer(status))
     checking = CapacityLimiter(2)  # recordings that are decoded at once
 
-    @app.post("/songs", status_code=202, responses=_refusals(413, 422, 429))
+    @app.post("/songs", status_code=202, responses=_refusals(404, 409, 413, 422, 429))
     async def post_song(
         form: Annotated[_SongForm, Form(media_type="multipart/form-data")],  # pyright: ignore[reportInvalidTypeForm]
         response: Response,
     ) -> SongView:
-        """Accept a song: `vocal` or `mix`, and what is asked of the band."""
-        if bool(form.vocal) == bool(form.mix):
+        """Accept a song: `vocal` or `mix`, and what is asked of the band; or a stretch of a finished one."""
+        if form.original and (form.vocal or form.mix):
+            raise _field_error(
+                "mix" if form.mix else "vocal", "a stretch is made of the original's recording"
+            )
+        if not form.original and bool(form.vocal) == bool(form.mix):
             raise _field_error("mix" if form.mix else "vocal", "give either a vocal or a mix, and not both")
         settings = form.model_dump(exclude=set(RECORDINGS), exclude_unset=True)
         try:
@@ -151,12 +160,17 @@ def create_app(
             settle_band(make_request(settings, **given), accompanist.bundle.lm.band)
         except ConfigError as error:
             raise _field_error(_guess_field(settings, accompanist.bundle.lm.band), str(error)) from error
+        if form.original:
+            again = partial(submit_stretch, queue, settings, accompanist.bundle.fingerprint)
+            try:
+                return _accepted(queue, await to_thread.run_sync(again, limiter=checking), response)
+            except ConfigError as error:
+                raise _field_error("repaint", str(error)) from error
         uploads = [("mix", form.mix)] if form.mix else [("vocal", take) for take in form.vocal]
         uploads += [("prefix", form.prefix)] if form.prefix else []
         submit = partial(_submit, queue, settings, uploads, limits.seconds)
         song_id = await to_thread.run_sync(submit, limiter=checking)
-        response.headers["Location"] = f"/songs/{song_id}"
-        return _view(queue.look(song_id))
+        return _accepted(queue, song_id, response)
 
     @app.get("/songs/{song_id}", responses=_refusals(404))
     def get_song(song_id: str) -> SongView:
@@ -242,6 +256,11 @@ def _submit(
                 names.append(name)
         is_mix = uploads[0][0] == "mix"
         return queue.submit(settings, paths, is_mix=is_mix, prefix=prefix, names=names)
+
+
+def _accepted(queue: SongQueue, song_id: str, response: Response) -> SongView:
+    response.headers["Location"] = f"/songs/{song_id}"
+    return _view(queue.look(song_id))
 
 
 def _view(song: Song) -> SongView:
@@ -421,9 +440,10 @@ def _tell_fields(_: Request, error: Exception) -> Response:
 
 def _guess_field(settings: dict[str, Any], band: Any) -> str:
     """Which of the settings a band cannot play; none of them: it is what begins the song."""
+    pair = {name: settings[name] for name in ("repaint", "original") if name in settings}
     for name in settings:
         try:
-            settle_band(make_request({name: settings[name]}), band)
+            settle_band(make_request({**pair, name: settings[name]}), band)
         except ConfigError:
             return name
     return "prefix"
@@ -432,6 +452,10 @@ def _guess_field(settings: dict[str, Any], band: Any) -> str:
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI description says of answers that are none."""
     words = {
+        409: (
+            "the original is not made yet, or by another model",
+            "the original is running; a stretch can be made anew once it is done",
+        ),
         404: ("there is no such song", "there is no such song; it may have been deleted"),
         413: ("too many bytes or seconds", "the upload is too large; this service takes up to 200 MB"),
         429: (

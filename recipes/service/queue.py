@@ -4,8 +4,9 @@ queue = SongQueue(Path("duotok-songs"), bound=100)
 song_id = queue.submit({"seed": 7}, Path("song.wav"))
 queue.look(song_id).state
 
-DIR/songs.sqlite says what is known of each song; DIR/songs/ID/given holds its recordings under names of ours,
-DIR/songs/ID/result what was made, which is a folder `work` until all of it is there.
+DIR/songs.sqlite says what is known of each song; DIR/songs/ID/given holds its recordings under names of ours
+(and a folder `original`, where a stretch of that is made anew), DIR/songs/ID/result what was made, which is a
+folder `work` until all of it is there.
 """
 
 import json
@@ -33,6 +34,7 @@ except ImportError:  # Windows
 STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = ("done", "failed", "cancelled")
 MOST_ATTEMPTS = 5  # a song in which the process has died as often is not tried again
+ORIGINAL = "original"  # stored name of the folder with the song whose stretch is made anew
 _USUAL_SECONDS = 30.0  # that a song takes before one has been made here
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS songs (
@@ -155,12 +157,14 @@ class SongQueue:
         *,
         is_mix: bool = False,
         prefix: Recording | None = None,
+        original: Sequence[Path] = (),
         names: Sequence[str] = (),
     ) -> str:
         """Accept a song and return its id, which cannot be guessed; when this returns, it will be made.
 
         settings: fields of Request that are no files, ready for JSON, `chords` as the text of a chart.
         recording: of the singer, one take or several, or the whole song where is_mix; it is copied.
+        original: files of a result, a stretch of which is wanted anew; they are kept even if that is deleted.
         names: what the recordings are called, for messages. Raises QueueFullError and DataError.
         """
         self.require_room()
@@ -178,6 +182,11 @@ class SongQueue:
             given.mkdir(parents=True)
             for name, source in sources.items():
                 _copy(source, given / name)
+            if original:
+                (given / ORIGINAL).mkdir()
+                for path in original:
+                    _link(path, given / ORIGINAL / path.name)
+                _settle(given / ORIGINAL)
             _settle(given, given.parent, self._songs)
             with self._lock:
                 with self._database:
@@ -263,8 +272,10 @@ class SongQueue:
             return None if row is None else self.look(row["id"])
 
     def given(self, song: Song) -> dict[str, Path]:
-        """Return the recordings of a song: stored name -> path."""
-        return {name: self._songs / song.id / "given" / name for name in song.names}
+        """Return the recordings of a song, and the folder of its original: stored name -> path."""
+        given = self._songs / song.id / "given"
+        names = [*song.names, *([ORIGINAL] if (given / ORIGINAL).is_dir() else [])]
+        return {name: given / name for name in names}
 
     def work_folder(self, song_id: str) -> Path:
         """Return an empty folder in which a song is made; DataError where the song was deleted meanwhile."""
@@ -412,6 +423,16 @@ def _copy(source: Recording, path: Path) -> None:
             shutil.copyfileobj(source, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _link(source: Path, path: Path) -> None:
+    """Let a file be at another place as well, by a copy where there are no links."""
+    try:
+        os.link(source, path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        _copy(source, path)
 
 
 def _settle(*paths: Path) -> None:

@@ -74,7 +74,7 @@ class Workers:
         except _StoppedError:
             queue.give_back(song.id, worker)
         except DuoTokError as error:
-            told = name_recordings(str(error), {path: song.names[stored] for stored, path in files.items()})
+            told = name_recordings(str(error), {files[stored]: name for stored, name in song.names.items()})
             queue.fail(song.id, worker, told.replace(f"{queue.folder}{os.sep}", ""))
         except (
             BaseException

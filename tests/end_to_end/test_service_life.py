@@ -11,6 +11,7 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.request import Request
 from duotok.recipes.evaluation.load import main as measure_load
 from duotok.recipes.service.api import Limits, create_app
 from duotok.recipes.service.queue import ENDED, SongQueue
@@ -111,6 +112,74 @@ def test_the_whole_life_of_songs(service, accompanist, sung, tmp_path):
         assert client.get(f"/songs/{song_id}{path}").status_code == 404
     assert client.delete(f"/songs/{song_id}").status_code == 404
     assert client.get(f"/songs/{other_id}/mix.wav").status_code == 200
+
+
+def test_a_stretch_is_made_anew_from_a_song_that_may_be_deleted_meanwhile(service, sung):
+    client, queue = service
+    first = wait(client, post(client, sung(3), seed=5, variations=2, without="drums").json()["id"])
+    before = {name: client.get(f"/songs/{first['id']}/{name}").content for name in first["files"]}
+
+    def repaint(original, stretch="1.0-2.0", files=None, **fields):
+        fields = {"original": original, "repaint": stretch, **fields}
+        return client.post("/songs", files=files, data={k: v for k, v in fields.items() if v is not None})
+
+    second = f"{first['id']}/accompaniment-2.wav"
+    made = repaint(second, seed=9, without="bass", export="lab")
+    assert made.status_code == 202, made.text
+    song = wait(client, made.json()["id"])
+    assert song["state"] == "done", song["error"]
+    report = song["report"]
+    assert report["repaints"][0]["seconds"] == pytest.approx([1, 2], abs=0.05)
+    assert (report["vocal"], report["seed"], "chords.lab" in song["files"]) == ("my song.wav", 9, True)
+    kept = before["accompaniment-2.wav"]
+    new = client.get(f"/songs/{song['id']}/accompaniment.wav").content
+    ends = round(0.9 * 48_000) * 4, round(2.1 * 48_000) * 4
+    assert new != kept and len(new) == len(kept)
+    assert (new[: ends[0]], new[ends[1] :]) == (kept[: ends[0]], kept[ends[1] :])
+
+    # What cannot be is said at once.
+    for status, field, answer in (
+        (404, None, repaint("nothing")),
+        (404, None, repaint(f"{first['id']}/../{first['id']}")),
+        (404, None, repaint(f"{first['id']}/mix.wav")),
+        (422, "repaint", repaint(first["id"], "2-4")),
+        (422, "repaint", repaint(first["id"], "bridge")),
+        (422, "original", repaint(first["id"], None)),
+        (422, "original", repaint(None)),
+        (422, "vocal", repaint(first["id"], files={"vocal": ("song.wav", sung(3))})),
+        (422, "prefix", repaint(first["id"], files={"prefix": ("song.wav", sung(1))})),
+        (422, "style", repaint(first["id"], style="polka")),
+        (422, "accompaniment_db", repaint(first["id"], accompaniment_db=3)),
+        (422, "repaint", repaint(first["id"], format="flac")),
+    ):
+        assert answer.status_code == status, answer.text
+        told = answer.json()["detail"]
+        assert field is None or field in [each["loc"][1] for each in told], told
+        assert str(queue.folder) not in answer.text
+    failed = wait(client, post(client, sung(level=0)).json()["id"])
+    assert repaint(failed["id"]).status_code == 409
+
+    # A stretch of the stretch; the song before it is deleted once it is accepted.
+    again = repaint(song["id"], "0-0.8").json()["id"]
+    assert client.delete(f"/songs/{song['id']}").status_code == 204
+    song = wait(client, again)
+    assert song["state"] == "done" and len(song["report"]["repaints"]) == 2
+    assert client.get(f"/songs/{again}/original").status_code == 404
+    assert {name: client.get(f"/songs/{first['id']}/{name}").content for name in first["files"]} == before
+
+
+def test_a_stretch_of_what_another_model_made_is_refused(idle, accompanist, vocal_file):
+    client, queue = idle
+    song_id = queue.submit({"seed": 1}, vocal_file)
+    assert client.post("/songs", data={"original": song_id, "repaint": "1-2"}).status_code == 409
+    queue.claim("w")
+    report = accompanist.write(Request(vocal=vocal_file, steps=1), queue.work_folder(song_id))
+    written = queue.folder / "songs" / song_id / "work" / "report.json"
+    report = {**json.loads(written.read_text()), "model": {"name": "big", "fingerprint": "x"}}
+    written.write_text(json.dumps(report))
+    queue.finish(song_id, "w", report)
+    answer = client.post("/songs", data={"original": song_id, "repaint": "1-2"})
+    assert answer.status_code == 409 and "the original was made by another model (big)" in answer.text
 
 
 def test_a_mix_several_takes_and_a_start_are_taken(service, sung):

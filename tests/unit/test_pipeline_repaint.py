@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from duotok.lm.sheet.columns import CHORD, STYLE
-from duotok.recipes.accompany.original import Take, describe_recording, open_original
+from duotok.recipes.accompany.original import Take, describe_recording, find_original
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.accompany.repaint import FADE_SECONDS
 from duotok.recipes.accompany.request import Request
@@ -276,7 +276,7 @@ def _edit(folder, **changes):
 
 
 def test_a_recording_is_known_again_by_what_other_decoders_make_of_it(original, vocal):
-    found = open_original(original)
+    found = find_original(original).read()
     noise = 1e-4 * torch.randn(2, vocal.shape[1], generator=torch.Generator().manual_seed(0))
     found.require_recording(vocal + noise)
     assert describe_recording(vocal)["samples"] == vocal.shape[1]

@@ -193,7 +193,8 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
 
 
 def test_fields_of_a_request_are_settings_unless_they_could_name_a_file():
-    files = {field.name for field in fields(Request) if "Path" in str(field.type)} - {"chords"}
+    told = {"chords", "original"}  # a chart; a song of the queue
+    files = {field.name for field in fields(Request) if "Path" in str(field.type)} - told
     assert files >= set(RECORDINGS)
     assert set(SongSettings.model_fields) == {field.name for field in fields(Request)} - files
 
@@ -230,6 +231,11 @@ def test_settings_come_as_texts_and_become_a_request():
         ({"variations": 10}, "variations: Input should be less"),
         ({"format": "exe"}, "format: format must be one of"),
         ({"separator": "../x"}, "separator: unknown separator"),
+        ({"original": "x"}, "original: give both the stretch"),
+        ({"repaint": "1-2"}, "original: give both the stretch"),
+        ({"repaint": "2-1", "original": "x"}, "repaint: repaint must begin"),
+        ({"repaint": "1-2", "original": "x", "tempo_bpm": 90}, "repaint: a repaint keeps what"),
+        ({"repaint": "1-2", "original": "x" * 101}, "original: String should have at most"),
     ],
 )
 def test_a_wrong_setting_is_named(values, told):
