@@ -1,4 +1,5 @@
-"""The page: a singer gives a recording, sees how far the band is, listens, changes chords and plays again.
+"""The page: a singer gives a recording, sees how far the band is, listens, changes chords and plays again,
+or has a stretch of a candidate composed anew.
 
 mount_page(app, queue) puts it at the root of the application of api.py; it asks the same queue. It is Gradio
 with a player and pictures of ours in it, asks nothing of other machines, and keeps what a visitor has only as
@@ -28,8 +29,15 @@ from duotok.recipes.accompany.arrangement import settle_band
 from duotok.recipes.accompany.output import EXPORTED
 from duotok.recipes.accompany.request import METER_NAMES, STEMS
 from duotok.recipes.accompany.stages import STAGE_NAMES
-from duotok.recipes.service.queue import ENDED, Song, SongQueue, UnknownSongError
-from duotok.recipes.service.settings import check_recording, check_settings, make_request, read_request
+from duotok.recipes.service.queue import ENDED, ORIGINAL, Song, SongQueue, UnknownSongError
+from duotok.recipes.service.settings import (
+    check_recording,
+    check_settings,
+    find_takes,
+    make_request,
+    read_request,
+    submit_stretch,
+)
 from duotok.recipes.service.song_picture import chart_text, draw_song, file_peaks, wave_peaks
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
@@ -41,11 +49,12 @@ if TYPE_CHECKING:
     from duotok.recipes.accompany.pipeline import Accompanist
     from duotok.recipes.service.api import Limits
 
-MOST_CANDIDATES = 3
+MOST_CANDIDATES, MOST_SHOWN = 3, 6  # of a song; with stretches made anew
 AS_SUNG, DRAWN, OF_STYLE = "as it is sung", "what is usual at the tempo", "that of the style"
 _TICK_SECONDS = 1.0
 _KEEP_UPLOADS_SECONDS = 3600  # Gradio's own copies; the queue has its own
 # Nothing from elsewhere, whatever a library asks for; Gradio makes functions out of text.
+Shown = list[tuple[str, int]]  # song and place among its candidates, of each candidate on the page
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
@@ -100,7 +109,8 @@ def mount_page(app: FastAPI, queue: SongQueue) -> FastAPI:
 
     accompanist: Accompanist = app.state.accompanist
     limits: Limits = app.state.limits
-    desk = Desk(queue, Offer.of_model(accompanist), accompanist.bundle.lm.band, limits.seconds)
+    bundle = accompanist.bundle
+    desk = Desk(queue, Offer.of_model(accompanist), bundle.lm.band, bundle.fingerprint, limits.seconds)
     gradio.mount_gradio_app(
         app,
         build_page(desk),
@@ -134,7 +144,8 @@ def _policy() -> Any:
 
 def read_voice(queue: SongQueue, song: Song) -> "Tensor":
     """Return the singer [2, samples] of a song that is done, from where the band begins."""
-    wave = read_request(song.settings, queue.given(song), song.names).song.wave
+    given = {stored: path for stored, path in queue.given(song).items() if stored in find_takes(song.names)}
+    wave = read_request({}, given, {stored: song.names[stored] for stored in given}).song.wave
     report = song.report or {}
     intro = round((report.get("band") or {}).get("intro_seconds", 0.0) * SAMPLE_RATE_HZ)
     return functional.pad(wave, (intro, report.get("samples", wave.shape[-1]) - intro - wave.shape[-1]))
@@ -144,23 +155,35 @@ class Desk:
     """What the page asks of the queue, and what it shows of a song."""
 
     def __init__(
-        self, queue: SongQueue, offer: Offer, band: "BandConfig | None", most_seconds: float
+        self,
+        queue: SongQueue,
+        offer: Offer,
+        band: "BandConfig | None",
+        fingerprint: str | None,
+        most_seconds: float,
     ) -> None:
-        self.queue, self.offer, self._band, self._most_seconds = queue, offer, band, most_seconds
+        self.queue, self.offer, self._band = queue, offer, band
+        self._fingerprint, self._most_seconds = fingerprint, most_seconds
 
     def submit(self, wishes: Mapping[str, Any], path: Path) -> str:
         """Put a recording into the queue with wishes, fields of Request, and return the song's id."""
-        settings = check_settings({**wishes, "export": tuple(self.offer.exports)})
-        settle_band(make_request(settings), self._band)
+        settings = self._check(wishes)
         check_recording(path, path.name, self._most_seconds)
         return self.queue.submit(settings, path, names=[path.name])
 
     def submit_alike(self, song_id: str, rank: int) -> tuple[str, dict[str, Any]]:
         """Ask for more like one candidate of a song: its style and meter, the same wishes, new seeds.
 
-        Returns the id and the wishes.
+        Of one whose stretch was made anew: that stretch again. Returns the id and the wishes.
         """
         song = self.queue.look(song_id)
+        given, stored = self.queue.given(song), find_takes(song.names)
+        takes, names = [given[name] for name in stored], [song.names[name] for name in stored]
+        if ORIGINAL in given:
+            wishes = {name: value for name, value in song.settings.items() if name != "seed"}
+            return self.queue.submit(
+                wishes, takes, names=names, original=sorted(given[ORIGINAL].iterdir())
+            ), {}
         candidates = find_candidates(song.report or {})
         seeds = [each["seed"] for each in (*candidates, *(song.report or {}).get("not_rendered", ()))]
         wishes = {name: value for name, value in song.settings.items() if name != "export"}
@@ -168,9 +191,29 @@ class Desk:
         band = candidates[rank]["band"]
         if band["style"] is not None:
             wishes |= {"style": band["style"], "meter": band["meter"]}
+        return self.queue.submit(self._check(wishes), takes, names=names), wishes
+
+    def submit_stretch(
+        self, song_id: str, rank: int, stretch: tuple[float | None, float | None], wishes: Mapping[str, Any]
+    ) -> str:
+        """Ask for a stretch of a candidate of a song anew, in seconds, with wishes; return the id."""
+        start, end = (at or 0.0 for at in stretch)
+        if not end:
+            raise ConfigError("mark a stretch first: drag over a picture, or say from where to where")
+        name = find_candidates(self.queue.look(song_id).report or {})[rank]["accompaniment"]
+        asked = {"repaint": f"{start:g}-{end:g}", "original": f"{song_id}/{name}"}
+        return submit_stretch(self.queue, self._check({**asked, **wishes}), self._fingerprint)
+
+    def _check(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
         settings = check_settings({**wishes, "export": tuple(self.offer.exports)})
-        takes, names = list(self.queue.given(song).values()), list(song.names.values())
-        return self.queue.submit(settings, takes, names=names), wishes
+        settle_band(make_request(settings), self._band)
+        return settings
+
+    def read_chart(self, song: Song) -> str:
+        """Return the chords that a song was played from, as the lines of a chart."""
+        report = song.report or {}
+        chords = (report.get("lead_sheet") or {}).get("chords") or ()
+        return chart_text(chords, (report.get("band") or {}).get("intro_seconds", 0.0))
 
     def show_progress(self, song: Song) -> tuple[str, str]:
         """Return what a song waits for or is at, in a line, and a bar with a clock."""
@@ -191,8 +234,8 @@ class Desk:
             f"</progress><span>{percent} %, {clock}</span></div>"
         )
 
-    def show_facts(self, song: Song) -> str:
-        """Return what is said of all candidates of a song that is done, and the link to all of its files."""
+    def show_facts(self, song: Song, shown: Shown) -> str:
+        """Return what is said of the candidates of a song that is done, and links to all files shown."""
         report = song.report or {}
         first = find_candidates(report)[0]
         facts = [f"{report['seconds']:.1f} s"]
@@ -202,17 +245,28 @@ class Desk:
         told = "".join(f"<li>{html.escape(warning)}</li>" for warning in report["warnings"])
         return (
             f'<p class="facts" role="status"><b>{html.escape(report["vocal"])}</b>: {", ".join(facts)}</p>'
-            f'<ul class="notes">{told}</ul>'
-            f'<p><a class="zip" href="songs/{song.id}/all.zip" download>Download all (zip, '
-            f"{len(song.files)} files)</a></p>"
+            f'<ul class="notes">{told}</ul>{self._link_files(shown)}'
         )
 
-    def show_candidates(self, song: Song) -> list[str]:
-        """Return a player with its picture for each candidate of a song that is done."""
+    def _link_files(self, shown: Shown) -> str:
+        numbers: dict[str, list[str]] = {}
+        for number, (song_id, _) in enumerate(shown, start=1):
+            numbers.setdefault(song_id, []).append(str(number))
+        links = []
+        for song_id, its in numbers.items():
+            what = "all" if len(numbers) == 1 else ", ".join(its)
+            told = f"Download {what} (zip, {len(self.queue.look(song_id).files)} files)"
+            address = f"songs/{song_id}/all.zip"
+            links.append(f'<a class="zip" href="{address}" download>{told}</a>')
+        return f"<p>{' '.join(links)}</p>"
+
+    def show_candidates(self, song: Song, first: int = 1) -> list[str]:
+        """Return a player with its picture for each candidate of a song that is done, numbered from first."""
         voice = wave_peaks(read_voice(self.queue, song))
         candidates = find_candidates(song.report or {})
         return [
-            self._show_candidate(song, rank, report, voice) for rank, report in enumerate(candidates, start=1)
+            self._show_candidate(song, number, report, voice)
+            for number, report in enumerate(candidates, start=first)
         ]
 
     def _show_candidate(self, song: Song, rank: int, report: Mapping[str, Any], voice: np.ndarray) -> str:
@@ -220,6 +274,8 @@ class Desk:
         band, style = file_peaks(self.queue.open_file(song.id, name)), report["band"]["style"]
         label = f"candidate {rank}" + (f", {style}" if style else "")
         facts = ["style drawn" if report["band"]["drawn"] else "", f"seed {report['seed']}"]
+        for repainted in report.get("repaints", ())[-1:]:
+            facts[0] = "{:.1f}–{:.1f} s anew".format(*repainted["seconds"])
         in_key = report["coherence"]["in_key"]
         facts.append(f"{in_key:.0%} of the voice in its key" if in_key is not None else "")
         title = html.escape(f"{rank}. {style.capitalize()}" if style else f"Candidate {rank}")
@@ -253,7 +309,8 @@ def build_page(desk: Desk) -> Any:
     with gr.Blocks(
         title="DuoTok", analytics_enabled=False, delete_cache=(600, _KEEP_UPLOADS_SECONDS)
     ) as page:
-        song_id = gr.State(None)
+        song_id = gr.State(None)  # that is made, or was made last
+        shown = gr.State([])  # Shown
         stage = gr.State("")  # that is shown, so that a screen reader hears each once
         gr.HTML("<h1>DuoTok</h1><p>Give it a sung vocal; it plays the band.</p>")
         fields: dict[str, Any] = {}  # of Request
@@ -276,12 +333,23 @@ def build_page(desk: Desk) -> Any:
                 stop = gr.Button("Stop", visible=False, elem_id="stop")
         told, bar = gr.HTML(elem_id="told"), gr.HTML(elem_id="progress")
         facts = gr.HTML(elem_id="facts")
-        cards, mores, columns = [], [], []
+        with gr.Row(visible=False) as marking:
+            stretch = [
+                gr.Number(label=f"Stretch {word}, in seconds", value=None, minimum=0, min_width=140,
+                          elem_id=f"stretch-{word}", info=info)
+                for word, info in (("from", "drag over a picture to mark one,"), ("to", "or say it here"))
+            ]  # fmt: skip
+        cards, mores, anews, columns = [], [], [], []
         with gr.Row():
-            for number in range(1, MOST_CANDIDATES + 1):
+            for number in range(1, MOST_SHOWN + 1):
                 with gr.Column(min_width=300, visible=False) as column:
                     cards.append(gr.HTML(elem_id=f"candidate-{number}"))
-                    mores.append(gr.Button(f"More like {number}", elem_id=f"more-{number}"))
+                    with gr.Row():
+                        mores.append(
+                            gr.Button(f"More like {number}", elem_id=f"more-{number}", min_width=120)
+                        )
+                        text = f"Compose the stretch of {number} anew"
+                        anews.append(gr.Button(text, elem_id=f"anew-{number}", min_width=120))
                 columns.append(column)
         with gr.Accordion("Chords, tempo, key and more", open=False, elem_id="more") as known:
             fields["chords"] = gr.Textbox(
@@ -306,28 +374,39 @@ def build_page(desk: Desk) -> Any:
             again = gr.Button("Play with these", elem_id="again")
         timer = gr.Timer(_TICK_SECONDS, active=False)
 
-        def show_busy(new_id: str) -> dict[Any, Any]:
+        buttons = (start, again, *mores, *anews)
+
+        def show_busy(new_id: str, now: Shown) -> dict[Any, Any]:
+            """now: candidates that stay."""
             line, progress = desk.show_progress(desk.queue.look(new_id))
-            return {
+            cleared = {} if now else {facts: "", marking: gr.Row(visible=False)} | dict.fromkeys(stretch)
+            return cleared | {
                 song_id: new_id,
+                shown: now,
                 stage: line,
                 told: line,
                 bar: progress,
-                facts: "",
-                **{button: gr.Button(interactive=False) for button in (start, again)},
+                **{button: gr.Button(interactive=False) for button in buttons},
                 stop: gr.Button("Stop", visible=True),
                 timer: gr.Timer(active=True),
-                **{column: gr.Column(visible=False) for column in columns},
-                **dict.fromkeys(cards, ""),
+                **{column: gr.Column(visible=False) for column in columns[len(now) :]},
+                **dict.fromkeys(cards[len(now) :], ""),
+            }
+
+        def show_rest(now: Shown) -> dict[Any, Any]:
+            """The page while nothing is made; now: its candidates."""
+            return {
+                song_id: now[-1][0] if now else None,
+                shown: now,
+                told: "",
+                bar: "",
+                **{button: gr.Button(interactive=True) for button in buttons},
+                stop: gr.Button("Delete this song", visible=bool(now)),
+                timer: gr.Timer(active=False),
             }
 
         def show_error(error: str) -> dict[Any, Any]:
-            return {
-                told: f'<p class="told" role="alert">{html.escape(error)}</p>',
-                bar: "",
-                **{button: gr.Button(interactive=True) for button in (start, again)},
-                timer: gr.Timer(active=False),
-            }
+            return {told: f'<p class="told" role="alert">{html.escape(error)}</p>'}
 
         def begin(file: str | None, sung: str | None, *values: Any) -> dict[Any, Any]:
             wishes = {n: v for n, v in zip(fields, values, strict=True) if v not in (None, "", [])}
@@ -335,71 +414,80 @@ def build_page(desk: Desk) -> Any:
             if path is None:
                 return show_error("give a recording first: drop a file, or sing")
             try:
-                return show_busy(desk.submit(wishes, Path(path)))
+                return show_busy(desk.submit(wishes, Path(path)), [])
             except DuoTokError as error:
                 return show_error(str(error))
 
-        def begin_alike(rank: int, old_id: str) -> dict[Any, Any]:
+        def begin_alike(place: int, now: Shown) -> dict[Any, Any]:
             try:
-                new_id, wishes = desk.submit_alike(old_id, rank)
-                return show_busy(new_id) | {fields[n]: v for n, v in wishes.items() if n in fields}
+                new_id, wishes = desk.submit_alike(*now[place])
+                kept = [] if wishes else now
+                return show_busy(new_id, kept) | {fields[n]: v for n, v in wishes.items() if n in fields}
             except DuoTokError as error:
                 return show_error(str(error))
 
-        def look(known_id: str | None, shown: str) -> dict[Any, Any]:
+        def begin_stretch(
+            place: int, now: Shown, known_id: str, start: float | None, end: float | None, *values: Any
+        ) -> dict[Any, Any]:
+            given = dict(zip(fields, values, strict=True))
+            wishes = {n: given[n] for n in ("style", "without", "chords") if given.get(n)}
+            try:
+                if wishes.get("chords") == desk.read_chart(desk.queue.look(known_id)):
+                    del wishes["chords"]  # are still those that were played, or of another candidate
+                return show_busy(desk.submit_stretch(*now[place], (start, end), wishes), now)
+            except DuoTokError as error:
+                return show_error(str(error))
+
+        def look(known_id: str | None, line_shown: str, now: Shown) -> dict[Any, Any]:
             try:
                 song = desk.queue.look(known_id or "")
                 if song.state not in ENDED:
                     line, progress = desk.show_progress(song)
-                    return {bar: progress} | ({} if line == shown else {told: line, stage: line})
+                    return {bar: progress} | ({} if line == line_shown else {told: line, stage: line})
                 if song.state != "done":
-                    return show_error(song.error or "the song was stopped") | {stop: gr.Button(visible=False)}
-                players = desk.show_candidates(song)
-                chords = ((song.report or {}).get("lead_sheet") or {}).get("chords") or ()
-                intro = (song.report or {})["band"]["intro_seconds"]
-                return {
-                    told: "",
-                    bar: "",
-                    facts: desk.show_facts(song),
-                    fields["chords"]: chart_text(chords, intro),
+                    return show_rest(now) | show_error(song.error or "the song was stopped")
+                count = len(find_candidates(song.report or {}))
+                first = min(len(now), MOST_SHOWN - count)  # where there is no room left, the last gives way
+                now = now[:first] + [(song.id, rank) for rank in range(count)]
+                return show_rest(now) | {
+                    facts: desk.show_facts(song, now),
+                    fields["chords"]: desk.read_chart(song),
                     known: gr.Accordion(open=True),
-                    **{button: gr.Button(interactive=True) for button in (start, again)},
-                    stop: gr.Button("Delete this song", visible=True),
-                    timer: gr.Timer(active=False),
-                    **{columns[n]: gr.Column(visible=True) for n in range(len(players))},
-                    **dict(zip(cards, players, strict=False)),
+                    marking: gr.Row(visible=True),
+                    **{column: gr.Column(visible=True) for column in columns[first : len(now)]},
+                    **dict(zip(cards[first:], desk.show_candidates(song, first + 1), strict=False)),
                 }
             except DuoTokError as error:
-                return show_error(str(error)) | {stop: gr.Button(visible=False)}
+                return show_rest(now) | show_error(str(error))
 
-        def remove(known_id: str | None) -> dict[Any, Any]:
-            with suppress(UnknownSongError):
-                desk.queue.delete(known_id or "")
-            return {
-                song_id: None,
-                told: "",
-                bar: "",
+        def remove(known_id: str | None, now: Shown) -> dict[Any, Any]:
+            is_made = known_id in {each for each, _ in now}  # else only what is being made is stopped
+            for each in {each for each, _ in now} if is_made else {known_id or ""}:
+                with suppress(UnknownSongError):
+                    desk.queue.delete(each)
+            if now and not is_made:
+                return show_rest(now)
+            return show_rest([]) | {
                 facts: "",
-                **{button: gr.Button(interactive=True) for button in (start, again)},
-                stop: gr.Button(visible=False),
-                timer: gr.Timer(active=False),
+                marking: gr.Row(visible=False),
                 **{column: gr.Column(visible=False) for column in columns},
                 **dict.fromkeys(cards, ""),
             }
 
         outputs = [
-            *(song_id, stage, told, bar, facts, start, again, stop, known, timer),
-            *(*columns, *cards, *fields.values()),
+            *(song_id, shown, stage, told, bar, facts, *buttons, stop, known, timer, marking),
+            *(*stretch, *columns, *cards, *fields.values()),
         ]
         options: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
         sending = 'async () => \'<p class="told" role="status">Sending the recording</p>\''
         for button in (start, again):
             button.click(None, None, [told], js=sending, api_visibility="private")
             button.click(begin, [given, recorded, *fields.values()], **options)
-        for rank, more in enumerate(mores):
-            more.click(partial(begin_alike, rank), [song_id], **options)
-        timer.tick(look, [song_id, stage], **options)
-        stop.click(remove, [song_id], **options)
+        for place, (more, anew) in enumerate(zip(mores, anews, strict=True)):
+            more.click(partial(begin_alike, place), [shown], **options)
+            anew.click(partial(begin_stretch, place), [shown, song_id, *stretch, *fields.values()], **options)
+        timer.tick(look, [song_id, stage, shown], **options)
+        stop.click(remove, [song_id, shown], **options)
         # One recording at a time, and chords belong to it.
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         given.upload(lambda: (None, ""), None, [recorded, fields["chords"]], **quiet)

@@ -87,8 +87,11 @@ def visit(browser, address):
     assert wrong == []
 
 
-def play(page, button: str = "#start", *, count: int) -> list[str]:
-    """Press a button and wait for the candidates; return what was shown of the progress meanwhile."""
+def play(page, button: str = "#start", *, count: int, kept: bool = False) -> list[str]:
+    """Press a button and wait for the candidates; return what was shown of the progress meanwhile.
+
+    kept: whether those that are there stay.
+    """
     before = page.locator("song-player").element_handles()
     page.click(button)
     shown: list[str] = []
@@ -100,7 +103,8 @@ def play(page, button: str = "#start", *, count: int) -> list[str]:
         )
         shown += [text] if text.strip() and text not in shown[-1:] else []
         players = page.locator("song-player").element_handles()
-        if shown and len(players) == count and not (before and before[0].evaluate("e => e.isConnected")):
+        stayed = bool(before) and before[0].evaluate("e => e.isConnected")
+        if shown and len(players) == count and stayed == kept:
             return shown
         page.wait_for_timeout(200)
     raise AssertionError(f"no candidates after {WAIT_MS / 1000:g} s: {shown[-1:]}")
@@ -179,12 +183,30 @@ def test_a_singer_listens_changes_the_chords_and_takes_all_home(visit, vocal_fil
     assert (report["seed"], report["band"]["style"]) == (seed + 1, style["style"])
     assert report["lead_sheet"]["chords"] == told
 
+    # A stretch of it anew, marked in its picture: one more candidate, which sounds as before elsewhere.
+    box = page.locator("#candidate-1 .inside").bounding_box()
+    start, end = (box["x"] + share * box["width"] for share in (0.4, 0.8))
+    page.mouse.move(start, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(end, box["y"] + 80, steps=3)
+    page.mouse.up()
+    fields = [float(page.input_value(f"#stretch-{name} input")) for name in ("from", "to")]
+    assert fields == [pytest.approx(share * report["seconds"], abs=0.03) for share in (0.4, 0.8)]
+    assert page.locator("#candidate-1 .mark").bounding_box()["width"] == pytest.approx(end - start, abs=4)
+    page.get_by_label("Stretch to").fill("2")
+    song = page.get_attribute("a.zip", "href")
+    play(page, "#anew-1", count=2, kept=True)
+    links = [link.get_attribute("href") for link in page.locator("a.zip").all()]
+    assert links[0] == song and len(links) == 2 and "anew" in page.inner_text("#candidate-2 h3")
+    told = page.request.get(f"{page.url}{links[1].replace('all.zip', 'report.json')}").json()
+    assert told["repaints"][0]["seconds"] == [pytest.approx(at, abs=0.05) for at in (fields[0], 2)]
+    assert told["repaints"][0]["chords_given"] is False
+
     # Nobody else sees any of it, and what is deleted is gone.
     assert visit().locator("song-player").count() == 0
-    song = page.get_attribute("a.zip", "href")
     page.get_by_role("button", name="Delete this song").click()
     page.locator("song-player").first.wait_for(state="detached")
-    assert page.request.get(f"{page.url}{song}").status == 404
+    assert [page.request.get(f"{page.url}{link}").status for link in links] == [404, 404]
     assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
@@ -198,6 +220,8 @@ def test_a_singer_sings_into_a_phone(visit):
     play(page, count=1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert unnamed(page) == []
+    page.click("#anew-1")
+    page.get_by_role("alert").filter(has_text="mark a stretch first").wait_for()
 
 
 def test_what_is_no_recording_is_told_in_one_line(visit, tiny_bundle, tmp_path):

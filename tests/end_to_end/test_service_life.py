@@ -15,6 +15,7 @@ from duotok.recipes.accompany.request import Request
 from duotok.recipes.evaluation.load import main as measure_load
 from duotok.recipes.service.api import Limits, create_app
 from duotok.recipes.service.queue import ENDED, SongQueue
+from duotok.recipes.service.song_page import Desk, Offer
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_the_whole_life_of_songs(service, accompanist, sung, tmp_path):
     assert client.get(f"/songs/{other_id}/mix.wav").status_code == 200
 
 
-def test_a_stretch_is_made_anew_from_a_song_that_may_be_deleted_meanwhile(service, sung):
+def test_a_stretch_is_made_anew_from_a_song_that_may_be_deleted_meanwhile(service, accompanist, sung):
     client, queue = service
     first = wait(client, post(client, sung(3), seed=5, variations=2, without="drums").json()["id"])
     before = {name: client.get(f"/songs/{first['id']}/{name}").content for name in first["files"]}
@@ -158,6 +159,12 @@ def test_a_stretch_is_made_anew_from_a_song_that_may_be_deleted_meanwhile(servic
         assert str(queue.folder) not in answer.text
     failed = wait(client, post(client, sung(level=0)).json()["id"])
     assert repaint(failed["id"]).status_code == 409
+
+    # More like it on the page: the same stretch of the same song, other notes.
+    desk = Desk(queue, Offer.of_model(accompanist), accompanist.bundle.lm.band, None, 30)
+    alike = wait(client, desk.submit_alike(song["id"], 0)[0])["report"]
+    assert [each["seconds"] for each in alike["repaints"]] == [report["repaints"][0]["seconds"]]
+    assert alike["seed"] != report["seed"]
 
     # A stretch of the stretch; the song before it is deleted once it is accepted.
     again = repaint(song["id"], "0-0.8").json()["id"]
