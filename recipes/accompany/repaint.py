@@ -26,7 +26,7 @@ from duotok.recipes.accompany.arrangement import describe_levels
 from duotok.recipes.accompany.bundle import Bundle
 from duotok.recipes.accompany.mix import PEAK_LIMIT, fall
 from duotok.recipes.accompany.original import Original
-from duotok.recipes.accompany.rank import Composition, measure_fit, read_track
+from duotok.recipes.accompany.rank import Composition, measure_fit, measure_pulse, read_track
 from duotok.recipes.accompany.request import GenerationSettings, Request
 from duotok.recipes.accompany.stages import StageClock
 from duotok.recipes.accompany.tune import bring_to_pitch
@@ -90,6 +90,15 @@ class Repainting:
     def place(self, seconds: float) -> float:
         """Where a moment at pitch is in the song, in seconds."""
         return seconds if self.clock is None else float(self.clock.to_song(seconds))
+
+    @property
+    def beats_seconds(self) -> np.ndarray:
+        """The beats of the original's plan in the window, in seconds at pitch from where that begins."""
+        beats = self.original.beats_seconds
+        if self.clock is not None and len(beats):
+            beats = self.clock.to_pitched(beats)
+        frames = beats * self.rate_hz
+        return beats[(frames >= self.low) & (frames < self.high)] - self.low / self.rate_hz
 
 
 def begin_stretch(request: Request, bundle: Bundle, settings: GenerationSettings) -> Repainting:
@@ -190,7 +199,8 @@ def compose_stretch(
     for number, (seed, codes) in enumerate(zip(seeds, songs, strict=True)):
         told = read_out(codes[low:high], "accompaniment")
         found = {name: float(values[number]) for name, values in nats.items() if values is not None}
-        fit = measure_fit(sung, read_track(told, "accompaniment"), **found)
+        pulse = measure_pulse(told.mel[0], stretch.beats_seconds)
+        fit = measure_fit(sung, read_track(told, "accompaniment"), pulse_bits=pulse, **found)
         compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit, style=style, sheet=sheet))
     return compositions
 

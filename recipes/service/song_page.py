@@ -334,10 +334,16 @@ def build_page(desk: Desk) -> Any:
         told, bar = gr.HTML(elem_id="told"), gr.HTML(elem_id="progress")
         facts = gr.HTML(elem_id="facts")
         with gr.Row(visible=False) as marking:
+            infos = {
+                "from": "drag over a picture to mark one, or say it",
+                "to": "then have it composed anew below",
+            }
             stretch = [
-                gr.Number(label=f"Stretch {word}, in seconds", value=None, minimum=0, min_width=140,
-                          elem_id=f"stretch-{word}", info=info)
-                for word, info in (("from", "drag over a picture to mark one,"), ("to", "or say it here"))
+                gr.Number(
+                    label=f"Stretch {end}, in seconds", info=info, elem_id=f"stretch-{end}", value=None,
+                    minimum=0, min_width=140,
+                )
+                for end, info in infos.items()
             ]  # fmt: skip
         cards, mores, anews, columns = [], [], [], []
         with gr.Row():
@@ -348,7 +354,7 @@ def build_page(desk: Desk) -> Any:
                         mores.append(
                             gr.Button(f"More like {number}", elem_id=f"more-{number}", min_width=120)
                         )
-                        text = f"Compose the stretch of {number} anew"
+                        text = f"Stretch anew in {number}"
                         anews.append(gr.Button(text, elem_id=f"anew-{number}", min_width=120))
                 columns.append(column)
         with gr.Accordion("Chords, tempo, key and more", open=False, elem_id="more") as known:

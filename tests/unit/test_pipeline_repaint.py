@@ -12,6 +12,7 @@ import torch
 from duotok.lm.sheet.columns import CHORD, STYLE
 from duotok.recipes.accompany.original import Take, describe_recording, find_original
 from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.rank import measure_pulse
 from duotok.recipes.accompany.repaint import FADE_SECONDS
 from duotok.recipes.accompany.request import Request
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
@@ -158,6 +159,8 @@ def test_candidates_are_ranked_by_what_follows(accompanist, vocal, original, rep
         take.vocal_codes[:160], best.codes[None, :160], first=110, sheet=best.sheet[:160]
     )
     assert best.fit.joint_bits == pytest.approx(float(likely) / np.log(2), abs=1e-4)
+    beats = np.array(json.loads((original / "report.json").read_text())["beats_seconds"])
+    assert best.fit.pulse_bits == measure_pulse(best.told.mel[0], beats) is not None
     worse = replace(best.fit, joint_bits=best.fit.joint_bits - 1)
     assert worse.score < best.fit.score
     assert torch.equal(best.codes, Take.read(repainted / "codes.safetensors").codes)
@@ -208,7 +211,12 @@ def test_only_the_window_is_composed_and_rendered(accompanist, make_singing, tmp
             return real(given, *rest, **options)
 
         monkeypatch.setattr(part, name, spy)
-    made = accompanist.repaint(folder, (32.0, 33.0), vocal, steps=1, candidates=1)
+    request = Request(vocal=vocal, original=folder, repaint=(32.0, 33.0), steps=1, candidates=1)
+    sketches = accompanist.compose(request)
+    begin, told = sketches.low / sketches.rate_hz, json.loads((folder / "report.json").read_text())
+    beats = [at for at in told["beats_seconds"] if at >= begin > 0]
+    assert (sketches.beats_seconds + begin).tolist() == pytest.approx(beats) and len(beats) > 4
+    made = accompanist.perform(sketches, sketches.ranked[0])
     composed, encoded, rendered = seen
     assert composed[0] <= 750 and rendered[0] <= 25 + 150 and encoded[1] <= 1_920 * 185
     first, last = changed(folder, made.save(tmp_path / "b"))
