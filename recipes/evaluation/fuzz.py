@@ -1,4 +1,4 @@
-"""Damaged recordings: whatever is flipped in one, loading it ends in sound or in one line, soon and small.
+"""Damaged recordings: whatever is flipped in one or cut off, loading it ends in sound or in one line, soon and small.
 
 Run: python -m duotok.recipes.evaluation.fuzz --files 10000 [--seed 1] [--first 0] [--out fuzz.json]
 Every file is loaded by a process of its own; file N of a seed is damaged in the same places in every run.
@@ -45,8 +45,13 @@ def make_recording(path: Path, wave: np.ndarray, rate_hz: int, **options: str) -
 
 
 def damage(whole: bytes, kind: str, generator: np.random.Generator) -> bytes:
-    """Flip one to seven bits, half of the time in the head; an OGG's checksums are made right again."""
+    """Flip one to seven bits, half of the time in the head, and cut off the end of every fourth file.
+
+    An OGG's checksums are made right again.
+    """
     data = bytearray(whole)
+    if generator.random() < 0.25:
+        del data[int(generator.integers(1, len(data))) :]
     reach = min(len(data), 128 if generator.random() < 0.5 else len(data))
     for place in generator.integers(reach, size=generator.integers(1, 8)):
         data[place] ^= 1 << int(generator.integers(8))
