@@ -1,4 +1,4 @@
-"""Damaged recordings: whatever is flipped in one or cut off, loading it ends in sound or in one line, soon and small.
+"""Damaged recordings: whatever is flipped or cut off, loading one ends in sound or in one line, soon and small.
 
 Run: python -m duotok.recipes.evaluation.fuzz --files 10000 [--seed 1] [--first 0] [--out fuzz.json]
 Every file is loaded by a process of its own; file N of a seed is damaged in the same places in every run.

@@ -1,14 +1,20 @@
 """What an installation contains, compared with what is in the folders."""
 
 import fnmatch
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tokenizer", "lm", "renderer", "recipes")
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETTINGS = PROJECT["tool"]["setuptools"]
 # Pyproject patterns use ** for any depth; fnmatch's * already crosses "/".
 DATA_FILES = sorted(
     path.relative_to(ROOT)
@@ -52,6 +58,26 @@ def test_the_namespace_maps_to_the_four_folders():
 @pytest.mark.parametrize("path", DATA_FILES, ids=str)
 def test_recipes_and_weights_are_package_data(path):
     assert is_package_data(path)
+
+
+def test_the_lock_is_of_what_the_project_requires():
+    """`uv lock --check` says so as well, where there are uv and a network."""
+    lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
+    (own,) = [each for each in lock["package"] if each["name"] == "duotok"]
+    project, locked, wanted = PROJECT["project"], set(), set()
+    for each in own["metadata"]["requires-dist"]:
+        extra = re.findall(r"extra == '(\w+)'", each.get("marker", ""))
+        specifier = SpecifierSet(each.get("specifier", ""))
+        locked.add((each["name"], specifier, *extra, *each.get("extras", ())))
+    for extra, texts in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        for each in map(Requirement, texts):
+            named = [*([extra] if extra else []), *sorted(each.extras)]
+            wanted.add((canonicalize_name(each.name), each.specifier, *named))
+    assert locked == wanted
+    assert SpecifierSet(lock["requires-python"]) == SpecifierSet(project["requires-python"])
+    assert set(map(Marker, lock["supported-markers"])) == {
+        Marker(" and ".join(sorted(text.split(" and ")))) for text in PROJECT["tool"]["uv"]["environments"]
+    }
 
 
 def test_there_are_recipes_and_an_unlisted_file_is_noticed():
