@@ -1,27 +1,35 @@
-"""Damaged recordings: whatever is flipped or cut off, loading one ends in sound or in one line, soon and small.
+"""Damaged recordings: whatever is flipped or cut off in one, loading ends in sound or in one line, in bounds.
 
 Run: python -m duotok.recipes.evaluation.fuzz --files 10000 [--seed 1] [--first 0] [--out fuzz.json]
-Every file is loaded by a process of its own; file N of a seed is damaged in the same places in every run.
+Files are loaded by a process beside, which their faults may end; file N of a seed is damaged in the same
+places in every run.
 """
 
 import argparse
 import os
 import signal
+import struct
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from duotok.recipes.accompany.mix import Vocal
 
 KINDS = ("wav", "flac", "ogg", "mp3", "m4a", "webm", "wma")
 LONGEST_SECONDS, LARGEST_BYTES = 10, 1_000_000_000
 _LONGEST_WAIT_SECONDS = 120  # on a machine that has others to serve; computing counts
 _ROOM_BYTES = 4_000_000_000  # where a process is stopped, long after it has been found too large
 _CODECS = {"m4a": "aac", "mp4": "aac", "mov": "aac", "webm": "libopus", "wma": "wmav2", "aac": "aac"}
-_OUTCOMES = ("sound", "refused", "crash", "memory")  # exit codes of the process that loads
+_OUTCOMES = ("sound", "refused", "crash", "memory")
+_RESULT = struct.Struct("<Bd")  # number of an outcome, seconds
+_TOGETHER = 50  # files that a process loads
 
 
 def make_recording(path: Path, wave: np.ndarray, rate_hz: int, **options: str) -> None:
@@ -58,40 +66,67 @@ def damage(whole: bytes, kind: str, generator: np.random.Generator) -> bytes:
     return _with_checksums(data) if kind == "ogg" else bytes(data)
 
 
-def try_loading(path: Path) -> tuple[str, float, int]:
-    """Load a vocal in a process of its own; return how it ended, seconds of computing, bytes at most."""
-    import resource
+def try_loading(
+    paths: Sequence[Path], load: Callable[[Path], "Vocal"] | None = None
+) -> list[tuple[str, float, int]]:
+    """Load vocals in a process beside this; return how each ended, its seconds of computing, bytes at most.
 
+    What comes after one that ends the process has another; where there was too much memory, each has its own.
+    load: None takes that of the accompanist.
+    """
     import torch
 
     from duotok.recipes.accompany.mix import load_vocal
-    from duotok.tokenizer.common.errors import AudioError
 
+    receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
-        code = 2
-        try:
-            torch.set_num_threads(1)  # the threads of the parent are not here
-            with open("/proc/self/statm") as file:
-                room = int(file.read().split()[0]) * resource.getpagesize() + _ROOM_BYTES
-            resource.setrlimit(resource.RLIMIT_AS, (room, room))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CPU, (LONGEST_SECONDS, LONGEST_SECONDS + 1))
-            signal.alarm(_LONGEST_WAIT_SECONDS)
-            code = 0 if bool(load_vocal(path).wave.isfinite().all()) else 2
-        except AudioError as error:
-            code = 1 if str(error).isprintable() else 2
-        except MemoryError:
-            code = 3
-        finally:
-            os._exit(code)
+        torch.set_num_threads(1)  # the threads of the parent are not here
+        _load_all(paths, load or load_vocal, sender)
+    os.close(sender)
+    with open(receiver, "rb") as file:
+        told = list(_RESULT.iter_unpack(file.read()))
     _, status, usage = os.wait4(child, 0)
-    seconds, size = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-    code = os.waitstatus_to_exitcode(status)
-    if code in (-signal.SIGALRM, -signal.SIGXCPU):
-        return "hang", seconds, size
-    outcome = _OUTCOMES[code] if code >= 0 else "crash"
-    return ("memory" if size > LARGEST_BYTES else outcome), seconds, size
+    size = usage.ru_maxrss * 1024
+    if size > LARGEST_BYTES and len(paths) > 1:
+        return [try_loading([path], load)[0] for path in paths]
+    found = [(_OUTCOMES[code], seconds, size) for code, seconds in told]
+    if len(found) < len(paths) and os.waitstatus_to_exitcode(status) < 0:
+        is_slow = os.waitstatus_to_exitcode(status) in (-signal.SIGALRM, -signal.SIGPROF)
+        found.append(("hang" if is_slow else "crash", float(LONGEST_SECONDS), size))
+    if size > LARGEST_BYTES:
+        found = [("memory", seconds, size) for _, seconds, size in found]
+    return [*found, *(try_loading(paths[len(found) :], load) if len(found) < len(paths) else [])]
+
+
+def _load_all(paths: Sequence[Path], load: Callable[[Path], "Vocal"], sender: int) -> NoReturn:
+    """Load vocals one after another, tell how each ended, and leave; after a fault at once."""
+    import resource
+
+    from duotok.tokenizer.common.errors import AudioError
+
+    try:
+        with open("/proc/self/statm") as file:
+            room = int(file.read().split()[0]) * resource.getpagesize() + _ROOM_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
+        for path in paths:
+            signal.alarm(_LONGEST_WAIT_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)
+            code, began = 2, time.process_time()
+            try:
+                code = 0 if bool(load(path).wave.isfinite().all()) else 2
+            except AudioError as error:
+                code = 1 if str(error).isprintable() else 2
+            except MemoryError:
+                code = 3
+            finally:
+                os.write(sender, _RESULT.pack(code, time.process_time() - began))
+            if code > 1:
+                break
+    finally:
+        os._exit(0)
 
 
 def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
@@ -105,15 +140,20 @@ def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
         wholes = {kind: Path(folder) / f"whole.{kind}" for kind in KINDS}
         for path in wholes.values():
             make_recording(path, wave, 16_000)
-        for number in tqdm(range(first, first + files), unit="file", disable=None):
-            kind = KINDS[number % len(KINDS)]
-            path = Path(folder) / f"damaged.{kind}"
-            generator = np.random.default_rng([seed, number])
-            path.write_bytes(damage(wholes[kind].read_bytes(), kind, generator))
-            outcome, seconds, size = try_loading(path)
-            found[kind][outcome] += 1
-            faults += [] if outcome in ("sound", "refused") else [{"file": number, "fault": outcome}]
-            longest, largest = max(longest, seconds), max(largest, size)
+        numbers = range(first, first + files)
+        for start in tqdm(numbers[::_TOGETHER], unit_scale=_TOGETHER, unit="file", disable=None):
+            paths = []
+            for number in numbers[start - first :][:_TOGETHER]:
+                kind = KINDS[number % len(KINDS)]
+                paths.append(Path(folder) / f"damaged-{number % _TOGETHER}.{kind}")
+                generator = np.random.default_rng([seed, number])
+                paths[-1].write_bytes(damage(wholes[kind].read_bytes(), kind, generator))
+            for number, path, (outcome, seconds, size) in zip(
+                numbers[start - first :], paths, try_loading(paths), strict=False
+            ):
+                found[path.suffix[1:]][outcome] += 1
+                faults += [] if outcome in ("sound", "refused") else [{"file": number, "fault": outcome}]
+                longest, largest = max(longest, seconds), max(largest, size)
     return {
         "files": files,
         "seed": seed,

@@ -1,12 +1,15 @@
 """Whatever is flipped in a recording: reading ends in sound or in an AudioError, in bounded memory."""
 
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.evaluation.fuzz import damage, make_recording
+from duotok.recipes.accompany.mix import load_vocal
+from duotok.recipes.evaluation.fuzz import damage, fuzz, make_recording, try_loading
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
 from duotok.tokenizer.common.errors import AudioError
 
@@ -44,3 +47,32 @@ def test_flipped_bits_end_in_sound_or_in_one_line(tmp_path, kind):
             assert str(error).isprintable()
     assert 0 < read and all(told)
     assert read < _FLIPS or kind == "mp3"  # its frames stand each for itself
+
+
+def test_damaged_recordings_of_all_kinds_are_loaded_or_refused():
+    found = fuzz(140, seed=11)
+    assert found["faults"] == [] and found["longest_seconds"] < 10 and found["largest_megabytes"] < 1_000
+    assert all(
+        set(each) == {"sound", "refused"} and sum(each.values()) == 20 for each in found["kinds"].values()
+    )
+
+
+def test_faults_are_found_and_what_comes_after_them_is_loaded(tmp_path, monkeypatch, make_singing):
+    monkeypatch.setattr("duotok.recipes.evaluation.fuzz.LONGEST_SECONDS", 0.3)
+    good = tmp_path / "good.wav"
+    make_recording(good, make_singing(1.2, rate_hz=16_000).T, 16_000)
+
+    def load(path):
+        if path.name == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while path.name == "slow":
+            pass
+        if path.name == "large":
+            return bytearray(8_000_000_000)
+        if path.name == "fault":
+            raise ValueError
+        return load_vocal(path)
+
+    names = ["good.wav", "crash", "slow", "good.wav", "large", "fault", "missing.wav"]
+    outcomes = [outcome for outcome, _, _ in try_loading([tmp_path / name for name in names], load)]
+    assert outcomes == ["sound", "crash", "hang", "sound", "memory", "crash", "refused"]
