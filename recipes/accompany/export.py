@@ -41,9 +41,15 @@ _PROGRAMS = {
 _USUAL_PROGRAMS, _SINGER_PROGRAM = (0, 33, 0), 53
 LEAD = "lead"  # the track of what is sung
 _DRUM_CHANNEL = 9
+_SHAKER, _TAMBOURINE = (
+    70,
+    54,
+)  # all percussion is the first; MuseScore 3 has no place for it and takes the other
 _SUNG_FRAMES = 4  # of the shortest note that is sung
 _SUNG_SEMITONES = 0.7  # from the last note, from which on it is another: vibrato is none
 _SUNG_VELOCITY = 90
+_MIDDLE_C = 60
+_WRITTEN_SIXTEENTHS = (1, 2, 3, 4, 6, 8, 12, 16)  # lengths of one note, with a dot or without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +318,7 @@ def _play(name: str, part: Part, channel: int, outline: Outline) -> list[Any]:
     ]
     by_pitch: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for start_seconds, end_seconds, pitch, velocity in sorted(part.notes):
+        pitch = _TAMBOURINE if part.is_drums and pitch == _SHAKER else pitch
         start = round(outline.ticks(max(0.0, start_seconds)))
         end = max(start + 1, round(outline.ticks(min(end_seconds, outline.seconds))))
         earlier = by_pitch[pitch]
@@ -346,8 +353,13 @@ def _lead_sheet_name(number: int, fifths: int) -> str:
 
 
 def write_lead_sheet(path: Path, outline: Outline, melody: Sequence[Note]) -> None:
-    """Write the sung melody, in sixteenths, with chords, key, meter and tempo as MusicXML."""
-    from music21 import harmony, instrument, key, metadata, meter, note, stream, tempo, tie
+    """Write the sung melody, in sixteenths, with chords, key, meter and tempo as MusicXML.
+
+    A breath of a sixteenth belongs to the note before it; what is mostly below middle C is written an octave
+    higher.
+    """
+    from music21 import bar as bar_lines
+    from music21 import clef, harmony, instrument, key, metadata, meter, note, stream, tempo, tie
 
     part = stream.Part(id="singer")
     part.partName = "Voice"
@@ -361,14 +373,21 @@ def write_lead_sheet(path: Path, outline: Outline, melody: Sequence[Note]) -> No
         if sung and sung[-1][0] == first:
             sung.pop()
         if sung:
-            sung[-1][1] = min(sung[-1][1], first)
+            sung[-1][1] = first if first <= sung[-1][1] + 1 else sung[-1][1]
         sung.append([first, max(last, first + 1), each.pitch])
     edges = [(first * parts, (first + count) * parts) for first, count in outline.bars]
-    before, pulse = 0, float(np.median(np.diff(outline.beats)))
+    before, pulse, usual = 0, float(np.median(np.diff(outline.beats))), _usual_count(outline.bars)
+    group = 6 if (usual, outline.denominator) == (6, 8) else 4
+    is_low = sung and np.median([pitch for *_, pitch in sung]) < _MIDDLE_C
     changes = [(round(outline.ticks(start) * 4 / TICKS), start, key) for start, key in outline.keys]
     chords = [(round(outline.ticks(start) * 4 / TICKS), start, number) for start, _, number in outline.chords]
     for number, ((first, last), (_, count)) in enumerate(zip(edges, outline.bars, strict=True)):
         bar = stream.Measure(number=number + 1 - outline.has_pickup)
+        if number == 0:
+            bar.clef = clef.Treble8vbClef() if is_low else clef.TrebleClef()
+        if number == 0 and outline.has_pickup and count < usual:  # a bar that is not whole, and of no number
+            bar.paddingLeft, bar.showNumber = (usual - count) * parts * step, stream.enums.ShowNumber.NEVER
+            count = usual
         if count != before:
             bar.timeSignature = meter.TimeSignature(f"{count}/{outline.denominator}")
         before = count
@@ -378,7 +397,9 @@ def write_lead_sheet(path: Path, outline: Outline, melody: Sequence[Note]) -> No
                 bar.insert((at - first) * step, signature.asKey("minor" if tonality >= 12 else "major"))
         if number == 0:
             unit = note.Note(quarterLength=outline.beat_ticks / TICKS).duration
-            bar.insert(0, tempo.MetronomeMark(number=round(60 / pulse), referent=unit))
+            mark = tempo.MetronomeMark(number=round(60 / pulse), referent=unit)
+            setattr(mark, "placement", "above")  # noqa: B010 - which music21 declares to be None
+            bar.insert(0, mark)
         for at, start, chord in chords:
             if first <= at < last and chord >= 0:
                 name = name_note(chord % 12, outline.fifths(start)).replace("b", "-")
@@ -386,24 +407,45 @@ def write_lead_sheet(path: Path, outline: Outline, melody: Sequence[Note]) -> No
                 symbol = harmony.NoChord() if chord == NO_CHORD else harmony.ChordSymbol(root=name, kind=kind)
                 bar.insert((at - first) * step, symbol)
         place = first
-        for low, high, pitch in sung:
-            if high <= first or low >= last:
-                continue
+        for low, high, pitch in [*sung, [last, last, None]]:
             start, end = max(low, first), min(high, last)
-            if start > place:
-                bar.insert((place - first) * step, note.Rest(quarterLength=(start - place) * step))
+            if high < first or low > last:
+                continue
+            for begin, until in split_at_beats(place - first, start - first, group):
+                bar.insert(begin * step, note.Rest(quarterLength=(until - begin) * step))
             fifths = outline.fifths(float(outline.beats[min(start // parts, len(outline.beats) - 1)]))
-            name = name_note(pitch % 12, fifths).replace("b", "-")
-            written = note.Note(f"{name}{pitch // 12 - 1}", quarterLength=(end - start) * step)
-            if low < start or end < high:
-                both = low < start and end < high
-                written.tie = tie.Tie("continue" if both else "stop" if low < start else "start")
-            bar.insert((start - first) * step, written)
-            place = end
-        if place < last:
-            bar.insert((place - first) * step, note.Rest(quarterLength=(last - place) * step))
+            for begin, until in split_at_beats(start - first, end - first, group):
+                name = name_note(pitch % 12, fifths).replace("b", "-")
+                written = note.Note(f"{name}{pitch // 12 - 1}", quarterLength=(until - begin) * step)
+                goes_on, went_on = until + first < high, begin + first > low
+                if goes_on or went_on:
+                    written.tie = tie.Tie(
+                        "continue" if goes_on and went_on else "start" if goes_on else "stop"
+                    )
+                bar.insert(begin * step, written)
+            place = max(place, end)
         part.append(bar)
+    part[-1].rightBarline = bar_lines.Barline("final")
     song = stream.Score([part])
     song.metadata = metadata.Metadata(title="Lead sheet", composer="")
     with whole_file(path) as temporary:
         song.write("musicxml", fp=str(temporary))
+
+
+def split_at_beats(first: int, last: int, group: int) -> list[tuple[int, int]]:
+    """Sixteenths first..last of a bar as spans that one note can be written for and that show the beats.
+
+    group: sixteenths that are written together. What begins beside a beat ends on the next one, unless it is
+    a plain syncopation of that length.
+    """
+    spans: list[tuple[int, int]] = []
+    while first < last:
+        length, beside = last - first, first % group
+        if beside and not (2 * beside == group == length):
+            length = min(length, group - beside)
+        elif length not in _WRITTEN_SIXTEENTHS and length > group:
+            length -= length % group
+        length = max(each for each in _WRITTEN_SIXTEENTHS if each <= length)
+        spans.append((first, first + length))
+        first += length
+    return spans

@@ -1,6 +1,7 @@
 """song.mid, lead-sheet.musicxml, chords.lab and click.wav, opened again by programs of others."""
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 
 from duotok.recipes.accompany import request as requests
 from duotok.recipes.accompany.bundle import assemble_bundle
-from duotok.recipes.accompany.export import Outline, find_sung_notes, place_on_grid, write_exports
+from duotok.recipes.accompany.export import (
+    Outline,
+    find_sung_notes,
+    place_on_grid,
+    split_at_beats,
+    write_exports,
+)
 from duotok.recipes.accompany.output import EXPORTED
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.accompany.request import INSTALLED, Request
@@ -141,13 +148,35 @@ def test_the_sheet_has_whole_bars(song):
     has_pickup = report["lead_sheet"]["bar_lines_seconds"][0] > 0
     assert bars[0].number == 1 - has_pickup
     for bar in bars:
-        assert bar.highestTime == bar.barDuration.quarterLength
+        assert bar.highestTime == bar.barDuration.quarterLength - bar.paddingLeft
     if report is SONGS["six"]:
-        assert [each.ratioString for each in sheet.recurse().getElementsByClass("TimeSignature")] == [
-            "2/8",
-            "6/8",
-        ]
-    assert sum(1 for note in sheet.recurse().notes if note.tie is not None) == 0 or len(bars) > 1
+        meters = [each.ratioString for each in sheet.recurse().getElementsByClass("TimeSignature")]
+        assert meters == ["6/8"] and bars[0].highestTime == 1.0
+    # One note after another, whose ties belong together, and none hides a beat.
+    notes = list(sheet.recurse().getElementsByClass("Note"))
+    held = [each.tie.type if each.tie else "" for each in notes]
+    for (one, it), (other, then) in pairwise(zip(notes, held, strict=True)):
+        assert (it in ("start", "continue")) == (then in ("stop", "continue"))
+        assert it not in ("start", "continue") or one.pitch == other.pitch
+    for each in [*notes, *sheet.recurse().getElementsByClass("Rest")]:
+        assert len(each.duration.components) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "group", "spans"),
+    [
+        (0, 7, 4, [(0, 4), (4, 7)]),
+        (3, 9, 4, [(3, 4), (4, 8), (8, 9)]),
+        (2, 6, 4, [(2, 6)]),  # a syncopation
+        (2, 7, 4, [(2, 4), (4, 7)]),
+        (0, 5, 6, [(0, 4), (4, 5)]),
+        (4, 12, 6, [(4, 6), (6, 12)]),
+        (0, 14, 4, [(0, 12), (12, 14)]),
+        (5, 5, 4, []),
+    ],
+)
+def test_what_is_written_shows_the_beats(first, last, group, spans):
+    assert split_at_beats(first, last, group) == spans
 
 
 def test_chords_go_back_in_and_clicks_are_on_the_beats(song):
