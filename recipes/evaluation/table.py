@@ -187,6 +187,10 @@ what sounds of the rest, F
     notes.frame_f_other | {:.2f} | 0.75
 chroma correlation of the score by a sound font with the band it was read from
     notes.chroma_correlation_by_font | {:.2f} | 0.80
+the same of the true notes, which is the most that can be read
+    notes.chroma_correlation_of_true_notes | {:.2f} |
+Frechet distance of listening features from the bands: by the sound font / rendered from the codes
+    notes.frechet_{font,rendered} | {:.1f} | lower than the second
 # Tokenizer (vocal / accompaniment)
 chroma read out of the codes, correlation
     tokenizer.{vocal,accompaniment}_chroma_correlation | {:.2f} | higher

@@ -182,7 +182,8 @@ def test_the_recipe_learns_and_its_result_reads(
     )
     figures = measure_notes(asked)
     assert figures["items"] >= 1 and 0 < figures["onset_f_drums"] <= 1
-    assert -1 <= figures["chroma_correlation_by_font"] <= 1
+    assert all(-1 <= figures[f"chroma_correlation_{name}"] <= 1 for name in ("by_font", "of_true_notes"))
+    assert figures["frechet_font"] > 0 and figures["frechet_rendered"] > 0
     capsys.readouterr()
     settings += ["--set", f"data.manifest={tiny_corpus / 'train.jsonl'}"]
     assert learn.main([str(TINY), "--out", str(tmp_path / "other"), *settings]) == 1
