@@ -18,7 +18,7 @@ from torch import Tensor
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.scoring import LMObjective, score_batch
+from duotok.lm.dual_track.scoring import LMObjective, count_loss_parts, score_batch
 from duotok.lm.metrics import codebook_normalized_bits
 from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
@@ -82,7 +82,8 @@ def build(config: Config) -> Task:
         # A copy, because DeepSpeed may scatter the model's own one over processes.
         sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader), written)
     source = WindowSource(shards, config.data, lm, config.train.batch_size, sheets)
-    objective = LMObjective(lm, config.prompt_weight)
+    parts = count_loss_parts(source.most_frames, max(lm.codes_of(track).codes for track in TRACKS))
+    objective = LMObjective(lm, config.prompt_weight, parts)
     return Task(
         objective=objective,
         make_batch=source.make_batch,

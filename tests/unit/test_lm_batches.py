@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.scoring import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective, count_loss_parts
 from duotok.recipes.lm import train as validation
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
@@ -235,3 +235,28 @@ def test_operations_are_those_that_torch_counts(mode: str, prompt_weight: float,
     with counter, sdpa_kernel(SDPBackend.MATH):
         LMObjective(lm, prompt_weight)(**batch)["total"].backward()
     assert batch_flops(lm.config, batch, prompt_weight) == counter.get_total_flops()
+
+
+def test_a_loss_in_parts_is_the_same_and_keeps_no_logits(tmp_path: Path) -> None:
+    lm = make_lm(64, 64)
+    data = DataConfig(tokens="", windows=((0.8, 1.0), (1.6, 1.0)))
+    source = WindowSource(make_named_shards(tmp_path, songs=2), data, lm, batch_size=3)
+    batch = source.make_batch(np.random.default_rng(0))
+    assert source.most_frames == 60 >= batch["target_vocal"].numel()
+    found = []
+    for parts in (1, 7):
+        kept: list[int] = []
+        lm.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            losses = LMObjective(lm, 0.5, loss_parts=parts)(**batch)
+        losses["total"].backward()
+        gradients = {n: p.grad for n, p in lm.named_parameters() if p.requires_grad and p.grad is not None}
+        found.append((losses, gradients, max(kept)))
+    (whole, expected, most), (parted, gradients, fewer) = found
+    assert whole.keys() == parted.keys() and expected.keys() == gradients.keys()
+    for one, other in ((whole, parted), (expected, gradients)):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
+    logits = batch["target_vocal"].numel() * 64
+    assert fewer < logits <= most
+    assert count_loss_parts(12 * 125, 3600) == 1 and count_loss_parts(8 * 750, 32_768) == 6
