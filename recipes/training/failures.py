@@ -114,4 +114,6 @@ def _advise_memory(config: TrainConfig, objective: nn.Module) -> str:
     configs = [getattr(module, "config", None) for module in objective.modules()]
     if any(getattr(c, "gradient_checkpointing", None) is False for c in configs):
         advice += ", or set model.gradient_checkpointing=true"
+    elif not config.gradient_checkpointing and any(isinstance(m, nn.ModuleList) for m in objective.modules()):
+        advice += ", or set train.gradient_checkpointing=true"
     return advice + ", or use ZeRO 3 with --deepspeed"

@@ -149,9 +149,8 @@ class TrainingState(RunState):
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
             parameter = self.parameters[name]
-            # AdamW keeps its step counter on the CPU, its moments with the parameter.
-            value = value if moment == "step" else value.to(parameter.device)
-            self.optimizer.state[parameter][moment] = value
+            # Fused, AdamW keeps its step counter with the parameter too.
+            self.optimizer.state[parameter][moment] = value.to(parameter.device)
         return True
 
 
