@@ -7,26 +7,13 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..tokenizer.blocks import FeedForward, RotaryPositions, attend_near, rotate
+from ..tokenizer.blocks import FeedForward, RMSNorm, RotaryPositions, attend_near, rotate
 from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
-
-    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
-        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of x."""
-        gain = None if self.weight is None else self.weight.to(x.dtype)
-        return functional.rms_norm(x, self.normalized_shape, gain, self.eps)
 
 
 class LocalAttention(nn.Module):

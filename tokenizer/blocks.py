@@ -51,6 +51,18 @@ def attend_near(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tenso
     return torch.cat(parts, dim=2)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
+
+    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
+        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension of x."""
+        gain = None if self.weight is None else self.weight.to(x.dtype)
+        return functional.rms_norm(x, self.normalized_shape, gain, self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention in which a frame sees `window` frames to each side."""
 
@@ -88,9 +100,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, window: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim)
+        self.attention_norm = RMSNorm(dim)
         self.attention = Attention(dim, heads, window)
-        self.feed_forward_norm = nn.RMSNorm(dim)
+        self.feed_forward_norm = RMSNorm(dim)
         self.feed_forward = FeedForward(dim, hidden)
 
     def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -110,7 +122,7 @@ class LocalTransformer(nn.Module):
         self.window = window
         self.rotary = RotaryPositions(dim // heads)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, window) for _ in range(blocks))
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
 
     @property
     def reach_frames(self) -> int:
@@ -131,7 +143,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.down1 = nn.Conv1d(mel_bands, dim, kernel_size=4, stride=2, padding=1)
         self.down2 = nn.Conv1d(dim, dim, kernel_size=4, stride=2, padding=1)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.transformer = transformer
 
     def forward(self, mel: Tensor) -> Tensor:
