@@ -124,6 +124,7 @@ def run_training(
     stop_at = limit if stop_after is None else min(limit, state.step + stop_after)
     is_main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     with contextlib.ExitStack() as stack:
+        stack.callback(state.settle)  # whatever ends the run, a checkpoint that is begun becomes whole
         stack.enter_context(prepared_blocks(task.objective, config))
         stack.enter_context(stopped_by_signal(state, out))
         stack.enter_context(explained_failures(config, task.objective, state, out))
@@ -173,6 +174,7 @@ def run_training(
                 with meter.paused():
                     save()
         save()
+        state.finish()
         if done >= 1:
             with state.export_weights():
                 if is_main:
