@@ -37,6 +37,7 @@ class KillsItsReader:
 def cluster() -> Iterator[Cluster]:
     """Two machines with a processor each, as Ray sees them."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import tests
+    os.environ["RAY_worker_niceness"] = "0"  # on a busy machine workers that are nice never start
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     yield cluster
