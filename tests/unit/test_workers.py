@@ -17,7 +17,7 @@ from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
 from duotok.recipes.lm import tokenize
 from duotok.recipes.lm.tokens import TokenShards, read_index
-from duotok.recipes.workers import plan
+from duotok.recipes.workers import node_hours
 from duotok.recipes.workers.pool import Workers
 from duotok.recipes.workers.processes import DIED
 from duotok.tokenizer.common.errors import ConfigError
@@ -136,7 +136,7 @@ def test_a_plan_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
         "--cost-per-tb-month",
         "10",
     ]
-    assert plan.main(given) == 0
+    assert node_hours.main(given) == 0
     page = capsys.readouterr().out
     # A quarter of tokenizing is done one after the other: four workers are worth 4 / 1.75.
     assert "| tokenize | 50 x | 80 x | 25.0% | 114.3 x | 87.5 | 21.9 | 175.00 | 5.000 TB |" in page
@@ -154,7 +154,7 @@ def test_a_plan_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_plans(given: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(given) == 1
+    assert node_hours.main(given) == 1
     told = capsys.readouterr().err
     assert reason in told and told.count("\n") == 1
 

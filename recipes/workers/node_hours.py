@@ -1,6 +1,6 @@
 """A page that plans a large corpus from what one and two workers did: node hours, storage, cost.
 
-Run: python -m duotok.recipes.workers.plan --measured tokenize=60,115 --storage tokenize=0.0007 \\
+Run: python -m duotok.recipes.workers.node_hours --measured tokenize=60,115 --storage tokenize=0.0007 \\
          --hours 10000 --workers-per-node 16 --nodes 8 --cost-per-node-hour 1.5 --out plan.md
 --measured takes hours of audio per hour of one worker, and of two on the same machine. What two gain less
 than double is taken for the share of the work that workers of a machine do one after the other (Amdahl);
