@@ -51,7 +51,7 @@ def validate(process, processes):
     return {"mean": (10.0 * rank, 1 + 3 * rank)}  # of 1 number, and of 4
 
 task = Task(Line(), draw, lambda folder: folder.mkdir(), validate)
-config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=7, validate_every=7)
+config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=2, validate_every=2)
 run_training(task, config, out / "run", minutes=1 / 30)
 (out / f"weights{rank}").write_bytes(task.objective.layer.weight.detach().numpy().tobytes())
 """
