@@ -21,7 +21,7 @@ from duotok.recipes.training.meter import measure_peak_flops
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError, DuoTokError
 
-# Started by torchrun over gloo: two processes train for two seconds, and the second one's clock runs fast.
+# Started by torchrun over gloo: two processes train for six seconds, and the second one's clock runs fast.
 FAST_CLOCK = """
 import os, sys, time
 from pathlib import Path
@@ -52,7 +52,7 @@ def validate(process, processes):
 
 task = Task(Line(), draw, lambda folder: folder.mkdir(), validate)
 config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=2, validate_every=2)
-run_training(task, config, out / "run", minutes=1 / 30)
+run_training(task, config, out / "run", minutes=1 / 10)
 (out / f"weights{rank}").write_bytes(task.objective.layer.weight.detach().numpy().tobytes())
 """
 
