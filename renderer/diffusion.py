@@ -7,26 +7,13 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..tokenizer.blocks import FeedForward, RotaryPositions, rotate
+from ..tokenizer.blocks import FeedForward, RMSNorm, RotaryPositions, attend_near, rotate
 from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
-
-    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
-        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of x."""
-        gain = None if self.weight is None else self.weight.to(x.dtype)
-        return functional.rms_norm(x, self.normalized_shape, gain, self.eps)
 
 
 class LocalAttention(nn.Module):
@@ -47,24 +34,8 @@ class LocalAttention(nn.Module):
         query, key, value = rearrange(self.qkv(hidden), heads, three=3, heads=self.heads)
         query = rotate(self.query_norm(query), *rotary).to(value.dtype)
         key = rotate(self.key_norm(key), *rotary).to(value.dtype)
-        if hidden.shape[1] <= self.window + 1:
-            mixed = functional.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = self._attend_in_blocks(query, key, value)
+        mixed = attend_near(query, key, value, self.window)
         return self.out(rearrange(mixed, "batch heads tokens dim -> batch tokens (heads dim)"))
-
-    def _attend_in_blocks(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend block by block of `window` queries, each over the keys that it can see at all."""
-        tokens = query.shape[2]
-        positions = torch.arange(tokens, device=query.device)
-        parts = []
-        for start in range(0, tokens, self.window):
-            stop = min(tokens, start + self.window)
-            low, high = max(0, start - self.window), min(tokens, stop + self.window)
-            visible = (positions[start:stop, None] - positions[None, low:high]).abs() <= self.window
-            seen = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
-            parts.append(functional.scaled_dot_product_attention(*seen, attn_mask=visible))
-        return torch.cat(parts, dim=2)
 
 
 class ModulatedBlock(nn.Module):

@@ -32,22 +32,53 @@ def rotate(features: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return features * cosines + torch.cat([-second, first], dim=-1) * sines
 
 
+def attend_near(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Attend `window` steps to each side; all [batch, heads, steps, head_dim]. Linear in the steps.
+
+    Block by block of `window` queries, each over the keys that it can see at all.
+    """
+    steps = query.shape[2]
+    if steps <= window + 1:
+        return functional.scaled_dot_product_attention(query, key, value)
+    positions = torch.arange(steps, device=query.device)
+    parts = []
+    for start in range(0, steps, window):
+        stop = min(steps, start + window)
+        low, high = max(0, start - window), min(steps, stop + window)
+        visible = (positions[start:stop, None] - positions[None, low:high]).abs() <= window
+        seen = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
+        parts.append(functional.scaled_dot_product_attention(*seen, attn_mask=visible))
+    return torch.cat(parts, dim=2)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
+
+    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
+        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension of x."""
+        gain = None if self.weight is None else self.weight.to(x.dtype)
+        return functional.rms_norm(x, self.normalized_shape, gain, self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention in which a frame sees `window` frames to each side."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, window
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         qkv = self.qkv(features)
         query, key, value = rearrange(
             qkv, "b frames (n heads dim) -> n b heads frames dim", n=3, heads=self.heads
         )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attend_near(query, key, value, self.window)
         return self.out(rearrange(mixed, "b heads frames dim -> b frames (heads dim)"))
 
 
@@ -67,15 +98,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm Transformer block."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, window: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim)
-        self.attention = Attention(dim, heads)
-        self.feed_forward_norm = nn.RMSNorm(dim)
+        self.attention_norm = RMSNorm(dim)
+        self.attention = Attention(dim, heads, window)
+        self.feed_forward_norm = RMSNorm(dim)
         self.feed_forward = FeedForward(dim, hidden)
 
-    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        features = features + self.attention(self.attention_norm(features), rotary, mask)
+    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        features = features + self.attention(self.attention_norm(features), rotary)
         return features + self.feed_forward(self.feed_forward_norm(features))
 
 
@@ -90,8 +121,8 @@ class LocalTransformer(nn.Module):
         super().__init__()
         self.window = window
         self.rotary = RotaryPositions(dim // heads)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden) for _ in range(blocks))
-        self.norm = nn.RMSNorm(dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden, window) for _ in range(blocks))
+        self.norm = RMSNorm(dim)
 
     @property
     def reach_frames(self) -> int:
@@ -99,12 +130,9 @@ class LocalTransformer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [batch, frames, dim] -> the same shape."""
-        frames = features.shape[1]
-        rotary = self.rotary(frames)
-        positions = torch.arange(frames, device=features.device)
-        mask = (positions[:, None] - positions[None, :]).abs() <= self.window
+        rotary = self.rotary(features.shape[1])
         for block in self.blocks:
-            features = block(features, rotary, mask)
+            features = block(features, rotary)
         return self.norm(features)
 
 
@@ -115,7 +143,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.down1 = nn.Conv1d(mel_bands, dim, kernel_size=4, stride=2, padding=1)
         self.down2 = nn.Conv1d(dim, dim, kernel_size=4, stride=2, padding=1)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.transformer = transformer
 
     def forward(self, mel: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .blocks import Encoder, LocalTransformer, NoisyBottleneck, UpsamplingHead
 from .common.audio import SAMPLE_RATE_HZ
 from .common.checkpoint import Component
-from .common.chunks import join_chunks
+from .common.chunks import chunk_size, join_chunks
 from .common.errors import AudioError, CheckpointError, ConfigError
 from .common.long_waves import let_go
 from .heads import HeadOutputs, MaskHead, TextHead, ideal_ratio_masks
@@ -89,7 +89,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
     frame_rate_hz = SAMPLE_RATE_HZ / HOP_SAMPLES
     hop_samples = HOP_SAMPLES
     READABLE = TRACKS  # whose codes say by themselves how they sound
-    CHUNK_FRAMES = 750
+    CHUNK_FRAMES = 750  # at least
 
     mel_mean: Tensor
     mel_deviation: Tensor
@@ -161,7 +161,7 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
             return route.quantizer.encode(route.project_in(features))
 
         frames = -(-wave.shape[-1] // HOP_SAMPLES)
-        return join_chunks(frames, encode_chunk, size=self.CHUNK_FRAMES, halo=halo)
+        return join_chunks(frames, encode_chunk, size=chunk_size(self.CHUNK_FRAMES, halo), halo=halo)
 
     @torch.no_grad()
     def features(self, codes: Tensor, track: str) -> Tensor:
@@ -172,7 +172,8 @@ class DuoTokenizer(Component[DuoTokenizerConfig]):
             vectors = nn.functional.embedding(codes[:, low:high], route.quantizer.entries())
             return self.upper(route.project_out(vectors))
 
-        return join_chunks(codes.shape[1], compute, size=self.CHUNK_FRAMES, halo=self.upper.reach_frames)
+        halo = self.upper.reach_frames
+        return join_chunks(codes.shape[1], compute, size=chunk_size(self.CHUNK_FRAMES, halo), halo=halo)
 
     @torch.no_grad()
     def read_out(self, codes: Tensor, track: str) -> ReadOut:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from .blocks import Encoder, LocalTransformer
 from .common.audio import SAMPLE_RATE_HZ
 from .common.checkpoint import Component
-from .common.chunks import join_chunks
+from .common.chunks import chunk_size, join_chunks
 from .common.config import config_from_dict
 from .common.errors import AudioError, CheckpointError, ConfigError, DataError
 from .model import HOP_SAMPLES as TOKENIZER_HOP_SAMPLES
@@ -165,7 +165,8 @@ class _OwnEncoder(nn.Module):
             return self.encoder((mel - self.mel_mean) / self.mel_deviation)
 
         halo = self.encoder.transformer.reach_frames + 4  # 4: downsampling and the spectrogram's window
-        return join_chunks(frames, encode_chunk, size=DuoTokenizer.CHUNK_FRAMES, halo=halo)
+        size = chunk_size(DuoTokenizer.CHUNK_FRAMES, halo)
+        return join_chunks(frames, encode_chunk, size=size, halo=halo)
 
 
 class _HubertEncoder(nn.Module):

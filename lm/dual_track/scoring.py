@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..metrics import accuracy_at, loss_nats, nats_to_bits, target_ranks
 from .layout import MODES, TRACKS, Layout, check_mode, mode_into
-from .model import DualTrackLM
+from .model import DualTrackLM, TrackCodes
+
+LARGEST_LOGITS = 2**25  # of one part of the loss: 1,024 tokens of 32,768 codes, 134 MB in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,26 @@ def mask_source(codes: Tensor, share: float, pad: int, generator: torch.Generato
     return torch.where(hidden.to(codes.device), pad, codes)
 
 
+def count_loss_parts(tokens: int, codes: int) -> int:
+    """Return in how many parts the loss of so many tokens is computed, that none has many logits."""
+    return max(1, -(-tokens * codes // LARGEST_LOGITS))
+
+
+def target_nats(head: TrackCodes, hidden: Tensor, targets: Tensor, parts: int = 1) -> Tensor:
+    """Return the cross-entropy [batch, frames] in nats of states [batch, frames, hidden_dim] on targets.
+
+    In several parts no logits are kept for the backward pass, which computes them again, part by part.
+    """
+    if parts == 1:
+        return loss_nats(head.logits(hidden), targets)
+
+    def part_nats(hidden: Tensor, targets: Tensor) -> Tensor:
+        return loss_nats(head.logits(hidden)[None], targets[None])[0]
+
+    pairs = zip(hidden.flatten(0, 1).tensor_split(parts), targets.flatten().tensor_split(parts), strict=True)
+    return torch.cat([checkpoint(part_nats, *pair, use_reentrant=False) for pair in pairs]).view_as(targets)
+
+
 class LMObjective(nn.Module):
     """Cross-entropy of the target segment's codes of one batch of laid-out windows (P B.1).
 
@@ -77,10 +100,13 @@ class LMObjective(nn.Module):
     beat is there for the target to attend.
     """
 
-    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0) -> None:
-        """prompt_weight: of the loss of the prompt steps; the paper has none."""
+    def __init__(self, lm: DualTrackLM, prompt_weight: float = 0.0, loss_parts: int = 1) -> None:
+        """prompt_weight: of the loss of the prompt steps; the paper has none. loss_parts: see `target_nats`.
+
+        The parts are as many in every batch, because under ZeRO 3 all processes must meet at each of them.
+        """
         super().__init__()
-        self.lm, self.prompt_weight = lm, prompt_weight
+        self.lm, self.prompt_weight, self.loss_parts = lm, prompt_weight, loss_parts
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Return {"total", and nats per token of the predicted tracks, and of them in the prompt}.
@@ -95,19 +121,23 @@ class LMObjective(nn.Module):
         counts = {t: weights[t].sum() for t in TRACKS}
         predicted = [t for t in TRACKS if counts[t] > 0]
         means = {}
-        for track in predicted:
-            nats = loss_nats(self.lm.codes_of(track).logits(hidden[:, -frames:]), targets[track])
-            means[track] = (nats * weights[track]).sum() / counts[track]
-        # A head that predicts nothing takes part by nought, so that distributed ranks stay in step.
-        idle = sum(w.sum() for t in TRACKS if t not in predicted for w in self.lm.codes_of(t).parameters())
-        total = torch.stack([*means.values(), hidden.sum() * 0]).sum() / max(1, len(predicted)) + 0 * idle
+        for track in TRACKS:
+            # A head that predicts nothing is called with nothing, so that distributed ranks stay in step.
+            judged = slice(-frames, None) if track in predicted else slice(0)
+            nats = self._nats(track, hidden[:, judged], targets[track][:, judged])
+            means[track] = (nats * weights[track][:, judged]).sum() / counts[track].clamp_min(1)
+        total = torch.stack([means[t] for t in TRACKS]).sum() / max(1, len(predicted))
         losses = {f"{t}_nats": means[t] for t in predicted}
         if predicted:
             task = "unconditional" if hidden.shape[1] == frames else mode_into(predicted[0])
             losses |= {f"{t}_nats/{task}": means[t] for t in predicted}
         if self.prompt_weight and hidden.shape[1] > frames:
-            prompt = {t: self.lm.codes_of(t).logits(hidden[:, :frames]) for t in predicted}
-            alone = {f"{t}_prompt_nats": loss_nats(prompt[t], targets[t]).mean() for t in predicted}
+            alone = {
+                f"{t}_prompt_nats": self._nats(t, hidden[:, :frames], targets[t]).mean() for t in predicted
+            }
             total = total + self.prompt_weight * torch.stack(list(alone.values())).mean()
             losses |= alone
         return {"total": total, **losses}
+
+    def _nats(self, track: str, hidden: Tensor, targets: Tensor) -> Tensor:
+        return target_nats(self.lm.codes_of(track), hidden, targets, self.loss_parts)

@@ -5,6 +5,7 @@ corpus has them) and ID.json with the manifest line. Tars are read from files, h
 webdataset's "pipe:" is refused, for a recipe of somebody else's would run any command by it.
 """
 
+import glob
 import importlib.util
 import io
 import itertools
@@ -100,7 +101,7 @@ def packed_ids(tar: str | Path) -> set[str]:
 def read_shards(
     urls: str | Path | Sequence[str | Path], *, shuffle: int = 0, seed: int = 0, by_node: bool = False
 ) -> Iterator[StreamedItem]:
-    """Stream the items of tars: paths or URLs, one or many, "{000000..000041}" for a range.
+    """Stream the items of tars: paths (* for all that there are) or URLs, one or many, {000000..000041}.
 
     shuffle: tars in the shuffle buffer, 0 = in order. Inside a DataLoader every worker reads its own tars;
     by_node: with torch.distributed also every process. Raises DataError for a missing or damaged tar, and for
@@ -111,7 +112,7 @@ def read_shards(
     from webdataset.shardlists import expand_urls, single_node_only, split_by_node, split_by_worker
 
     names = [str(urls)] if isinstance(urls, (str, Path)) else [str(url) for url in urls]
-    tars = [each for name in names for each in expand_urls(name)]
+    tars = [each for name in names for each in (sorted(glob.glob(name)) or expand_urls(name))]
     for tar in tars:
         scheme = re.match(r"([a-z][a-z0-9+.-]+):", tar, flags=re.IGNORECASE)
         if scheme is not None and scheme[1].lower() not in SCHEMES:
@@ -177,7 +178,7 @@ def is_sung_item(item: Item) -> bool:
 def open_items(
     source: str, *, shortest_seconds: float, pool_items: int, cuts_per_item: int, seed: int = 0
 ) -> ItemSource:
-    """Open a JSONL manifest, or tars: a path or a URL, {000..041} for a range."""
+    """Open a JSONL manifest, or tars: a path (with * all that fit) or a URL, {000..041} for a range."""
     if source.endswith(".tar") or source.startswith("pipe:"):
         return ItemPool(
             lambda epoch: read_shards(source, shuffle=SHUFFLED_TARS, seed=seed + epoch, by_node=True),

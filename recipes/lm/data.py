@@ -97,6 +97,11 @@ class WindowSource:
         # Every frame is as likely as any other, so long songs are drawn more often.
         self._song_shares = {n: _to_shares([s.frames for s in songs]) for n, songs in self._songs.items()}
 
+    @property
+    def most_frames(self) -> int:
+        """The most frames that a batch has of each track."""
+        return max(self._batch_size * min(self._lengths), *self._lengths)
+
     def make_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the arguments of `LMObjective`: one mode and one window length."""
         mode = self._modes[int(rng.choice(len(self._modes), p=self._mode_shares))]

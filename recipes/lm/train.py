@@ -18,14 +18,14 @@ from torch import Tensor
 
 from duotok.lm.dual_track.layout import TRACKS
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.scoring import LMObjective, score_batch
-from duotok.lm.metrics import codebook_normalized_bits
+from duotok.lm.dual_track.scoring import LMObjective, count_loss_parts, score_batch
+from duotok.lm.metrics import codebook_normalized_bits, nats_to_bits
 from duotok.lm.sheet.reader import SheetReader
 from duotok.recipes.lm.data import DataConfig, WindowSource
 from duotok.recipes.lm.sheets import SheetConfig, SheetLabels, SheetSource
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
-from duotok.recipes.training.task import Task, TrainConfig
+from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -82,7 +82,8 @@ def build(config: Config) -> Task:
         # A copy, because DeepSpeed may scatter the model's own one over processes.
         sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader), written)
     source = WindowSource(shards, config.data, lm, config.train.batch_size, sheets)
-    objective = LMObjective(lm, config.prompt_weight)
+    parts = count_loss_parts(source.most_frames, max(lm.codes_of(track).codes for track in TRACKS))
+    objective = LMObjective(lm, config.prompt_weight, parts)
     return Task(
         objective=objective,
         make_batch=source.make_batch,
@@ -135,10 +136,11 @@ def batch_flops(config: DualTrackLMConfig, batch: dict[str, Tensor], prompt_weig
 
 def make_validation(
     lm: DualTrackLM, shards: TokenShards, data: DataConfig, config: ValidationConfig
-) -> Callable[[], dict[str, float]] | None:
+) -> Callable[[int, int], Figures] | None:
     """Return the function that measures the model as it is then; None where nothing is held out.
 
-    It returns "cnbpt/unconditional_vocal" and so on, the same at every call for the same weights.
+    It gives "cnbpt/unconditional_vocal" and so on of a process's share of the windows, the same at every call
+    for the same weights.
     """
     if config.tokens is None and data.hold_out == 0:
         return None
@@ -148,28 +150,38 @@ def make_validation(
     codes = choose_windows(source, songs, max(1, round(seconds * rate_hz)), config.windows)
     prefix = min(round(config.prefix_seconds * rate_hz), codes["vocal"].shape[1] - 1)
 
-    def validate() -> dict[str, float]:
+    def validate(process: int, processes: int) -> Figures:
         was_training = lm.training
         lm.eval()
         try:
-            return measure_windows(lm, codes, prefix, rows=config.rows)
+            return measure_windows(lm, codes, prefix, config.rows, process, processes)
         finally:
             lm.train(was_training)
 
     return validate
 
 
-def measure_windows(lm: DualTrackLM, codes: dict[str, Tensor], prefix: int, rows: int) -> dict[str, float]:
-    """cnBPT of windows {track: codes [windows, frames]} by mode and track; prefix in frames."""
-    vocal, accompaniment = (codes[track] for track in TRACKS)
-    alone = score_batch(lm, vocal, accompaniment, "unconditional", rows=rows)
-    paired = score_batch(lm, vocal, accompaniment, _INTO, prefix_frames=prefix, rows=rows)
-    bits = {f"unconditional_{track}": (track, alone.bits_per_token(track)) for track in TRACKS}
-    bits[_INTO] = ("accompaniment", paired.bits_per_token("accompaniment"))
-    return {
-        f"cnbpt/{name}": codebook_normalized_bits(value, [lm.codes_of(track).codes])
-        for name, (track, value) in bits.items()
-    }
+def measure_windows(
+    lm: DualTrackLM, codes: dict[str, Tensor], prefix: int, rows: int, process: int, processes: int
+) -> Figures:
+    """cnBPT of every so many windows of {track: codes [windows, frames]}, by mode and track.
+
+    prefix: in frames. Every process computes as many windows; those of others among them do not count.
+    """
+    windows = len(codes["vocal"])
+    own = torch.arange(process, process + -(-windows // processes) * processes, processes)
+    counted = int((own < windows).sum())
+    vocal, accompaniment = (codes[track][own % windows] for track in TRACKS)
+    alone = score_batch(lm, vocal, accompaniment, "unconditional", rows=rows).loss_nats
+    paired = score_batch(lm, vocal, accompaniment, _INTO, rows=rows).loss_nats["accompaniment"][:, prefix:]
+    nats = {f"unconditional_{track}": (track, alone[track]) for track in TRACKS}
+    nats[_INTO] = ("accompaniment", paired)
+    figures: Figures = {}
+    for name, (track, values) in nats.items():
+        kept = values[:counted].double()
+        bits = nats_to_bits(float(kept.sum()))
+        figures[f"cnbpt/{name}"] = codebook_normalized_bits(bits, [lm.codes_of(track).codes]), kept.numel()
+    return figures
 
 
 def find_held_out(

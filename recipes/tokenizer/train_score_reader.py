@@ -17,7 +17,7 @@ from torch.nn import functional
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.lm.tokens import TokenShards, TokenSong, check_tokens, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
-from duotok.recipes.training.task import Task, TrainConfig
+from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 from duotok.tokenizer.music.score_reader import (
@@ -91,9 +91,11 @@ def build(config: Config) -> Task:
     def listen(songs: Sequence[TokenSong]) -> list[tuple[dict[str, np.ndarray], Score]]:
         return [(reader.listen(source.features(song)), bands[song.id]) for song in songs]
 
-    def validate() -> dict[str, float]:
+    def validate(process: int, processes: int) -> Figures:
+        # On every process all of them: thresholds are fitted to the whole.
         heard = listen(fitted[:: -(-len(fitted) // _VALIDATION_ITEMS)])
-        return measure(heard, fit_thresholds(heard, reader.rate_hz), reader.rate_hz)
+        scores = measure(heard, fit_thresholds(heard, reader.rate_hz), reader.rate_hz)
+        return {name: (score, 1.0) for name, score in scores.items()}
 
     def export(folder: Path) -> None:
         finished = ScoreReader(reader.config)

@@ -21,7 +21,7 @@ from duotok.recipes.training.failures import is_lost_process
 from duotok.recipes.training.run_state import RunState, damaged_checkpoint
 from duotok.recipes.training.task import TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
-from duotok.tokenizer.common.files import WriteError
+from duotok.tokenizer.common.files import WriteError, write_json
 
 STAGES = (0, 1, 2, 3)
 # What the loop does itself; the file may not bring its own.
@@ -181,13 +181,13 @@ class DeepSpeedState(RunState):
             shutil.rmtree(folder / name, ignore_errors=True)
             if is_lost_process(error):
                 raise
-            raise self.failed_save(folder, error) from error
+            raise self.failed_save(self.step, folder, error) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             try:
-                self.write_progress(folder / "state.json", zero_stage=self.stage)
+                write_json(folder / "state.json", {**self.progress(), "zero_stage": self.stage})
             except WriteError as error:
-                raise self.failed_save(folder, error) from error
+                raise self.failed_save(self.step, folder, error) from error
             self.saved_step = self.step
             for old in folder.glob("step-*"):
                 if old.name != name:

@@ -65,7 +65,7 @@ def stopped_by_signal(state: RunState, out: Path) -> Iterator[None]:
         # At once: a process that waits for a dead one may never come back to raise an error.
         print(
             f"error: process {os.environ.get('RANK', 0)}: told to end (SIGTERM) at step {state.step + 1}; "
-            f"{describe_checkpoint(state, out)}; start the same command again to go on",
+            f"{tell_checkpoint(state.saved_step, out)}; start the same command again to go on",
             file=sys.stderr,
             flush=True,
         )
@@ -79,9 +79,15 @@ def stopped_by_signal(state: RunState, out: Path) -> Iterator[None]:
 
 
 def describe_checkpoint(state: RunState, out: Path) -> str:
-    """Return a clause about the last checkpoint."""
-    good = f"the last good checkpoint is {out / 'checkpoint'}, of step {state.saved_step}"
-    return "there is no checkpoint yet" if state.saved_step is None else good
+    """Return a clause about the last checkpoint, when the one that is being written is done."""
+    state.settle()
+    return tell_checkpoint(state.saved_step, out)
+
+
+def tell_checkpoint(step: int | None, out: Path) -> str:
+    """Return a clause about the checkpoint of a step, None: that there is none."""
+    good = f"the last good checkpoint is {out / 'checkpoint'}, of step {step}"
+    return "there is no checkpoint yet" if step is None else good
 
 
 def refuse_not_finite(found: NotFinite | None, task: Task, state: RunState, out: Path) -> None:
@@ -114,4 +120,6 @@ def _advise_memory(config: TrainConfig, objective: nn.Module) -> str:
     configs = [getattr(module, "config", None) for module in objective.modules()]
     if any(getattr(c, "gradient_checkpointing", None) is False for c in configs):
         advice += ", or set model.gradient_checkpointing=true"
+    elif not config.gradient_checkpointing and any(isinstance(m, nn.ModuleList) for m in objective.modules()):
+        advice += ", or set train.gradient_checkpointing=true"
     return advice + ", or use ZeRO 3 with --deepspeed"

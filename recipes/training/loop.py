@@ -6,8 +6,11 @@ Every step is a pure function of (weights, optimizer, seed, step): its batches a
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from duotok.recipes.training.batches import MicroBatch, open_batches
@@ -26,7 +30,7 @@ from duotok.recipes.training.failures import explained_failures, refuse_not_fini
 from duotok.recipes.training.log import VALIDATION, RunLog, section_of
 from duotok.recipes.training.meter import Meter
 from duotok.recipes.training.run_state import RunState, TrainingState, export_component, make_folder
-from duotok.recipes.training.task import Task, TrainConfig
+from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.precision import multiplies_bf16
 
@@ -97,9 +101,9 @@ def run_training(
     precision = choose_precision(config.precision)
     accelerator = _start_accelerator(config, precision, deepspeed)
     parameters = {n: p for n, p in task.objective.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        _decay_groups(parameters, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-    )
+    # Fused: on a CPU as well the fastest, four times as fast as one operator after the other.
+    groups = _decay_groups(parameters, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     make_folder(out)
     with explained_failures(config, task.objective, None, out):
         with explained_refusal(deepspeed):
@@ -120,6 +124,8 @@ def run_training(
     stop_at = limit if stop_after is None else min(limit, state.step + stop_after)
     is_main, alone = accelerator.is_main_process, accelerator.num_processes == 1
     with contextlib.ExitStack() as stack:
+        stack.callback(state.settle)  # whatever ends the run, a checkpoint that is begun becomes whole
+        stack.enter_context(prepared_blocks(task.objective, config))
         stack.enter_context(stopped_by_signal(state, out))
         stack.enter_context(explained_failures(config, task.objective, state, out))
         meter = Meter(task, accelerator, precision)
@@ -168,6 +174,7 @@ def run_training(
                 with meter.paused():
                     save()
         save()
+        state.finish()
         if done >= 1:
             with state.export_weights():
                 if is_main:
@@ -217,20 +224,53 @@ def _take_step(
 def validate(task: Task, objective: nn.Module, state: RunState, accelerator: Accelerator) -> dict[str, float]:
     """Return the task's validation figures as the log names them; the averaged weights are what is judged."""
     assert task.validate is not None
-    figures: dict[str, float] = {}
+    # Under ZeRO 3 every process holds a share of the weights, and each layer gathers its own.
+    in_shares = isinstance(state, DeepSpeedState) and state.stage == 3
     objective.eval()
     try:
-        if isinstance(state, DeepSpeedState) and state.stage == 3:
-            # Every process holds a share of the weights, and each layer gathers its own.
-            with torch.no_grad():
-                figures = task.validate()
-        elif accelerator.is_main_process:
-            with torch.no_grad(), state.export_weights():
-                figures = task.validate()
+        with torch.no_grad(), contextlib.nullcontext() if in_shares else state.export_weights():
+            own = task.validate(accelerator.process_index, accelerator.num_processes)
     finally:
         objective.train()
-    accelerator.wait_for_everyone()
-    return {f"{VALIDATION}{name}": float(value) for name, value in figures.items()}
+    everyone: list[Figures] = gather_object([own])
+    sums = {name: [sum(each) for each in zip(*(one[name] for one in everyone), strict=True)] for name in own}
+    return {f"{VALIDATION}{name}": float(total / count) for name, (total, count) in sums.items()}
+
+
+def repeated_blocks(objective: nn.Module) -> list[nn.Module]:
+    """Return the blocks of which stacks are made: modules of several layers that stand in lists."""
+    lists = [module for module in objective.modules() if isinstance(module, nn.ModuleList)]
+    return [block for each in lists for block in each if any(True for _ in block.children())]
+
+
+@contextlib.contextmanager
+def prepared_blocks(objective: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Compile repeated blocks and compute their activations again, as the settings say, inside the block."""
+    blocks = repeated_blocks(objective) if config.compile or config.gradient_checkpointing else []
+    if config.compile:
+        refuse_without_compiler()
+    for block in blocks:
+        run = torch.compile(block.forward) if config.compile else block.forward
+        if config.gradient_checkpointing:
+            run = functools.partial(checkpoint, run, use_reentrant=False)
+        block.forward = run
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own stays
+
+
+def refuse_without_compiler() -> None:
+    """Raise ConfigError where torch.compile would find nothing to compile with."""
+    compiler = os.environ.get("CXX", "g++")
+    if torch.cuda.is_available():
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError(
+                "train.compile needs the package triton: pip install triton, or set it to false"
+            )
+    elif shutil.which(compiler) is None:
+        raise ConfigError(f"train.compile needs a C++ compiler ({compiler}): install one, or set it to false")
 
 
 def _start_accelerator(config: TrainConfig, precision: str, deepspeed: Path | None) -> Accelerator:

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,21 @@ class RunState(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder; raise CheckpointError where that fails, and the old one stays."""
+        """Write a checkpoint folder, or begin to; where that fails CheckpointError, and the old one stays."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Wait for the checkpoint that is being written; raise CheckpointError where it could not be."""
+
+    def settle(self) -> None:  # noqa: B027
+        """Wait for the checkpoint that is being written, whatever becomes of it."""
 
     @abstractmethod
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; say whether there was."""
 
-    def write_progress(self, path: Path, **more: int) -> None:
-        """Write how far the run is."""
-        progress = {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "processes": self.processes}
-        write_json(path, progress | more)
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run is."""
+        return {"step": self.step, "elapsed_seconds": self.elapsed_seconds, "processes": self.processes}
 
     def take_up_progress(self, folder: Path) -> dict[str, Any]:
         """Read state.json of a checkpoint: the run is as far as it was. Return all that it holds."""
@@ -63,11 +70,11 @@ class RunState(ABC):
         self.elapsed_seconds = elapsed_seconds
         return progress
 
-    def failed_save(self, folder: Path, error: Exception) -> CheckpointError:
+    def failed_save(self, step: int, folder: Path, error: Exception) -> CheckpointError:
         """Return the error, in one line, of a checkpoint that could not be written."""
         stays = f"the one of step {self.saved_step} stays"
         return CheckpointError(
-            f"cannot write the checkpoint of step {self.step} to {folder} ({failure_reason(error)}); "
+            f"cannot write the checkpoint of step {step} to {folder} ({failure_reason(error)}); "
             f"{'there is no earlier one' if self.saved_step is None else stays}; free some space, then run "
             "the same command again to go on"
         )
@@ -86,6 +93,8 @@ class TrainingState(RunState):
         self.tensors = {name: tensor for name, tensor in everything if name in persistent}
         self.optimizer = optimizer
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if use_ema else {}
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -109,27 +118,51 @@ class TrainingState(RunState):
             _copy(saved, self.parameters)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder; the old one is replaced only by a whole new one."""
+        """Begin to write a checkpoint folder from copies, while training goes on.
+
+        The old one is replaced only by a whole new one. Waits for the one before, whose failure it raises.
+        """
+        self.finish()
         moments = {
             f"{name}:{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         files = {"weights": self.tensors, "optimizer": moments} | ({"ema": self.ema} if self.ema else {})
+        copies = {
+            name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+            for name, tensors in files.items()
+        }
+        self._writing = self._writer.submit(self._write, folder, copies, self.progress())
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written; raise CheckpointError where it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, whatever becomes of it."""
+        if self._writing is not None:
+            wait([self._writing])
+
+    def _write(self, folder: Path, files: dict[str, dict[str, Tensor]], progress: dict[str, Any]) -> None:
         try:
             with whole_folder(folder) as temporary:
                 for name, tensors in files.items():
                     write_tensors(temporary / f"{name}.safetensors", tensors)
-                self.write_progress(temporary / "state.json")
+                write_json(temporary / "state.json", progress)
         except WriteError as error:
-            raise self.failed_save(folder, error) from error
-        self.saved_step = self.step
+            raise self.failed_save(progress["step"], folder, error) from error
+        self.saved_step = progress["step"]
 
     def load(self, folder: Path) -> bool:
         """Take up a checkpoint if there is one; an average that it has not starts from its weights."""
         replaced = sorted(folder.parent.glob(f".{folder.name}.*.old"))
         if replaced and not folder.exists():  # killed while the checkpoint was being replaced
             replaced[-1].replace(folder)
+        for half in folder.parent.glob(f".{folder.name}.*.part"):  # killed while it was being written
+            shutil.rmtree(half, ignore_errors=True)
         if not folder.exists():
             return False
         if any(folder.glob("step-*")):
@@ -149,9 +182,8 @@ class TrainingState(RunState):
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
             parameter = self.parameters[name]
-            # AdamW keeps its step counter on the CPU, its moments with the parameter.
-            value = value if moment == "step" else value.to(parameter.device)
-            self.optimizer.state[parameter][moment] = value
+            # Fused, AdamW keeps its step counter with the parameter too.
+            self.optimizer.state[parameter][moment] = value.to(parameter.device)
         return True
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from duotok.tokenizer.common.errors import ConfigError
 
+# Of each figure its sum and the number that the sum is over.
+Figures = dict[str, tuple[float, float]]
+
 TRACKERS = ("trackio", "wandb")  # packages of one interface
 LOGS = ("tensorboard", *TRACKERS, "none")
 
@@ -26,6 +29,10 @@ class TrainConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0  # global norm
     ema_decay: float = 0.0  # exponential moving average of the weights; 0 turns it off
+    compile: bool = False  # repeated blocks by torch.compile, which takes minutes before the first step
+    # The blocks' activations are computed again in the backward pass in place of being kept. Language models
+    # have a setting of their own for it, model.gradient_checkpointing.
+    gradient_checkpointing: bool = False
     precision: str = "auto"  # fp32, bf16, or auto: bf16 where the hardware multiplies it natively
     # Processes beside each training process that draw its batches ahead; 0: it draws them itself, in between.
     workers: int | None = None  # None: some where CUDA trains, else 0, for the cores are the model's
@@ -65,9 +72,10 @@ class Task:
     objective: nn.Module  # forward(**batch) -> named scalar losses; "total" is minimized
     make_batch: Callable[[np.random.Generator], dict[str, Tensor]]  # pure function of the generator
     export: Callable[[Path], object]  # writes the finished component from the objective's weights
-    # Named figures of the model as it is, on held-out data: "metric" or "metric/case". Runs without
-    # gradients, in eval mode, with the averaged weights; on the main process, under ZeRO 3 on every one.
-    validate: Callable[[], dict[str, float]] | None = None
+    # Named figures of the model as it is, on this process's share of the held-out data (process, processes):
+    # "metric" or "metric/case". Runs on every process without gradients, in eval mode, with the averaged
+    # weights. Each must compute as many batches as the others: under ZeRO 3 they meet in every layer.
+    validate: Callable[[int, int], Figures] | None = None
     unit: str = "tokens"  # what count_units counts; the log's name of the speed
     count_units: Callable[[dict[str, Tensor]], int] | None = None  # of a batch
     count_flops: Callable[[dict[str, Tensor]], float] | None = None  # of a batch, forward and backward

@@ -3,10 +3,12 @@
 import logging
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any, TypeVar, cast
 
 from duotok.recipes.workers.processes import DIED, tell_reason
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -62,6 +64,17 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
+def _by_name(function: Callable | None) -> Callable | None:
+    """Return a function of the program that runs, as its module has it: what is in __main__ Ray copies.
+
+    Every copy has globals of its own, in which `work` would not find what `start` has left.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or function is None or function.__module__ != "__main__":
+        return function
+    return getattr(import_module(spec.name), function.__qualname__)
+
+
 def run_on_ray(
     tasks: Iterable[TaskT],
     work: Callable[[Any], Any],
@@ -73,6 +86,7 @@ def run_on_ray(
 ) -> Generator[tuple[TaskT, Any], None, None]:
     """Do what `Workers.run` does, by so many actors on the cluster at an address."""
     ray = connect(address)
+    start, work = _by_name(start), cast(Callable[[Any], Any], _by_name(work))
     make = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor).remote
     starting: dict[Any, Any] = {}  # what tells that an actor is ready -> the actor
     running: dict[Any, tuple[Any, int, TaskT, int]] = {}  # result -> actor, number, task, earlier tries

@@ -74,7 +74,12 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
 
     def build(config):
         task = train.build(config)
-        task.validate = lambda: {"nats": task.objective(**task.make_batch(np.random.default_rng(0)))["total"]}
+
+        def validate(process, processes):
+            nats = task.objective(**task.make_batch(np.random.default_rng(process)))["total"]
+            return {"nats": (float(nats), 1)}
+
+        task.validate = validate
         task.count_units = lambda batch: batch["segment"].numel()
         return task
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duotok.lm.dual_track.layout import MODES
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.dual_track.scoring import LMObjective
+from duotok.lm.dual_track.scoring import LMObjective, count_loss_parts
 from duotok.recipes.lm import train as validation
 from duotok.recipes.lm.data import CodeDropout, DataConfig, WindowSource
 from duotok.recipes.lm.tokens import TokenIndex, TokenShards, TokenSong, append_shard, split_songs
@@ -100,10 +100,17 @@ def test_training_never_draws_what_validation_measures(tmp_path: Path, monkeypat
         lm, shards, config, ValidationConfig(windows=len(held_out), prefix_seconds=0.2)
     )
     assert validate is not None
-    figures = validate()
+    figures = {name: total / count for name, (total, count) in validate(0, 1).items()}
     assert {int(row[0]) for row in shown[0]} == held_out  # a window of each before a second one of any
     assert shown[0].shape == (len(held_out), 20)
-    assert figures == validate() and lm.training
+    assert validate(0, 1) == validate(0, 1) and lm.training
+    # Shares of three processes are as many windows each, and together what one process finds.
+    shown.clear()
+    shares = [validate(process, 3) for process in range(3)]
+    assert {part.shape[0] for part in shown} == {-(-len(held_out) // 3)}
+    for name, value in figures.items():
+        total, count = (sum(each) for each in zip(*(share[name] for share in shares), strict=True))
+        assert total / count == pytest.approx(value, rel=1e-6)
     assert set(figures) == {
         "cnbpt/unconditional_vocal",
         "cnbpt/unconditional_accompaniment",
@@ -123,7 +130,7 @@ def test_validation_of_a_uniform_guess_is_one(tmp_path: Path) -> None:
     config = ValidationConfig(tokens=str(other.folder), seconds=1.2, prefix_seconds=0.2)
     validate = make_validation(lm, shards, data, config)
     assert validate is not None
-    assert list(validate().values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert [total / count for total, count in validate(0, 1).values()] == pytest.approx([1.0, 1.0, 1.0])
     with pytest.raises(DataError, match="song 0 is in .* and is trained on"):
         make_validation(lm, shards, data, ValidationConfig(tokens=str(shards.folder), prefix_seconds=0.2))
     with pytest.raises(DataError, match="raise data.hold_out"):
@@ -235,3 +242,30 @@ def test_operations_are_those_that_torch_counts(mode: str, prompt_weight: float,
     with counter, sdpa_kernel(SDPBackend.MATH):
         LMObjective(lm, prompt_weight)(**batch)["total"].backward()
     assert batch_flops(lm.config, batch, prompt_weight) == counter.get_total_flops()
+
+
+def test_a_loss_in_parts_is_the_same_and_keeps_no_logits(tmp_path: Path) -> None:
+    lm = make_lm(64, 64)
+    data = DataConfig(tokens="", windows=((0.8, 1.0), (1.6, 1.0)))
+    source = WindowSource(make_named_shards(tmp_path, songs=2), data, lm, batch_size=3)
+    batch = source.make_batch(np.random.default_rng(0))
+    assert source.most_frames == 60 >= batch["target_vocal"].numel()
+    found = []
+    for parts in (1, 7):
+        kept: list[int] = []
+        lm.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            losses = LMObjective(lm, 0.5, loss_parts=parts)(**batch)
+        losses["total"].backward()
+        gradients = {n: p.grad for n, p in lm.named_parameters() if p.requires_grad and p.grad is not None}
+        found.append((losses, gradients, max(kept)))
+    (whole, expected, most), (parted, gradients, fewer) = found
+    assert whole.keys() == parted.keys() and expected.keys() == gradients.keys()
+    for one, other in ((whole, parted), (expected, gradients)):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
+    logits = batch["target_vocal"].numel() * 64
+    assert fewer < logits <= most
+    assert count_loss_parts(12 * 125, 3600) == 1 and count_loss_parts(8 * 750, 32_768) == 6

@@ -9,7 +9,6 @@ from duotok.renderer.diffusion import (
     DiffusionDecoder,
     DiffusionDecoderConfig,
     Known,
-    LocalAttention,
     ModulatedTransformer,
 )
 from duotok.renderer.diffusion_path import OBJECTIVES, DiffusionPath, Solver
@@ -139,17 +138,6 @@ def test_v_levels_are_those_of_the_solver():
     signal, _ = DiffusionPath("v").levels(solver.times.float())
     scheduler = solver._scheduler
     assert torch.allclose(signal, scheduler.alphas_cumprod[scheduler.timesteps].sqrt(), atol=1e-3)
-
-
-@pytest.mark.parametrize("tokens", [1, 4, 5, 9, 23])
-def test_attention_in_blocks_is_banded_attention(tokens):
-    torch.manual_seed(0)
-    attention = LocalAttention(16, 2, window=4).eval()
-    query, key, value = torch.randn(3, 1, 2, tokens, 8)
-    positions = torch.arange(tokens)
-    band = (positions[:, None] - positions).abs() <= 4
-    whole = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=band)
-    assert torch.allclose(attention._attend_in_blocks(query, key, value), whole, atol=1e-6)
 
 
 def test_transformer_reaches_no_further_than_its_windows():

@@ -42,6 +42,9 @@ def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
 def test_a_range_of_tars_is_one_url_and_workers_of_a_loader_share_them(items: list[Item], tars: list[Path]):
     streamed = read_shards(f"{tars[0].parent}/train-{{000000..000001}}.tar")
     assert [item.id for item in streamed] == [item.id for item in items if item.split == "train"]
+    assert [item.id for item in read_shards(f"{tars[0].parent}/train-*.tar")] == [
+        item.id for item in items if item.split == "train"
+    ]
     everything = sorted(item.id for item in items)
     assert sorted(item.id for item in read_shards(tars, shuffle=10, seed=1)) == everything
 

@@ -4,7 +4,9 @@ import os
 import pytest
 import torch
 
+from duotok.tokenizer.blocks import attend_near
 from duotok.tokenizer.common.checkpoint import open_component
+from duotok.tokenizer.common.chunks import chunk_size, plan_chunks
 from duotok.tokenizer.common.errors import AudioError, CheckpointError, ConfigError, DuoTokError
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
@@ -38,6 +40,33 @@ def test_chunks_give_the_codes_of_one_pass(tokenizer):
     torch.testing.assert_close(chunked_read_out.mel, read_out.mel, atol=1e-4, rtol=0)
     torch.testing.assert_close(chunked_read_out.chroma, read_out.chroma, atol=1e-4, rtol=0)
     assert read_out.mel.shape == (1, 600, 32) and read_out.chroma.shape == (1, 300, 12)
+
+
+@pytest.mark.parametrize(("frames", "window"), [(1, 4), (4, 4), (5, 4), (9, 4), (23, 4), (700, 128)])
+def test_attention_in_blocks_is_that_of_a_dense_mask(frames, window):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, frames, 8)
+    positions = torch.arange(frames)
+    band = (positions[:, None] - positions).abs() <= window
+    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=band)
+    torch.testing.assert_close(attend_near(query, key, value, window), dense, atol=1e-5, rtol=0)
+
+
+def test_little_is_computed_for_the_neighbours_alone(tokenizer, monkeypatch):
+    seen = []
+    for stack in (tokenizer.encoder.transformer, tokenizer.upper):
+        stack.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    monkeypatch.setattr(tokenizer, "CHUNK_FRAMES", 10)
+    codes = tokenizer.encode(noise(1920 * 900), "vocal")
+    assert codes.shape == (1, 900) and len(seen) > 3 and sum(seen) <= 1.3 * 900
+    seen.clear()
+    tokenizer.features(codes, "vocal")
+    assert len(seen) > 3 and sum(seen) <= 1.3 * 900
+    # The paper's size, over an hour.
+    base = DuoTokenizerConfig()
+    halo = base.blocks * base.attention_window + 4
+    plan = plan_chunks(90_000, chunk_size(DuoTokenizer.CHUNK_FRAMES, halo), halo)
+    assert sum(chunk.high - chunk.low for chunk in plan) <= 1.3 * 90_000
 
 
 def test_gain_does_not_change_codes(tokenizer):

@@ -21,7 +21,7 @@ from duotok.recipes.training.meter import measure_peak_flops
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError, DuoTokError
 
-# Started by torchrun over gloo: two processes train for two seconds, and the second one's clock runs fast.
+# Started by torchrun over gloo: two processes train for six seconds, and the second one's clock runs fast.
 FAST_CLOCK = """
 import os, sys, time
 from pathlib import Path
@@ -46,9 +46,13 @@ def draw(rng):
     time.sleep(0.01)
     return {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()}
 
-task = Task(Line(), draw, lambda folder: folder.mkdir())
-config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=7)
-run_training(task, config, out / "run", minutes=1 / 30)
+def validate(process, processes):
+    assert (process, processes) == (rank, 2)
+    return {"mean": (10.0 * rank, 1 + 3 * rank)}  # of 1 number, and of 4
+
+task = Task(Line(), draw, lambda folder: folder.mkdir(), validate)
+config = TrainConfig(precision="fp32", warmup_steps=0, learning_rate=0.05, log_every=2, validate_every=2)
+run_training(task, config, out / "run", minutes=1 / 10)
 (out / f"weights{rank}").write_bytes(task.objective.layer.weight.detach().numpy().tobytes())
 """
 
@@ -195,10 +199,10 @@ def test_validation_sees_averaged_weights_in_eval_mode_and_changes_nothing(tmp_p
     def run(name, **changes):
         task = make_task(lambda rng: {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()})
 
-        def validate():
+        def validate(process, processes):
             torch.randn(3)  # uses up random numbers
             seen.append((task.objective.training, torch.is_grad_enabled(), task.objective.layer.bias.item()))
-            return {"bias/averaged": task.objective.layer.bias.item()}
+            return {"bias/averaged": (3 * task.objective.layer.bias.item(), 3)}
 
         task.validate = validate
         run_training(task, config(ema_decay=0.9, **changes), tmp_path / name)
@@ -235,6 +239,58 @@ def test_precision_follows_the_processor(monkeypatch):
     assert choose_precision("fp32") == "no" and choose_precision("bf16") == "bf16"
 
 
+class Stack(nn.Module):
+    """Blocks that tell how often they are passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2))
+        self.passes = 0
+        self.blocks[0][0].register_forward_hook(self.count)
+
+    def count(self, *_) -> None:
+        self.passes += 1
+
+    def forward(self, inputs):
+        for block in self.blocks:
+            inputs = block(inputs)
+        return {"total": inputs.square().mean()}
+
+
+@pytest.mark.parametrize("setting", ["gradient_checkpointing", "compile"])
+def test_blocks_that_are_compiled_or_computed_again_learn_the_same(setting, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_without_c(function):  # tracing is seconds, C++ of it minutes
+        compiled.append(function)
+        return real(function, backend="eager")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_without_c)
+
+    def draw(rng):
+        return {"inputs": torch.from_numpy(rng.normal(size=(4, 3))).float()}
+
+    passes = []
+    for name, changes in (("plain", {}), ("changed", {setting: True})):
+        task = Task(Stack(), draw, lambda folder: folder.mkdir())
+        run_training(task, config(steps=2, **changes), tmp_path / name)
+        passes.append(task.objective.passes)
+        assert "forward" not in vars(task.objective.blocks[0])
+    plain, changed = (
+        load_file(tmp_path / name / "checkpoint" / "weights.safetensors") for name in ("plain", "changed")
+    )
+    assert plain.keys() == changed.keys()
+    assert all(torch.allclose(plain[name], changed[name], atol=1e-6) for name in plain)
+    assert passes[0] == 2 and (passes[1] == 4) is (setting == "gradient_checkpointing")
+    assert len(compiled) == (2 if setting == "compile" else 0)
+    if setting == "compile" and not torch.cuda.is_available():
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler \(no-such-compiler\)"):
+            run_training(task, config(steps=3, compile=True), tmp_path / "changed")
+
+
 def test_runs_of_different_precision_share_a_process(tmp_path):
     products = []
 
@@ -260,9 +316,9 @@ def test_validation_is_in_full_precision(tmp_path):
     assert isinstance(task.objective, Line)
     layer = task.objective.layer
 
-    def measure():
+    def measure(process, processes):
         found.append(layer(torch.ones(1, 3)).dtype)
-        return {"figure": 0.0}
+        return {"figure": (0.0, 1)}
 
     task.validate = measure
     run_training(task, config(steps=2, precision="bf16", validate_every=1), tmp_path / "run")
@@ -348,7 +404,9 @@ def test_processes_that_train_for_minutes_stay_together(tmp_path):
     done = subprocess.run(command, **run, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "weights0").read_bytes() == (tmp_path / "weights1").read_bytes()
-    rates = [row["learning_rate"] for row in read_log(tmp_path / "run")]
+    rows = read_log(tmp_path / "run")
+    assert {row["validation/mean"] for row in rows[1:]} == {2.0}  # over all numbers, not over processes
+    rates = [row["learning_rate"] for row in rows]
     assert len(rates) > 2 and rates[-1] < 0.5 * rates[0]
 
 

@@ -1,7 +1,11 @@
 """What docs/training.md names is there: modules, files, settings, and the words of failures."""
 
+import math
 import re
+import shlex
+from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,37 @@ def test_settings_are_the_recipe_s(name):
         value = getattr(value, part)
     with pytest.raises(ConfigError):
         load_config(train.Config, recipe, [f"{name}s_that_is_none=1"])
+
+
+def commands() -> list[str]:
+    """Every command line of the page, its continued lines joined."""
+    page = re.sub(r"\\\n\s+", "", PAGE)
+    lines = re.findall(r"^    (\S.*)$", page, flags=re.MULTILINE)
+    return [line for line in lines if " -m duotok." in line and "STAGE" not in line]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_can_be_given(command, capsys):
+    launch, _, program = command.partition(" -m ")
+    name, *arguments = shlex.split(program)
+    module = import_module(name if not name.endswith("songs") else f"{name}.__main__")
+    recipe = next((argument for argument in arguments if argument.endswith(".yaml")), None)
+    if recipe is not None:
+        overrides = [value for key, value in pairwise(arguments) if key == "--set"]
+        config = load_config(module.Config, ROOT / recipe, overrides)
+        counts = re.findall(r"--n(?:nodes|proc-per-node) (\d+)", launch)
+        processes = math.prod(map(int, counts))
+        for given in (value for key, value in pairwise(arguments) if key == "--deepspeed"):
+            deepspeed_engine.read_deepspeed_config(
+                ROOT / given, config.train, precision=config.train.precision, processes=processes
+            )
+            if module is train:  # the step that the table promises
+                assert processes * config.train.batch_size * config.train.accumulate == 512
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    known = capsys.readouterr().out
+    assert end.value.code == 0
+    assert not [part for part in arguments if part.startswith("--") and part not in known]
 
 
 def test_failures_are_told_in_these_words():

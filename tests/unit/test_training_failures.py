@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +87,48 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     run_training(make_task(), config(), tmp_path / "whole")
     a, b = (tmp_path / name / "checkpoint" / "weights.safetensors" for name in ("run", "whole"))
     assert a.read_bytes() == b.read_bytes()
+
+
+SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from duotok.recipes.training import run_state
+from duotok.recipes.training.loop import run_training
+from test_training_failures import config, make_task
+
+out, write = Path(sys.argv[2]), run_state.write_tensors
+
+def write_slowly(path, tensors):
+    write(path, tensors)
+    state = out / "checkpoint" / "state.json"
+    if state.exists() and '"step": 2' in state.read_text():
+        time.sleep(3600)
+
+run_state.write_tensors = write_slowly
+run_training(make_task(), config(), out)
+"""
+
+
+def test_a_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", SLOW_WRITER, str(Path(__file__).parent), str(out)]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = out / "log.jsonl"
+    # The checkpoint of step 3 is half written, and yet step 4 is taken.
+    while run.poll() is None and not (log.exists() and '"step": 4' in log.read_text()):
+        time.sleep(0.02)
+    assert run.poll() is None
+    run.kill()
+    run.wait()
+    assert list(out.glob(".checkpoint.*.part/weights.safetensors"))
+    assert json.loads((out / "checkpoint" / "state.json").read_text())["step"] == 2
+    run_training(make_task(), config(), out)
+    assert not list(out.glob(".checkpoint*"))
+    run_training(make_task(), config(), tmp_path / "whole")
+    for name in ("weights", "optimizer"):
+        a, b = (tmp_path / each / "checkpoint" / f"{name}.safetensors" for each in ("run", "whole"))
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_a_disk_full_at_the_log_or_at_the_export_is_one_line(tmp_path):

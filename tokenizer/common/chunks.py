@@ -1,5 +1,6 @@
 """Long inputs in chunks that see a little more to each side, so that joined they are one pass over all."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,14 @@ class Chunk(NamedTuple):
     def inside(self, rate: int = 1) -> slice:
         """Where the chunk's own part lies in what was computed of low..high, `rate` values per frame."""
         return slice((self.start - self.low) * rate, (self.stop - self.low) * rate)
+
+
+MOST_WASTE = 0.3  # frames that are looked at for their neighbours alone, over frames that are kept
+
+
+def chunk_size(smallest: int, halo: int) -> int:
+    """Return of how many frames chunks with a halo are, so that no more than MOST_WASTE is computed twice."""
+    return max(smallest, math.ceil(2 * halo / MOST_WASTE))
 
 
 def plan_chunks(frames: int, size: int, halo: int, *, grain: int = 1) -> Iterator[Chunk]:

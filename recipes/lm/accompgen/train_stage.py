@@ -22,7 +22,7 @@ from duotok.lm.metrics import code_counts, nats_to_bits, unigram_entropy_bits
 from duotok.recipes.lm.accompgen.layered_tokens import LayeredShards
 from duotok.recipes.lm.tokens import TokenSong, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
-from duotok.recipes.training.task import Task, TrainConfig
+from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 _OVERLAP = 0.2  # of a window, that the next one continues
@@ -148,7 +148,7 @@ class StageWindows:
 
 def make_validation(
     config: Config, shards: LayeredShards, songs: Sequence[TokenSong], stage: Stage
-) -> Callable[[], dict[str, float]]:
+) -> Callable[[int, int], Figures]:
     """Return the function that measures the stage as it is then on fixed windows of held-out songs."""
     windows = StageWindows(shards, songs, stage, config.coarse_levels)
     count = config.data.validation_windows
@@ -157,11 +157,13 @@ def make_validation(
     pairs = [windows.cut(song, (song.fraction("start") + 0.37 * turn) % 1.0) for song, turn in chosen]
     source, target = (torch.stack(each) for each in zip(*pairs, strict=True))
 
-    def validate() -> dict[str, float]:
+    def validate(process: int, processes: int) -> Figures:
         was_training = stage.training
         stage.eval()
         try:
-            return measure_stage(stage, source, target)
+            # On every process all windows: each is compared with one far from it.
+            bits = measure_stage(stage, source, target)
+            return {name: (value, 1.0) for name, value in bits.items()}
         finally:
             stage.train(was_training)
 
