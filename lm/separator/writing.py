@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ...tokenizer.common.audio import SAMPLE_RATE_HZ
 from ...tokenizer.common.errors import AudioError
-from ..dual_track.sampling import one_thread
+from ..dual_track.sampling import threads
 from .model import StepInputs, TokenSeparator, TokenSeparatorConfig
 
 
@@ -142,7 +142,7 @@ def write_song(
         if progress is not None:
             progress(done / total)
 
-    with one_thread():
+    with threads(1):
         for first in range(0, len(plan), rows):
             part = places[first : first + rows]
             windows = torch.stack([wave[place : place + config.samples] for place in part])

@@ -2,7 +2,8 @@
 # The default model from corpus to bundle: every stage resumes where it stopped, so run it again after an interruption.
 #
 # usage: recipes/small/reproduce.sh POP909.tar.gz [RUNS] [DATA]
-# The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU.
+# The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU. OPENEWLD=openewld.tar.gz
+# (needs music21) teaches the sheet reader bars of two, three and six beats as well.
 set -euo pipefail
 
 songs=$1
@@ -54,14 +55,16 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest
     --out "$runs/tokens/train" --workers "$(nproc)"
 train tokenizer.train_harmony_reader tokenizer/train_harmony_reader/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
-# The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too.
+# The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too, and scores
+# that are sung by codes alone, among them OpenEWLD's, whose bars have not all four beats.
 transposed=$data/train-transposed.jsonl
 read -ra semitones <<<"${SHEET_SEMITONES:-0 4}"
 python -m duotok.recipes.corpus.transpose --manifest "$data/train.jsonl" --semitones "${semitones[@]}" --out "$transposed"
 python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest "$transposed" \
     --out "$runs/tokens-transposed/train" --workers "$(nproc)"
-train lm.train_sheet_reader lm/train_sheet_reader/small.yaml sheet "${SHEET_MINUTES:-40}" --set "data.manifest=$transposed" \
-    --set "data.tokens=$runs/tokens-transposed/train" --set "tokenizer=$runs/stage3/final"
+train lm.train_sheet_reader lm/train_sheet_reader/small.yaml sheet "${SHEET_MINUTES:-60}" --set "data.manifest=$transposed" \
+    --set "data.tokens=$runs/tokens-transposed/train" --set "tokenizer=$runs/stage3/final" \
+    --set "data.scores=[[$songs, 0.15]${OPENEWLD:+, [$OPENEWLD, 0.3]}]" --set "data.score_cache=$data/scores"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
     --set "sheets.manifest=$data/train.jsonl"
