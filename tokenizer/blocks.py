@@ -64,9 +64,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Self-attention in which a frame sees `window` frames to each side."""
+    """Self-attention in which a frame sees `window` frames to each side, or (None) all."""
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int | None = None) -> None:
         super().__init__()
         self.heads, self.window = heads, window
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -78,7 +78,10 @@ class Attention(nn.Module):
             qkv, "b frames (n heads dim) -> n b heads frames dim", n=3, heads=self.heads
         )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = attend_near(query, key, value, self.window)
+        if self.window is None:
+            mixed = functional.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = attend_near(query, key, value, self.window)
         return self.out(rearrange(mixed, "b heads frames dim -> b frames (heads dim)"))
 
 

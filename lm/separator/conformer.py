@@ -69,11 +69,11 @@ class ConformerBlock(nn.Module):
         self.convolution = ConvolutionModule(dim, config.kernel_frames)
         self.second = FeedForward(dim, config.feed_forward_dim)
 
-    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Features [batch, frames, dim] -> the same shape."""
         first, attention, convolution, second, last = self.norms
         features = features + 0.5 * self._drop(self.first(first(features)))
-        features = features + self._drop(self.attention(attention(features), rotary, mask))
+        features = features + self._drop(self.attention(attention(features), rotary))
         features = features + self._drop(self.convolution(convolution(features)))
         features = features + 0.5 * self._drop(self.second(second(features)))
         return last(features)
@@ -98,9 +98,7 @@ class Conformer(nn.Module):
         wave = functional.pad(wave, (0, -wave.shape[-1] % HOP_SAMPLES))
         with torch.autocast(wave.device.type, enabled=False):
             mel = (self.log_mel(wave) - _MEAN) / _DEVIATION
-        hidden, frames = self.enter(mel), mel.shape[1]
-        mask = torch.ones(frames, frames, dtype=torch.bool, device=mel.device)
-        rotary = self.rotary(frames)
+        hidden, rotary = self.enter(mel), self.rotary(mel.shape[1])
         for block in self.blocks:
-            hidden = block(hidden, rotary, mask)
+            hidden = block(hidden, rotary)
         return hidden

@@ -26,7 +26,7 @@ from duotok.lm.separator.model import (
 )
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training.recipe_command import recipe_main
-from duotok.recipes.training.task import Task, TrainConfig
+from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.renderer.latent_codec import open_codec
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError
@@ -175,7 +175,7 @@ def equalize(waves: Tensor, bands_db: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(waves) * 10 ** (gains_db / 20), samples)
 
 
-def make_validation(config: Config, objective: TokenSeparatorObjective) -> Callable[[], dict[str, float]]:
+def make_validation(config: Config, objective: TokenSeparatorObjective) -> Callable[[int, int], Figures]:
     """Return the function that judges the separator as it is then on fixed windows of other songs.
 
     Bits per code: with the mixture heard, and with that of another window; with all losses' weights alike.
@@ -184,7 +184,7 @@ def make_validation(config: Config, objective: TokenSeparatorObjective) -> Calla
     draw = TrackCuts(config, objective.separator.config, config.validation)
     tracks = torch.stack([draw(rng) for _ in range(config.validation_windows)])
 
-    def validate() -> dict[str, float]:
+    def validate(process: int, processes: int) -> Figures:  # every process measures all
         figures, size = {}, min(4, config.train.batch_size)
         device = objective.separator.device
         for case, shift in (("heard", 0), ("mismatched", len(tracks) // 2)):
@@ -196,8 +196,8 @@ def make_validation(config: Config, objective: TokenSeparatorObjective) -> Calla
                 nats, _ = objective.nats(mixtures[first : first + size].to(device), codes, 0.0)
                 found.append(nats * len(part))
             mean = torch.stack(found).sum(dim=0) / len(tracks)  # [tracks, rows]
-            figures[f"bits_per_code/{case}"] = nats_to_bits(float(mean.mean()))
-            figures[f"bits_of_first_level/{case}"] = nats_to_bits(float(mean[:, 0].mean()))
+            figures[f"bits_per_code/{case}"] = (nats_to_bits(float(mean.mean())), 1)
+            figures[f"bits_of_first_level/{case}"] = (nats_to_bits(float(mean[:, 0].mean())), 1)
         return figures
 
     return validate
