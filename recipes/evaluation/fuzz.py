@@ -28,6 +28,7 @@ _LONGEST_WAIT_SECONDS = 120  # on a machine that has others to serve; computing 
 _ROOM_BYTES = 4_000_000_000  # where a process is stopped, long after it has been found too large
 _CODECS = {"m4a": "aac", "mp4": "aac", "mov": "aac", "webm": "libopus", "wma": "wmav2", "aac": "aac"}
 _OUTCOMES = ("sound", "refused", "crash", "memory")
+_HELD = struct.Struct("<Q")  # bytes that a process begins with
 _RESULT = struct.Struct("<Bd")  # number of an outcome, seconds
 _TOGETHER = 50  # files that a process loads
 
@@ -71,6 +72,7 @@ def try_loading(
 ) -> list[tuple[str, float, int]]:
     """Load vocals in a process beside this; return how each ended, its seconds of computing, bytes at most.
 
+    The bytes are those beyond what the process begins with.
     What comes after one that ends the process has another; where there was too much memory, each has its own.
     load: None takes that of the accompanist.
     """
@@ -85,9 +87,9 @@ def try_loading(
         _load_all(paths, load or load_vocal, sender)
     os.close(sender)
     with open(receiver, "rb") as file:
-        told = list(_RESULT.iter_unpack(file.read()))
+        (held,), told = _HELD.unpack(file.read(_HELD.size)), list(_RESULT.iter_unpack(file.read()))
     _, status, usage = os.wait4(child, 0)
-    size = usage.ru_maxrss * 1024
+    size = max(0, usage.ru_maxrss * 1024 - held)
     if size > LARGEST_BYTES and len(paths) > 1:
         return [try_loading([path], load)[0] for path in paths]
     found = [(_OUTCOMES[code], seconds, size) for code, seconds in told]
@@ -106,8 +108,8 @@ def _load_all(paths: Sequence[Path], load: Callable[[Path], "Vocal"], sender: in
     from duotok.tokenizer.common.errors import AudioError
 
     try:
-        with open("/proc/self/statm") as file:
-            room = int(file.read().split()[0]) * resource.getpagesize() + _ROOM_BYTES
+        os.write(sender, _HELD.pack(_pages(1)))
+        room = _pages(0) + _ROOM_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (room, room))
         for number in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
@@ -127,6 +129,12 @@ def _load_all(paths: Sequence[Path], load: Callable[[Path], "Vocal"], sender: in
                 break
     finally:
         os._exit(0)
+
+
+def _pages(which: int) -> int:
+    """Bytes of this process: 0 of its addresses, 1 of what of them is in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[which]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
