@@ -211,6 +211,8 @@ place in the bar, within a sixteenth of it, that the vocal asks for / a constant
     readouts.sheet_bar_agreement{,_constant} | {:.2f} | higher
 chord that the vocal asks for / a constant guess
     readouts.sheet_chord_agreement{,_constant} | {:.2f} | higher
+meter that the vocal asks for, share right
+    readouts.sheet_meter_right | {:.2f} | higher
 # Encoding (vocal / accompaniment)
 tokens of 180 s equal, in chunks and in one pass
     encoding.{vocal,accompaniment}_chunked_equal | {:.4f} | 0.99 or more
