@@ -16,6 +16,7 @@ from duotok.recipes.lm.tokens import TokenIndex, TokenShards, append_shard
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, write_audio
 
 if TYPE_CHECKING:
+    from duotok.recipes.accompany.pipeline import Accompanist
     from duotok.tokenizer.model import DuoTokenizer
 
 STEM_LEVELS = {"vocal": 0.05, "drums": 0.03, "bass": 0.05, "other": 0.03}
@@ -236,6 +237,20 @@ def sing(seconds: float, *, rate_hz: int = SAMPLE_RATE_HZ, channels: int = 1, se
 def make_singing() -> Callable[..., np.ndarray]:
     """The function that makes a synthetic voice: (seconds, rate_hz=, channels=) -> [samples, channels]."""
     return sing
+
+
+@pytest.fixture(scope="module")
+def accompanist(tiny_bundle: Path) -> "Accompanist":
+    """The tiny band."""
+    from duotok.recipes.accompany.pipeline import Accompanist
+
+    return Accompanist.from_pretrained(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def vocal(make_singing: Callable[..., np.ndarray]) -> torch.Tensor:
+    """A vocal [2, samples] of 2.02 s."""
+    return torch.from_numpy(make_singing(2.02).T)
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,11 @@ import pytest
 import soundfile
 from fastapi.testclient import TestClient
 
-from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.accompany.request import Request
 from duotok.recipes.evaluation.load import main as measure_load
 from duotok.recipes.service.api import Limits, create_app
 from duotok.recipes.service.queue import ENDED, SongQueue
 from duotok.recipes.service.song_page import Desk, Offer
-
-
-@pytest.fixture(scope="module")
-def accompanist(tiny_bundle):
-    return Accompanist.from_pretrained(tiny_bundle)
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,6 @@ HOP = 1_920
 
 
 @pytest.fixture(scope="module")
-def accompanist(tiny_bundle) -> Accompanist:
-    return Accompanist.from_pretrained(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
-def vocal(make_singing) -> torch.Tensor:
-    return torch.from_numpy(make_singing(2.02).T)
-
-
-@pytest.fixture(scope="module")
 def result(accompanist, vocal):
     return accompanist.accompany(vocal, seed=3, steps=2)
 

@@ -23,11 +23,6 @@ FADE = round(FADE_SECONDS * SAMPLE_RATE_HZ)
 
 
 @pytest.fixture(scope="module")
-def accompanist(tiny_bundle) -> Accompanist:
-    return Accompanist.from_pretrained(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
 def vocal(make_singing) -> torch.Tensor:
     return torch.from_numpy(make_singing(SECONDS).T)
 

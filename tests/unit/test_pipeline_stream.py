@@ -8,19 +8,8 @@ import torch
 
 from duotok.recipes.accompany.generate import main
 from duotok.recipes.accompany.output import OutputError
-from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.accompany.stream import WavStream
 from duotok.tokenizer.common.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def accompanist(tiny_bundle) -> Accompanist:
-    return Accompanist.from_pretrained(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
-def vocal(make_singing) -> torch.Tensor:
-    return torch.from_numpy(make_singing(2.02).T)
 
 
 def read(path) -> torch.Tensor:
