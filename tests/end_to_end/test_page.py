@@ -231,12 +231,22 @@ def test_what_is_no_recording_is_told_in_one_line(visit, tiny_bundle, tmp_path):
     page.click("#start")
     assert page.inner_text("[role=alert]") == "give a recording first: drop a file, or sing"
     (tmp_path / "words.txt").write_text("la la la\n" * 100)
+    held: list = []
+    page.route("**/upload?*", lambda route: held.append(route))
+    joined: list[str] = []
+    page.on("request", lambda asked: joined.append(asked.post_data or "") if "/join" in asked.url else None)
     page.set_input_files("#given input[type=file]", tmp_path / "words.txt")
     page.get_by_text("words.txt").wait_for()
-    page.click("#start")
+    page.dblclick("#start")  # before the file has come
+    page.get_by_text("Sending the recording").wait_for()
+    page.wait_for_timeout(500)
+    assert not page.locator("[role=alert]").count()
+    held[0].continue_()
+    page.unroute("**/upload?*")
     page.get_by_role("alert").filter(has_text="words.txt").wait_for()
     told = page.inner_text("[role=alert]")
     assert "\n" not in told and "/" not in told and re.match(r"words\.txt", told)
+    assert sum("words.txt" in sent for sent in joined) == 1
     assert page.is_enabled("#start")
     soundfile.write(tmp_path / "silence.wav", np.zeros(96_000), 48_000)
     page.get_by_role("button", name="Clear").first.click()
