@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...tokenizer.blocks import Attention, FeedForward, RotaryPositions
+from ...tokenizer.blocks import Attention, FeedForward, RMSNorm, RotaryPositions
 from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.spectra import LogMel
 
@@ -47,7 +47,7 @@ class ConvolutionModule(nn.Module):
         self.gated = nn.Linear(dim, 2 * dim, bias=False)
         padding = kernel_frames // 2
         self.depthwise = nn.Conv1d(dim, dim, kernel_frames, padding=padding, groups=dim, bias=False)
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class ConformerBlock(nn.Module):
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         dim, self.dropout = config.dim, config.dropout
-        self.norms = nn.ModuleList(nn.RMSNorm(dim) for _ in range(5))
+        self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(5))
         self.first = FeedForward(dim, config.feed_forward_dim)
         self.attention = Attention(dim, config.heads)
         self.convolution = ConvolutionModule(dim, config.kernel_frames)
