@@ -245,12 +245,15 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
             self.sheet = LeadSheetEmbedding(self.config.hidden_dim).to(self.device)
 
     def add_band(self, band: BandConfig) -> None:
-        """Be told how to play from now on, in the styles of a band; needs a sheet reader (or ConfigError)."""
+        """Be told how to play, in a band's styles and those it knows; ConfigError for no sheet."""
         if self.sheet is None:
             raise ConfigError("a model that plays from no lead sheet cannot be told how; set sheets.reader")
+        known = self.config.band
+        band = band if known is None else known.join(band)
         self.config = replace(self.config, band=band)
+        styles = () if known is None else tuple(band.styles.index(style) for style in known.styles)
         told = LeadSheetEmbedding(self.config.hidden_dim, self.config.playing_sizes).to(self.device)
-        told.load_state_dict(self.sheet.state_dict(), strict=False)
+        told.learn_from(self.sheet, styles)
         self.sheet = told
 
     def embed(

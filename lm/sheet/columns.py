@@ -99,6 +99,16 @@ class LeadSheetEmbedding(nn.Module):
             with torch.no_grad():
                 table.weight[:, 0] = torch.cat([torch.ones(1), torch.linspace(0.3, 1.0, WRITTEN + 1)])
 
+    @torch.no_grad()
+    def learn_from(self, known: "LeadSheetEmbedding", styles: Sequence[int] = ()) -> None:
+        """Take over what another has learned. styles: where each style that it knows stands here."""
+        tables = known.state_dict()
+        style = f"playing.{STYLE - METER}.weight"
+        if style in tables:
+            rows = torch.tensor([0, *(place + 1 for place in styles)])
+            tables[style] = self.state_dict()[style].index_copy(0, rows, tables[style])
+        self.load_state_dict(tables, strict=False)
+
     def forward(self, sheet: Tensor) -> Tensor:
         """Sheet [..., COLUMNS] -> [..., hidden_dim]."""
         place, chord, place_trust, chord_trust, *playing = (sheet + 1).unbind(dim=-1)

@@ -46,6 +46,11 @@ class BandConfig:
         counts = Counter((style, beats, tempo_class(tempo)) for style, beats, tempo in items)
         return cls(heard=tuple((*which, number) for which, number in sorted(counts.items())))
 
+    def join(self, other: "BandConfig") -> "BandConfig":
+        """Return a band that has heard what both have; what both heard counts as `other` says."""
+        heard = {each[:3]: each for each in (*self.heard, *other.heard)}
+        return BandConfig(heard=tuple(sorted(heard.values())))
+
     @property
     def styles(self) -> tuple[str, ...]:
         """Names of the styles; a sheet's STYLE is the place in here."""

@@ -76,8 +76,7 @@ def build(config: Config) -> Task:
         written = None
         if config.sheets.manifest is not None:
             written = SheetLabels(config.sheets.manifest, shards)
-            if lm.band is None:
-                lm.add_band(written.count_styles())
+            lm.add_band(written.count_styles())
             written.styles = () if lm.band is None else lm.band.styles
         # A copy, because DeepSpeed may scatter the model's own one over processes.
         sheets = SheetSource(shards, config.sheets, copy.deepcopy(lm.sheet_reader), written)

@@ -270,6 +270,28 @@ def test_candidates_play_as_each_is_told(lm: DualTrackLM) -> None:
         lm.compose(vocal, seeds=[3, 3], sheet=sheets)
 
 
+def test_a_band_that_learns_more_styles_plays_those_it_knows_as_before(lm: DualTrackLM) -> None:
+    known = BandConfig.count([("folk", 4, 90.0), ("waltz", 3, 130.0)])
+    lm.add_band(known)
+    assert lm.sheet is not None
+    for table in lm.sheet.playing:
+        torch.nn.init.normal_(table.weight, std=2.0)
+    sheet = write_sheet(np.arange(40) % PLACES, np.arange(40) // 10)
+
+    def play(style: str) -> torch.Tensor:
+        assert lm.band is not None
+        sheet[:, STYLE] = lm.band.styles.index(style)
+        return lm.compose(torch.arange(40) % 11, seeds=[3], sheet=sheet).codes
+
+    before = [play(style) for style in known.styles]
+    lm.add_band(known)
+    lm.add_band(BandConfig.count([("aria", 3, 70.0), *[("folk", 4, 90.0)] * 2, ("march", 2, 110.0)]))
+    assert lm.band is not None and lm.band.styles == ("aria", "folk", "march", "waltz")
+    assert ("folk", 4, 3, 2) in lm.band.heard and ("waltz", 3, 6, 1) in lm.band.heard
+    assert all(torch.equal(play(style), was) for style, was in zip(known.styles, before, strict=True))
+    assert not torch.equal(*before)
+
+
 def test_styles_are_drawn_as_they_were_heard() -> None:
     heard = [("rock", 4, 120.0)] * 8 + [("ballad", 4, 64.0)] * 8 + [("waltz", 3, 150.0)]
     band = BandConfig.count(heard)
