@@ -213,3 +213,26 @@ def test_bad_input_is_one_clear_line(
         result = exit_.code
     assert result == status
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_songs_of_a_meter_are_found_among_others(voices: Path, sound_font: Path, tmp_path: Path):
+    note = "<note><pitch><step>C</step><octave>5</octave></pitch><duration>1</duration></note>"
+    score = (
+        '<score-partwise version="4.0"><part-list><score-part id="P1"><part-name>x</part-name></score-part>'
+        '</part-list><part id="P1"><measure number="0"><attributes><divisions>1</divisions><time>'
+        "<beats>{}</beats><beat-type>4</beat-type></time></attributes><harmony><root><root-step>C</root-step>"
+        "</root><kind>major</kind></harmony>{}</measure>{}</part></score-partwise>"
+    )
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    for title in range(100):  # of which 20 are to be trained on
+        beats = (4, 3, 0)[title % 3]
+        more = "".join(f'<measure number="{bar}">{note * beats}</measure>' for bar in range(1, 9))
+        text = score.format(beats, note * beats, more) if beats else "broken"
+        (folder / f"Song {title}.musicxml").write_text(text)
+    maker = make_maker(folder, voices, sound_font, tmp_path / "out", meters=(3, 6))
+    found = [maker.song(index) for index in range(8)]
+    assert {song.beats_per_bar for song in found} == {3} and len({song.name for song in found}) > 2
+    none = make_maker(folder, voices, sound_font, tmp_path / "out", meters=(2,))
+    with pytest.raises(DataError, match="holds no train song of 2 beats"):
+        none.song(0)

@@ -158,6 +158,10 @@ def main(argv: list[str] | None = None) -> int:
     option("--sound-font", type=Path, help="General MIDI .sf2 or .sf3 (default: an installed one)")
     option("--voice-cache", type=Path, help="folder of the analysed voices (default: OUT/voices)")
     option("--whole", action="store_true", help="whole songs of 2 to 5 minutes, each once, not excerpts")
+    option(
+        "--beats-per-bar", type=int, nargs="+", default=[], choices=(2, 3, 4, 6), metavar="N",
+        help="songs of so many beats alone, such as 3 6, of which there are few",
+    )  # fmt: skip
     option("--name", default="", help="part of the items' names, to use several corpora together")
     option("--grooves", type=Path, help="Groove MIDI folder or tar.gz: real drummers play in some items")
     option("--tokens", type=Path, metavar="FOLDER", help="keep token shards there, and no audio")
@@ -168,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--hours and --phrases must be positive, --seed not negative")
     if not re.fullmatch(r"\w*", arguments.name):
         parser.error("--name must be letters, digits and underscores")
+    if arguments.whole and arguments.beats_per_bar:
+        parser.error("--whole takes every song once, in any meter; leave --beats-per-bar out")
     if (arguments.tokens is None) != (arguments.tokenizer is None):
         parser.error("--tokens and --tokenizer belong together")
 
@@ -189,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
             name=arguments.name,
             grooves=arguments.grooves,
             tokenizer=arguments.tokenizer,
+            meters=tuple(arguments.beats_per_bar),
         )
         open_songs(order.songs)  # says what is wrong with them before the voices are made
         prepare_voices(order.voice_cache, order.phrases, workers)

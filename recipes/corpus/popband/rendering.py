@@ -1,6 +1,7 @@
 """Makes one item of PopBand from (seed, split, index): draws it, sings it, plays it, mixes it, writes it."""
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from duotok.recipes.corpus.scores.song import (
     RING_SECONDS,
     Excerpt,
     Note,
+    Song,
     cut_excerpt,
     label_chords,
     whole_song,
@@ -243,6 +245,7 @@ class Order:
     name: str = ""  # part of the items' names, where several corpora are used together
     grooves: Path | None = None  # drummers' performances, for a share of the items
     tokenizer: Path | None = None  # its codes of an item are kept, in place of the audio
+    meters: tuple[int, ...] = ()  # beats of a bar of the songs that are taken; empty: any
 
     def item_id(self, index: int) -> str:
         """Name of an item."""
@@ -297,6 +300,18 @@ class ItemMaker:
         )
         return self.names[order[place]]
 
+    def song(self, index: int) -> Song:
+        """The song of an item, or the next one after it that is in a meter of the order."""
+        meters = self.order.meters
+        if not meters:
+            return self.songs.read(self.song_name(index))
+        for place in range(index, index + len(self.names)):
+            with suppress(DataError):  # a broken song is in no meter
+                if (song := self.songs.read(self.song_name(place))).beats_per_bar in meters:
+                    return song
+        beats = " or ".join(map(str, meters))
+        raise DataError(f"{self.songs.path} holds no {self.split} song of {beats} beats")
+
     def bank(self, voice: Voice) -> VoiceBank:
         """The voice's bank, read once."""
         if voice.name not in self.banks:
@@ -336,7 +351,7 @@ class ItemMaker:
     def render(self, index: int) -> tuple[Item, Mix]:
         """Item `index` and its sound."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), 0, index])
-        song = self.songs.read(self.song_name(index))
+        song = self.song(index)
         voices = voices_of_split(self.split)
         voice = voices[rng.integers(len(voices))]
         style_draw = rng.integers(len(IN_FOUR))
