@@ -34,6 +34,7 @@ class Settings:
     composed: bool = True  # whether `whole` composes; else it measures what the band plans, in seconds
     plots: Path | None = None  # folder for the pictures of the parts that draw some
     folder: Path | None = None  # of quality's table and picture; None = only its figures; of sweep's points
+    track: str | None = None  # that `quality` judges; None = both
     tokens: Path | None = None  # of training items, for the probes of `style`
     manifest: Path | None = None  # of these tokens; None = the corpus' train.jsonl
     musdb: Path | None = None  # folder of MUSDB18-HQ, for `accompgen`

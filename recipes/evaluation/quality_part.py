@@ -118,8 +118,9 @@ def judge_quality(settings: Settings) -> Quality:
     partners = pair_with_others([excerpt.item.song for excerpt in excerpts])
     music = MusicFeatures.from_pretrained()
     maker = SoundMaker(settings.bundle, settings.seed)
-    heard: dict[str, list[dict[str, Heard]]] = {track: [] for track in TRACKS}
-    for track in TRACKS:
+    tracks = TRACKS if settings.track is None else (settings.track,)
+    heard: dict[str, list[dict[str, Heard]]] = {track: [] for track in tracks}
+    for track in tracks:
         for number, excerpt in enumerate(tqdm(excerpts, desc=f"quality: {track}", disable=None)):
             sounds, codes = maker.make(excerpt, excerpts[partners[number]], track, number)
             heard[track].append(listen(sounds, track, music, excerpt, codes))
@@ -131,16 +132,17 @@ def judge_quality(settings: Settings) -> Quality:
     anchors = measure_anchors(
         bands,
         styles,
-        most_patches=sum(len(found["original"].features) for found in heard["accompaniment"]),
+        most_patches=sum(len(found["original"].features) for found in heard[tracks[-1]]),
         seed=settings.seed,
     )
-    values = {track: _summarize(heard[track], anchors, settings.seed) for track in TRACKS}
-    for sound, found in judge_sets(heard["accompaniment"], bands, styles, settings.seed).items():
-        values["accompaniment"].setdefault(sound, {}).update(found)
+    values = {track: _summarize(heard[track], anchors, settings.seed) for track in tracks}
+    if "accompaniment" in tracks:
+        for sound, found in judge_sets(heard["accompaniment"], bands, styles, settings.seed).items():
+            values["accompaniment"].setdefault(sound, {}).update(found)
     left_out = [f"{name.upper()}: pip install {package}" for name, package in missing_voice_metrics().items()]
     if anchors is None:
         left_out.append("Frechet anchors: there must be two styles with four test songs each")
-    missing = (track for track in TRACKS if track not in maker.rendered_tracks)
+    missing = (track for track in tracks if track not in maker.rendered_tracks)
     left_out += [f"round trip of the {track}: this bundle has no decoder of it" for track in missing]
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)

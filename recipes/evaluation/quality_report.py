@@ -189,7 +189,7 @@ def draw_quality(quality: Quality, path: Path) -> None:
 
 def _draw_measure(axes: Axes, quality: Quality, measure: str, sounds: list[str]) -> None:
     heading, digits, perfect = MEASURES[measure]
-    for offset, (track, found) in zip((-0.2, 0.2), quality.values.items(), strict=True):
+    for offset, (track, found) in zip((-0.2, 0.2), quality.values.items(), strict=False):
         present = [sound for sound in sounds if measure in found.get(sound, {})]
         values = [found[sound][measure] for sound in present]
         limit = _LARGEST.get(measure, math.inf)

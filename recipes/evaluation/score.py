@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, help="number of test items")
     parser.add_argument("--seconds", type=float, help="seconds of each excerpt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--track", choices=("vocal", "accompaniment"), help="quality: this track alone")
     parser.add_argument("--real-stems", type=Path, help="separation: folder with a real song's four stems")
     parser.add_argument(
         "--recordings", type=Path, help="renderer: folder of real recordings to put through the VAE"
