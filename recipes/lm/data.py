@@ -38,6 +38,7 @@ class DataConfig:
 
     tokens: str  # folder of duotok.recipes.lm.tokenize
     hold_out: float = 0.0  # share of the songs never trained on, for validation
+    hours: float | None = None  # learn from so many of the other songs alone; None = all
     # Window lengths in seconds and their shares of the batches. train.batch_size counts windows of the
     # shortest length; of longer ones a batch holds as many as have the same number of frames.
     windows: tuple[tuple[float, float], ...] = ((30.0, 1.0),)
@@ -61,12 +62,25 @@ class DataConfig:
         for name in ("song_starts", "no_prefix", "source_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.hours is not None and self.hours <= 0:
+            raise ConfigError(f"data.hours must be above 0, got {self.hours:g}")
         if not 0 <= self.hold_out < 1:
             raise ConfigError(f"data.hold_out must be at least 0 and below 1, got {self.hold_out}")
 
     def mode_shares(self) -> dict[str, float]:
         """Return the share of each mode."""
         return {mode: getattr(self, mode) for mode in MODES}
+
+
+def choose_hours(songs: Sequence[TokenSong], frames: float) -> list[TokenSong]:
+    """Return items of so many frames together, or all; those of fewer frames are among those of more."""
+    chosen, total = list[TokenSong](), 0
+    for song in sorted(songs, key=lambda song: (song.fraction("hours"), song.id)):
+        if total >= frames:
+            break
+        chosen.append(song)
+        total += song.frames
+    return chosen
 
 
 class WindowSource:
@@ -90,6 +104,8 @@ class WindowSource:
         self._modes = list(config.mode_shares())
         self._mode_shares = _to_shares(list(config.mode_shares().values()))
         trained, _ = split_songs(shards.index.songs, config.hold_out)
+        if config.hours is not None:
+            trained = choose_hours(trained, config.hours * 3600 * rate)
         self._songs = {n: [s for s in trained if s.frames >= n] for n in self._lengths}
         for frames, songs in self._songs.items():
             if not songs:
