@@ -301,13 +301,14 @@ class ItemMaker:
         return self.names[order[place]]
 
     def song(self, index: int) -> Song:
-        """The song of an item, or the next one after it that is in a meter of the order."""
+        """The song of an item; of an order of some meters, any of those that are in one, each as likely."""
         meters = self.order.meters
         if not meters:
             return self.songs.read(self.song_name(index))
-        for place in range(index, index + len(self.names)):
+        chance = np.random.default_rng([self.seed, SPLITS.index(self.split), 3, index])
+        for place in chance.permutation(len(self.names)):
             with suppress(DataError):  # a broken song is in no meter
-                if (song := self.songs.read(self.song_name(place))).beats_per_bar in meters:
+                if (song := self.songs.read(self.names[place])).beats_per_bar in meters:
                     return song
         beats = " or ".join(map(str, meters))
         raise DataError(f"{self.songs.path} holds no {self.split} song of {beats} beats")
