@@ -2,8 +2,8 @@
 # The default model from corpus to bundle: every stage resumes where it stopped, so run it again after an interruption.
 #
 # usage: recipes/small/reproduce.sh POP909.tar.gz [RUNS] [DATA]
-# The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU. OPENEWLD=openewld.tar.gz
-# (needs music21) teaches the sheet reader bars of two, three and six beats as well.
+# The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU. OPENEWLD=openewld.tar.gz and
+# LIEDER=lieder.tar.gz (need music21) teach bars of two, three and six beats as well.
 set -euo pipefail
 
 songs=$1
@@ -14,9 +14,11 @@ recipes=$(python -c "from importlib.resources import files; print(files('duotok.
 # Not for generating, whose small steps take twice as long when threads sleep between them.
 training=(OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000)
 
-make_corpus() { # split hours
-    python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$1" --hours "$2" --seed 0 \
-        --phrases "${PHRASES:-8}" --workers "$(nproc)"
+make_corpus() { # split hours [options]
+    local split=$1 hours=$2
+    shift 2
+    python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$split" --hours "$hours" --seed 0 \
+        --phrases "${PHRASES:-8}" --workers "$(nproc)" "$@"
 }
 train() { # module config run minutes [settings]
     local module=$1 config=$2 run=$3 minutes=$4
@@ -25,7 +27,13 @@ train() { # module config run minutes [settings]
         --minutes "$minutes" "$@"
 }
 
-make_corpus train "${CORPUS_HOURS:-22}"
+hours=${CORPUS_HOURS:-22}
+make_corpus train "$hours"
+plus() { awk "BEGIN { print $hours + $1 }"; } # hours are those of the whole split
+# Most songs are in four, so that others are asked for by themselves.
+[ -z "${OPENEWLD:-}" ] || make_corpus train "$(plus 3)" --songs "$OPENEWLD" --name ewld
+[ -z "${OPENEWLD:-}" ] || make_corpus train "$(plus 4)" --songs "$OPENEWLD" --name ewld3 --beats-per-bar 2 3 6
+[ -z "${LIEDER:-}" ] || make_corpus train "$(plus 5)" --songs "$LIEDER" --name lieder3 --beats-per-bar 2 3 6
 make_corpus validation "${VALIDATION_HOURS:-0.12}"
 make_corpus test "${TEST_HOURS:-0.6}"
 
