@@ -54,8 +54,10 @@ def attend_near(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tenso
 class RMSNorm(nn.RMSNorm):
     """torch's, fit for autocast: the gain in the input's type keeps it one kernel, epsilon is float32's."""
 
-    def __init__(self, dim: int, elementwise_affine: bool = True) -> None:
-        super().__init__(dim, eps=torch.finfo(torch.float32).eps, elementwise_affine=elementwise_affine)
+    def __init__(
+        self, dim: int, elementwise_affine: bool = True, epsilon: float = torch.finfo(torch.float32).eps
+    ) -> None:
+        super().__init__(dim, eps=epsilon, elementwise_affine=elementwise_affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension of x."""

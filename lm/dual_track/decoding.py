@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Qwen2Model
+
+from .backbone import EPSILON, Qwen2Backbone
 
 # (number of the layer, queries and keys, values) -> the queries' mix; all [rows, steps, heads or groups,
 # dim], queries and keys as complex numbers that are not turned to their positions yet
@@ -99,7 +100,7 @@ class CachedDecoder:
     @torch.no_grad()
     def __init__(
         self,
-        backbone: Qwen2Model,
+        backbone: Qwen2Backbone,
         *,
         shared_positions: bool,
         branches: int,
@@ -108,16 +109,15 @@ class CachedDecoder:
         target_steps: int,
     ) -> None:
         """prompt_steps: the length of every prompt; target_steps: the most a target may have."""
-        config = backbone.config
-        heads, groups = int(config.num_attention_heads or 0), int(config.num_key_value_heads or 0)
+        heads, groups = backbone.heads, backbone.groups
         self.branches, self.candidates = branches, candidates
         self.prompt_steps, self.target_steps, self.length = prompt_steps, target_steps, 0
-        self.head_dim = int(config.hidden_size or 0) // heads
+        self.head_dim = backbone.dim // heads
         self._groups, self._per_group = groups, heads // groups
         self._layers = [_Layer(layer, self.head_dim, heads, groups) for layer in backbone.layers]
         weight, width = backbone.norm.weight, len(backbone.norm.weight)
         self._gain = functional.pad(weight * width**0.5, (0, 1))
-        self._extra = (width * backbone.norm.variance_epsilon) ** 0.5
+        self._extra = (width * EPSILON) ** 0.5
         # Keys and values [layers, branches x groups, steps, head_dim] of prompts, [..., x candidates, ...] of
         # targets. A single candidate has both in one piece, which one kernel attends.
         of_prompts = (len(self._layers), branches * groups, prompt_steps, self.head_dim)
@@ -140,14 +140,14 @@ class CachedDecoder:
             weight,
             (branches, candidates, groups, self._per_group, self.head_dim),
             width + 1,
-            int(config.intermediate_size or 0),
+            backbone.feed_forward_dim,
         )
         self._step.state[:, -1] = self._extra
         self._target_start = 0 if shared_positions else prompt_steps
         positions = max(prompt_steps, self._target_start + target_steps)
         self._places = torch.arange(positions, device=weight.device)
-        cos, sin = backbone.rotary_emb(weight, self._places[None])
-        self._turns = torch.complex(cos[0], sin[0])[:, : self.head_dim // 2]
+        cosines, sines = (each.to(weight.dtype) for each in backbone.rotary(self._places))
+        self._turns = torch.complex(cosines, sines)[:, : self.head_dim // 2]
 
     @torch.no_grad()
     def hear(self, hidden: Tensor, heard: Sequence[int] | None = None) -> Tensor:

@@ -3,14 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2Config, Qwen2Model
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ...tokenizer.common.errors import ConfigError, DataError
 from ...tokenizer.model import DuoTokenizer
@@ -18,40 +15,9 @@ from ..contract import Candidates, LanguageModel, SamplingConfig
 from ..sheet.columns import PLAYING, UNKNOWN, LeadSheetEmbedding, check_sheet, commit
 from ..sheet.playing import BandConfig
 from ..sheet.reader import SheetReader, SheetReaderConfig
+from .backbone import AttentionChoice, Qwen2Backbone, choose_attention
 from .layout import MODES, PROMPT, SEGMENTS, TARGET_SEGMENT, TRACKS, Layout, lay_out, mode_into
 from .sampling import StepParts, draw_uniform, sample_song
-
-AMPERE = (8, 0)  # lowest compute capability of flash-attention 2
-WIDEST_FLASH_HEAD = 256
-
-
-class AttentionChoice(NamedTuple):
-    """A kernel by transformers' name, and why this one."""
-
-    name: str
-    reason: str
-
-
-def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionChoice:
-    """Choose flash-attention 2 where it is installed and can run, SDPA otherwise.
-
-    It runs on CUDA devices from Ampere on, in float16 and bfloat16, with heads of up to 256 numbers. dtype:
-    what the kernel is given, under autocast the type cast to.
-    """
-    missing = None
-    if device.type != "cuda":
-        missing = f"flash-attention 2 needs CUDA, this is {device.type}"
-    elif not is_flash_attn_2_available():
-        missing = "flash-attn is not installed"
-    elif torch.cuda.get_device_capability(device) < AMPERE:
-        missing = f"flash-attention 2 needs Ampere or newer, this is {torch.cuda.get_device_name(device)}"
-    elif dtype not in (torch.float16, torch.bfloat16):
-        missing = f"flash-attention 2 needs half precision, this is {str(dtype).removeprefix('torch.')}"
-    elif head_dim > WIDEST_FLASH_HEAD:
-        missing = f"flash-attention 2 takes heads of up to {WIDEST_FLASH_HEAD} numbers, these have {head_dim}"
-    if missing is not None:
-        return AttentionChoice("sdpa", missing)
-    return AttentionChoice("flash_attention_2", f"flash-attn is installed, inputs are {dtype} on {device}")
 
 
 class TrackCodes(nn.Module):
@@ -171,7 +137,15 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         self.project = nn.Linear(len(TRACKS) * config.embedding_dim, config.hidden_dim)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_dim)
         nn.init.normal_(self.segments.weight, std=0.5)
-        self.backbone = _build_backbone(config)
+        self.backbone = Qwen2Backbone(
+            dim=config.hidden_dim,
+            layers=config.layers,
+            heads=config.heads,
+            groups=config.key_value_heads,
+            feed_forward_dim=config.feed_forward_dim,
+            rope_theta=config.rope_theta,
+            dropout=config.attention_dropout,
+        )
         self.sheet: LeadSheetEmbedding | None = None
         self.sheet_reader: SheetReader | None = None
         if config.sheet_reader is not None:
@@ -275,16 +249,9 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
     def hidden_states(self, layout: Layout) -> Tensor:
         """Return the backbone's states [batch, steps, hidden_dim]; step i sees steps 0..i."""
         hidden = self.embed(layout.vocal, layout.accompaniment, layout.segment, layout.sheet)
-        self._choose_attention(hidden)
-        # The layers are called one by one because Qwen2Model.forward takes positions that start again
-        # for packed sequences and would hide the prompt from the target.
-        rotary = self.backbone.rotary_emb(hidden, layout.position)
-        for layer in self.backbone.layers:
-            if self.config.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, None, position_embeddings=rotary, use_reentrant=False)
-            else:
-                hidden = layer(hidden, None, position_embeddings=rotary)
-        return self.backbone.norm(hidden)
+        recompute = self.config.gradient_checkpointing and self.training
+        kernel = self._choose_attention(hidden)
+        return self.backbone(hidden, layout.position, kernel=kernel, recompute=recompute)
 
     @torch.no_grad()
     def compose(
@@ -394,32 +361,12 @@ class DualTrackLM(LanguageModel[DualTrackLMConfig]):
         everything = torch.arange(codes.codes + 1, device=self.device)
         return functional.linear(codes.embed(everything), self.project.weight[:, first : first + width])
 
-    def _choose_attention(self, hidden: Tensor) -> None:
-        """Use the kernel that fits the inputs, and say once which it is."""
+    def _choose_attention(self, hidden: Tensor) -> str:
+        """The kernel that fits the inputs; it is said once which it is."""
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         choice = choose_attention(hidden.device, dtype, self.config.hidden_dim // self.config.heads)
-        if choice == self._attention:
-            return
-        self._attention = choice
-        logger.info("attention: %s (%s)", choice.name, choice.reason)
-        if self.backbone.config._attn_implementation != choice.name:
-            self.backbone.set_attn_implementation(choice.name)
-
-
-def _build_backbone(config: DualTrackLMConfig) -> Qwen2Model:
-    backbone = Qwen2Model(
-        Qwen2Config(
-            vocab_size=1,
-            hidden_size=config.hidden_dim,
-            intermediate_size=config.feed_forward_dim,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.key_value_heads,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            attention_dropout=config.attention_dropout,
-            use_cache=False,
-        )
-    )
-    backbone.set_input_embeddings(nn.Identity())  # the input comes embedded, from two tables
-    return backbone
+        if choice != self._attention:
+            self._attention = choice
+            logger.info("attention: %s (%s)", choice.name, choice.reason)
+        return choice.name

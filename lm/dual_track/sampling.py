@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Qwen2Model
 
 from ..contract import SamplingConfig
 from ..sheet.columns import LeadSheetEmbedding, hide_playing, unknown_sheet
+from .backbone import Qwen2Backbone
 from .decoding import CachedDecoder
 
 
@@ -22,7 +22,7 @@ from .decoding import CachedDecoder
 class StepParts:
     """A model's weights as sampling one track from the other needs them, fused to tables once."""
 
-    backbone: Qwen2Model
+    backbone: Qwen2Backbone
     shared_positions: bool
     aligned_source: bool
     sources: Tensor  # [codes + 1, hidden_dim] what a code of the source adds to a step's input, PAD last

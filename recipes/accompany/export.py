@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import median_filter
 
 from duotok.recipes.accompany.output import EXPORTED, exported_name
 from duotok.renderer.sound_font import Part
@@ -150,6 +149,8 @@ def _onto(beats: np.ndarray, seconds: float, slack: float) -> float:
 
 def find_sung_notes(pitches: np.ndarray) -> list[Note]:
     """The notes of sung MIDI pitches at PITCH_RATE_HZ [frames], NaN where nothing is sung."""
+    from scipy.ndimage import median_filter  # as few runs need it
+
     edges = np.flatnonzero(np.diff(np.isfinite(pitches), prepend=False, append=False)).reshape(-1, 2)
     found: list[tuple[int, int, float]] = []
     for low, high in edges.tolist():

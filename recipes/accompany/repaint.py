@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import minimum_filter1d, uniform_filter1d
 from torch import Tensor
 from torch.nn import functional
 
@@ -310,6 +309,8 @@ def _cross_fade(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
 
 def _limit(band: Tensor, vocal: Tensor, own_limit: float, mix_limit: float) -> Tensor:
     """The band [2, n], softer for a moment where it would exceed a peak by itself, or with the vocal."""
+    from scipy.ndimage import minimum_filter1d, uniform_filter1d  # as few runs need it
+
     size = band.abs().clamp_min(1e-9)
     room = (mix_limit - vocal * band.sign()).clamp_min(0)
     gain = (torch.minimum(room, torch.tensor(own_limit)) / size).amin(dim=0).clamp(max=1).double().numpy()

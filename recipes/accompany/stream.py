@@ -36,6 +36,7 @@ from duotok.tokenizer.common.loudness import measure_loudness
 from duotok.tokenizer.music.tuning import PitchClock
 
 STANDARD_OUTPUT = "-"
+HEADER_BYTES = 44
 _STRETCH_FRAMES = 75, 250  # the first, which is waited for, and the longest; else as long as all before
 _AHEAD_FRAMES = 12  # composed behind a stretch, which its features look at
 _FEATURE_FRAMES = 250  # before it, as far as features may depend on others
@@ -48,6 +49,13 @@ _PER_FRAME = round(LATENT_RATE_HZ / 25)  # latents
 _LARGEST_BYTES = 2**32 - 1 - 36  # that a WAV can say it has
 
 
+def wav_header(samples: int) -> bytes:
+    """The HEADER_BYTES before so many 16-bit stereo samples."""
+    size, rate = min(4 * samples, _LARGEST_BYTES), SAMPLE_RATE_HZ
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, rate, 4 * rate, 4, 16)
+    return struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + form + struct.pack("<4sI", b"data", size)
+
+
 class WavStream:
     """A context of a 16-bit stereo WAV that grows in a file, a pipe or standard output (`-`).
 
@@ -55,8 +63,9 @@ class WavStream:
     more, because the listener left or the disk is full, is left out: `failure` says so.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target: str, is_heard: Callable[[], bool] = lambda: True) -> None:
+        """is_heard: whether anybody listens by now; before, nothing is rendered for it."""
+        self._target, self.is_heard = target, is_heard
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.failure: str | None = None
         self.seconds = 0.0  # written so far
@@ -75,10 +84,7 @@ class WavStream:
 
     def begin(self, samples: int) -> None:
         """Say how long it will be."""
-        size, rate = min(4 * samples, _LARGEST_BYTES), SAMPLE_RATE_HZ
-        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, rate, 4 * rate, 4, 16)
-        header = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + form
-        self._pieces.put(header + struct.pack("<4sI", b"data", size))
+        self._pieces.put(wav_header(samples))
 
     def add(self, wave: Tensor) -> None:
         """Go on with wave [2, samples] between -1 and 1."""
@@ -169,18 +175,21 @@ class StretchRenderer:
 
     def __call__(self, codes: Tensor) -> None:
         """Render what is new of codes [candidates, frames], if it is enough for a stretch."""
-        is_last = codes.shape[-1] == self.frames
-        stop = self.frames if is_last else codes.shape[-1] - _AHEAD_FRAMES
+        known = self.frames if codes.shape[-1] == self.frames else codes.shape[-1] - _AHEAD_FRAMES
         first, longest = _STRETCH_FRAMES
-        wanted = min(self._rendered, longest) if self._rendered else first + self.prefix_frames
-        if self.stream.failure is not None or not (is_last or stop - self._rendered >= wanted):
-            return
-        if not self._rendered:
-            self._chosen = self._choose(codes)
-            self.stream.seed = self.seeds[self._chosen]
-        self._paint(codes[self._chosen], stop)
-        self._sound(stop, is_last)
-        self._send(stop, is_last)
+        while self.stream.failure is None and self.stream.is_heard() and self._rendered < self.frames:
+            wanted = min(self._rendered, longest) if self._rendered else first + self.prefix_frames
+            if known < self.frames and known - self._rendered < wanted:
+                return
+            if not self._rendered:
+                self._chosen = self._choose(codes)
+                self.stream.seed = self.seeds[self._chosen]
+            # More than a stretch where nobody has listened before.
+            stop = min(known, self._rendered + wanted + longest)
+            is_last = stop == self.frames
+            self._paint(codes[self._chosen], stop)
+            self._sound(stop, is_last)
+            self._send(stop, is_last)
 
     def _choose(self, codes: Tensor) -> int:
         """The candidate that fits best so far."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
 from duotok.lm.contract import LanguageModel, SamplingConfig
 from duotok.lm.dual_track.layout import Layout
@@ -57,8 +57,13 @@ Curves = Mapping[tuple[str, str], Mapping[float, tuple[float, float]]]
 
 
 @torch.no_grad()
-def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: SamplingConfig) -> Tensor:
-    """Return accompaniment codes [frames] for vocal codes [frames]: those of `compose`, only later."""
+def generate_plainly(
+    lm: DualTrackLM, backbone: Qwen2Model, vocal_codes: Tensor, seed: int, config: SamplingConfig
+) -> Tensor:
+    """Return accompaniment codes [frames] for vocal codes [frames]: those of `compose`, only later.
+
+    backbone: of `as_transformers`.
+    """
     frames = len(vocal_codes)
     if frames > config.window_frames:
         raise ConfigError(f"one window has {config.window_frames} frames, got {frames}")
@@ -81,8 +86,8 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
             )
             # The prompt in one pass, then one step per frame; each at its own positions.
             if frame == 0:
-                _advance(lm, layout, slice(0, frames), cache)
-            hidden = _advance(lm, layout, slice(frames + frame, frames + frame + 1), cache)
+                _advance(lm, backbone, layout, slice(0, frames), cache)
+            hidden = _advance(lm, backbone, layout, slice(frames + frame, frames + frame + 1), cache)
             branches.append(lm.codes_of("accompaniment").logits(hidden[:, -1]))
         given, absent = branches[0], branches[-1]
         logits = absent + config.guidance * (given - absent) if len(branches) > 1 else given
@@ -90,11 +95,32 @@ def generate_plainly(lm: DualTrackLM, vocal_codes: Tensor, seed: int, config: Sa
     return chosen
 
 
-def _advance(lm: DualTrackLM, layout: Layout, steps: slice, cache: DynamicCache) -> Tensor:
+def as_transformers(lm: DualTrackLM) -> Qwen2Model:
+    """The backbone of a model, with its weights, as transformers has it."""
+    config = lm.config
+    backbone = Qwen2Model(
+        Qwen2Config(
+            vocab_size=1,
+            hidden_size=config.hidden_dim,
+            intermediate_size=config.feed_forward_dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.key_value_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        )
+    )
+    backbone.set_input_embeddings(torch.nn.Identity())  # the input comes embedded, from two tables
+    backbone.load_state_dict(lm.backbone.state_dict())
+    return backbone.eval()
+
+
+def _advance(
+    lm: DualTrackLM, backbone: Qwen2Model, layout: Layout, steps: slice, cache: DynamicCache
+) -> Tensor:
     """States [1, steps, hidden_dim] of some steps of a layout, remembered in the cache."""
     parts = (layout.vocal, layout.accompaniment, layout.segment, layout.sheet)
     inputs = lm.embed(*(part[:, steps] for part in parts))
-    output = lm.backbone(
+    output = backbone(
         inputs_embeds=inputs, position_ids=layout.position[:, steps], past_key_values=cache, use_cache=True
     )
     return output.last_hidden_state
@@ -114,6 +140,7 @@ def time_decoding(
     vocal_codes = vocal_codes[: config.window_frames]
     seconds = len(vocal_codes) / rate_hz
     found: dict[str, Tensor] = {}
+    backbone = as_transformers(lm)
 
     def sample(count: int) -> Tensor:
         return lm.compose(vocal_codes, seeds=list(range(count)), sampling=config).codes
@@ -121,7 +148,7 @@ def time_decoding(
     runs: dict[str, Callable[[], Tensor]] = {
         "lm_seconds_per_second": lambda: sample(1),
         f"lm_seconds_per_second_{CANDIDATES}": lambda: sample(CANDIDATES),
-        "plain_loop_seconds_per_second": lambda: generate_plainly(lm, vocal_codes, 0, config)[None],
+        "plain_loop_seconds_per_second": lambda: generate_plainly(lm, backbone, vocal_codes, 0, config)[None],
     }
     figures = dict.fromkeys(runs, float("inf"))
     with on_cores(CORES):

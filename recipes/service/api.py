@@ -11,15 +11,16 @@ import shutil
 import zipfile
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 from urllib.parse import urlsplit
 
+import soundfile
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duotok.recipes.accompany.arrangement import settle_band
 from duotok.recipes.accompany.bundle import read_styles
+from duotok.recipes.accompany.stream import HEADER_BYTES, wav_header
 from duotok.recipes.service.queue import ENDED, QueueFullError, Song, SongQueue, UnknownSongError
 from duotok.recipes.service.settings import (
     RECORDINGS,
@@ -52,6 +54,9 @@ _CARE_SECONDS = 1.0  # between two looks at the workers
 _EXPIRE_SECONDS = 600.0
 _CHUNK_BYTES = 1 << 16
 _FORM_BYTES = 1 << 20  # of all that is not a recording
+_HEARD: dict[int | str, dict[str, Any]] = {
+    200: {"description": "16-bit stereo at 48 kHz", "content": {"audio/wav": {}}}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +189,18 @@ def create_app(
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(_follow(queue, song_id), media_type="text/event-stream", headers=headers)
 
+    @app.get("/songs/{song_id}/stream", responses=_HEARD | _refusals(404), response_class=StreamingResponse)
+    async def get_stream(song_id: str) -> StreamingResponse:
+        """The mix as a WAV that grows while it is composed; of a finished song, all of it at once.
+
+        Like --stream it plays the candidate that fits best at its beginning. It ends where the song does, is
+        cancelled, deleted or fails. Some songs come only once they are made: a stretch anew, and those of a
+        model that composes all of a song before it sounds.
+        """
+        await to_thread.run_sync(queue.listen, song_id)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_hear(queue, song_id), media_type="audio/wav", headers=headers)
+
     @app.get("/songs/{song_id}/all.zip", responses=_refusals(404), response_class=StreamingResponse)
     def get_all(song_id: str) -> StreamingResponse:
         """All files of a song in one."""
@@ -284,6 +301,47 @@ async def _follow(queue: SongQueue, song_id: str) -> AsyncIterator[str]:
             return
         await asyncio.sleep(_LOOK_SECONDS)
         quiet_seconds += _LOOK_SECONDS
+
+
+async def _hear(queue: SongQueue, song_id: str) -> AsyncIterator[bytes]:
+    """The bytes of a song's mix, as they come."""
+    file: BinaryIO | None = None
+    try:
+        while True:
+            try:
+                song = await to_thread.run_sync(queue.look, song_id)
+            except UnknownSongError:
+                return
+            if file is None and song.state == "done":
+                whole = _read_mix(queue, song)
+                while piece := await to_thread.run_sync(next, whole, b""):
+                    yield piece
+                return
+            file = file or await to_thread.run_sync(_open_live, queue.live_file(song_id))
+            # What is there since the song was looked at: of an ended one, all.
+            while file is not None and (piece := await to_thread.run_sync(file.read, _CHUNK_BYTES)):
+                yield piece
+            if song.state in ENDED:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _open_live(path: Path) -> BinaryIO | None:
+    """A song that grows, once more than its header is there."""
+    with suppress(FileNotFoundError):
+        return path.open("rb") if path.stat().st_size > HEADER_BYTES else None
+
+
+def _read_mix(queue: SongQueue, song: Song) -> Iterator[bytes]:
+    """A 16-bit WAV of a finished song, piece by piece."""
+    name = next(name for name in song.files if Path(name).stem == "mix")
+    with soundfile.SoundFile(queue.open_file(song.id, name)) as file:
+        yield wav_header(file.frames)
+        while len(wave := file.read(_CHUNK_BYTES // 4, dtype="float32", always_2d=True)):
+            yield (32_768 * wave).round().clip(-32_768, 32_767).astype("<i2").tobytes()
 
 
 class _Sink(io.RawIOBase):

@@ -6,7 +6,7 @@ queue.look(song_id).state
 
 DIR/songs.sqlite says what is known of each song; DIR/songs/ID/given holds its recordings under names of ours
 (and a folder `original`, where a stretch of that is made anew), DIR/songs/ID/result what was made, which is a
-folder `work` until all of it is there.
+folder `work` until all of it is there; DIR/songs/ID/live.wav grows while a song is made that somebody hears.
 """
 
 import json
@@ -129,6 +129,7 @@ class SongQueue:
             raise DataError(
                 f"{folder}/songs.sqlite cannot be used: {error}; give another by --data"
             ) from error
+        self._heard = set[str]()  # ids of songs that somebody listens to
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
 
@@ -239,6 +240,17 @@ class SongQueue:
             raise UnknownSongError
         return self._songs / song_id / "result" / name
 
+    def listen(self, song_id: str) -> Song:
+        """Let a song be heard while it is made, in its `live_file`, and look at it; or UnknownSongError."""
+        song = self.look(song_id)
+        if song.state not in ENDED:
+            self._heard.add(song_id)
+        return song
+
+    def live_file(self, song_id: str) -> Path:
+        """Return where the mix of a song grows while it is made."""
+        return self._songs / song_id / "live.wav"
+
     def cancel(self, song_id: str) -> None:
         """Let a song that is not made yet stay unmade; one being made stops at its next progress."""
         with self._lock:
@@ -254,6 +266,7 @@ class SongQueue:
             found = self._database.execute("DELETE FROM songs WHERE id = ?", (song_id,)).rowcount
         if not found:
             raise UnknownSongError
+        self._heard.discard(song_id)
         shutil.rmtree(self._songs / song_id, ignore_errors=True)
 
     # What workers do
@@ -270,6 +283,10 @@ class SongQueue:
             if row is None and wait_seconds > 0 and self._arrived.wait(wait_seconds):
                 row = self._row(query, worker, time.time())
             return None if row is None else self.look(row["id"])
+
+    def is_heard(self, song_id: str) -> bool:
+        """Whether somebody has begun to listen to a song."""
+        return song_id in self._heard
 
     def given(self, song: Song) -> dict[str, Path]:
         """Return the recordings of a song, and the folder of its original: stored name -> path."""
@@ -325,7 +342,10 @@ class SongQueue:
             json.dumps(report),
             time.time(),
         )
-        if not is_wanted:
+        self._heard.discard(song_id)
+        if is_wanted:
+            self.live_file(song_id).unlink(missing_ok=True)  # who hears it has it open
+        else:
             self.drop(song_id)
         return is_wanted
 
@@ -346,6 +366,7 @@ class SongQueue:
             row = self._row("SELECT state FROM songs WHERE id = ?", song_id)
         for part in [folder] if row is None else [folder / "work", folder / "result"]:
             shutil.rmtree(part, ignore_errors=True)
+        self.live_file(song_id).unlink(missing_ok=True)
 
     # What the service does
 
@@ -363,6 +384,7 @@ class SongQueue:
             shutil.rmtree(folder, ignore_errors=True)
         for folder in self._songs.iterdir():
             shutil.rmtree(folder / "work" if folder.name in known else folder, ignore_errors=True)
+            self.live_file(folder.name).unlink(missing_ok=True)
         return len(rows)
 
     def _recover(self, row: sqlite3.Row) -> None:

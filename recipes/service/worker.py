@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from duotok.tokenizer.common.files import read_json
 if TYPE_CHECKING:
     from duotok.recipes.accompany.pipeline import Accompanist, Sketches
     from duotok.recipes.accompany.repaint import Repainting
+    from duotok.recipes.accompany.request import Request
+    from duotok.recipes.accompany.stages import Progress
 
 _OFTEN_SECONDS = 0.2  # between two notes of the same stage
 _IDLE_SECONDS = 1.0  # after which a worker looks whether it is still wanted
@@ -97,11 +100,24 @@ class Workers:
             if not queue.progress(song.id, worker, stage, place, ranking):
                 raise _StoppedError
 
-        sketches = self._accompanist.compose(request, progress=tell)
+        sketches = self._compose(song, request, tell)
         tell("compose", 1.0, describe_ranking(sketches))
         work = queue.work_folder(song.id)
         self._accompanist.write_sketches(sketches, work)
         return read_json(work / REPORT)
+
+    def _compose(self, song: Song, request: "Request", tell: "Progress") -> "Sketches | Repainting":
+        """Compose a song; whoever listens hears its mix meanwhile, where the model can."""
+        from duotok.recipes.accompany.stream import WavStream
+        from duotok.renderer.renderer import Renderer
+
+        queue, accompanist = self._queue, self._accompanist
+        if request.repaint is not None or not isinstance(accompanist.bundle.sound, Renderer):
+            return accompanist.compose(request, progress=tell)
+        live = queue.live_file(song.id)
+        live.unlink(missing_ok=True)  # of an attempt that ended
+        with WavStream(str(live), is_heard=partial(queue.is_heard, song.id)) as stream:
+            return accompanist.compose(request, progress=tell, stream=stream)
 
 
 def describe_ranking(sketches: "Sketches | Repainting") -> list[dict[str, Any]]:

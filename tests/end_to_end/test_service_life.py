@@ -2,15 +2,20 @@
 
 import io
 import json
+import threading
 import time
 import zipfile
 from base64 import b64encode
 
+import httpx
 import pytest
 import soundfile
+import uvicorn
 from fastapi.testclient import TestClient
 
+from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.accompany.request import Request
+from duotok.recipes.accompany.stream import WavStream
 from duotok.recipes.evaluation.load import main as measure_load
 from duotok.recipes.service.api import Limits, create_app
 from duotok.recipes.service.queue import ENDED, SongQueue
@@ -107,6 +112,56 @@ def test_the_whole_life_of_songs(service, accompanist, sung, tmp_path):
         assert client.get(f"/songs/{song_id}{path}").status_code == 404
     assert client.delete(f"/songs/{song_id}").status_code == 404
     assert client.get(f"/songs/{other_id}/mix.wav").status_code == 200
+
+
+class HeldAccompanist(Accompanist):
+    """Goes on from what is composed when it may."""
+
+    may_go_on: threading.Event
+
+    def write_sketches(self, sketches, folder):
+        self.may_go_on.wait()
+        return super().write_sketches(sketches, folder)
+
+
+def test_a_song_is_heard_while_it_is_made(accompanist, tmp_path, sung):
+    queue, held = SongQueue(tmp_path / "data", bound=9), HeldAccompanist(accompanist.bundle)
+    held.may_go_on = threading.Event()
+    (tmp_path / "song.wav").write_bytes(sung(9))
+    with WavStream(str(tmp_path / "alone.wav")) as stream:
+        accompanist.compose(tmp_path / "song.wav", seed=5, stream=stream)
+    song_id, unheard = (queue.submit({"seed": 5, "format": "flac"}, tmp_path / "song.wav") for _ in range(2))
+    queue.listen(song_id)
+    folder = queue.folder / "songs" / song_id
+    server = uvicorn.Server(uvicorn.Config(create_app(queue, held), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with httpx.Client(base_url=address, timeout=300) as client:
+        with client.stream("GET", f"/songs/{song_id}/stream") as leaves:
+            assert next(leaves.iter_raw())[:4] == b"RIFF"
+        with client.stream("GET", f"/songs/{song_id}/stream") as answer:
+            pieces = answer.iter_raw()
+            begun = next(pieces)
+            assert client.get(f"/songs/{song_id}").json()["state"] == "running" and len(begun) > 44
+            held.may_go_on.set()
+            heard = begun + b"".join(pieces)
+        assert answer.headers["content-type"] == "audio/wav"
+        assert heard == (tmp_path / "alone.wav").read_bytes()
+        # Done: all of the result, whatever it is written as.
+        wait(client, unheard)
+        flac, _ = soundfile.read(io.BytesIO(client.get(f"/songs/{song_id}/mix.flac").content))
+        for each in (song_id, unheard):
+            whole, rate_hz = soundfile.read(io.BytesIO(client.get(f"/songs/{each}/stream").content))
+            assert rate_hz == 48_000 and abs(whole - flac).max() < 1 / 32_000
+        assert sorted(path.name for path in folder.iterdir()) == ["given", "result"]
+        client.delete(f"/songs/{song_id}")
+        for gone in (song_id, "nothing"):
+            assert client.get(f"/songs/{gone}/stream").status_code == 404
+    server.should_exit = True
+    thread.join()
+    queue.close()
 
 
 def test_a_stretch_is_made_anew_from_a_song_that_may_be_deleted_meanwhile(service, accompanist, sung):
@@ -299,9 +354,9 @@ def test_no_path_of_a_client_reaches_the_files(idle, sung):
 
 def test_the_description_has_every_way_and_setting(idle):
     described = idle[0].get("/openapi.json").json()
-    assert {"/songs", "/songs/{song_id}", "/songs/{song_id}/events", "/songs/{song_id}/all.zip"} <= set(
-        described["paths"]
-    )
+    assert {f"/songs{way}" for way in ("", "/{song_id}")} <= set(described["paths"])
+    assert {f"/songs/{{song_id}}/{way}" for way in ("events", "stream", "all.zip")} <= set(described["paths"])
+    assert "audio/wav" in described["paths"]["/songs/{song_id}/stream"]["get"]["responses"]["200"]["content"]
     form = described["components"]["schemas"]["SongForm"]["properties"]
     assert {"vocal", "mix", "prefix", "tempo_bpm", "style"} <= set(form)
     assert described["components"]["schemas"]["SongView"]["properties"]["state"]["examples"] == ["running"]

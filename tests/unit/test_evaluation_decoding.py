@@ -70,9 +70,20 @@ def test_the_plain_loop_samples_the_same_codes(lm, guidance):
     vocal = torch.randint(0, 64, (20,), generator=torch.Generator().manual_seed(1))
     config = SamplingConfig(guidance=guidance)
     ours = lm.compose(vocal, seeds=[3], sampling=config).codes[0]
-    assert torch.equal(decoding_part.generate_plainly(lm, vocal, 3, config), ours)
+    backbone = decoding_part.as_transformers(lm)
+    assert torch.equal(decoding_part.generate_plainly(lm, backbone, vocal, 3, config), ours)
     with pytest.raises(ConfigError, match="one window"):
-        decoding_part.generate_plainly(lm, vocal, 3, SamplingConfig(window_frames=10, overlap_frames=2))
+        short = SamplingConfig(window_frames=10, overlap_frames=2)
+        decoding_part.generate_plainly(lm, backbone, vocal, 3, short)
+
+
+@torch.no_grad()
+def test_the_backbone_is_that_of_transformers(lm):
+    for parameter in lm.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    hidden, positions = torch.randn(2, 9, lm.config.hidden_dim), torch.arange(9).expand(2, 9)
+    theirs = decoding_part.as_transformers(lm)(inputs_embeds=hidden, position_ids=positions)
+    torch.testing.assert_close(lm.backbone(hidden, positions), theirs.last_hidden_state)
 
 
 def test_timing_counts_seconds_of_audio(lm):

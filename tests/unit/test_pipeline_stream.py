@@ -52,6 +52,16 @@ def test_stretches_join_to_the_whole_length(fields, accompanist, make_singing, t
     assert min(loud) > 0.2 * max(loud)
 
 
+def test_who_listens_late_hears_all_of_it(accompanist, make_singing, tmp_path):
+    vocal, asked = torch.from_numpy(make_singing(16.0).T), iter([False] * 15)
+    with WavStream(str(tmp_path / "s.wav"), is_heard=lambda: next(asked, True)) as stream:
+        sketches = accompanist.compose(vocal, stream=stream, seed=3, steps=1)
+    heard = read(tmp_path / "s.wav")
+    assert heard.shape[-1] == vocal.shape[-1] and next(asked, None) is None and sketches.ranked
+    band = heard - vocal
+    assert min(part.square().mean() for part in band.split(48_000, dim=1)) > 0
+
+
 def test_the_result_is_the_same_with_and_without(tiny_bundle, vocal_file, tmp_path, capsys):
     options = ["--vocal", str(vocal_file), "--model", str(tiny_bundle), "--steps", "1", "--candidates", "2"]
     assert main([*options, "--out", str(tmp_path / "plain")]) == 0

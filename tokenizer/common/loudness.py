@@ -6,8 +6,9 @@ Measured in blocks of a few seconds, so an hour needs no more working memory tha
 import math
 
 import numpy as np
-from scipy.signal import lfilter
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .audio import SAMPLE_RATE_HZ
 from .long_waves import let_go
@@ -17,7 +18,9 @@ _SHELF = ([1.53512485958697, -2.69169618940638, 1.19839281085285], [1.0, -1.6906
 _HIGH_PASS = ([1.0, -2.0, 1.0], [1.0, -1.99004745483398, 0.99007225036621])
 K_WEIGHTING = (_SHELF, _HIGH_PASS)  # (numerator, denominator) of each biquad
 _STEP_SAMPLES = SAMPLE_RATE_HZ // 10  # gating blocks of 400 ms start every 100 ms
-_CHUNK_SAMPLES = 100 * _STEP_SAMPLES
+_PIECE_SAMPLES = 10 * _STEP_SAMPLES
+_CHUNK_SAMPLES = 10 * _PIECE_SAMPLES
+_LEAD_SAMPLES = 2 * _STEP_SAMPLES  # after which K-weighting has forgotten what was before: below 1e-20
 _ABSOLUTE_GATE_LUFS = -70.0
 _RELATIVE_GATE_DB = 10.0
 
@@ -43,17 +46,28 @@ def measure_loudness(wave: Tensor) -> float:
 
 def _k_weighted_steps(wave: Tensor) -> np.ndarray:
     """Energy of the K-weighted wave, summed over channels, per 100 ms step [steps]; the last may be short."""
-    channels, samples = wave.shape
-    state = np.zeros((2, channels, 2))
-    energies = []
-    for start in range(0, samples, _CHUNK_SAMPLES):
-        chunk = wave[:, start : start + _CHUNK_SAMPLES].double().cpu().numpy()
+    lead, piece, energies = _LEAD_SAMPLES, _PIECE_SAMPLES, []
+    response = _k_response(lead + piece)
+    for start in range(0, wave.shape[-1], _CHUNK_SAMPLES):
+        chunk = wave[:, max(0, start - lead) : start + _CHUNK_SAMPLES].double().cpu()
         let_go(wave)
-        for stage, (b, a) in enumerate(K_WEIGHTING):
-            chunk, state[stage] = lfilter(b, a, chunk, axis=-1, zi=state[stage])
-        power = np.square(chunk).sum(axis=0)
-        energies.append(np.add.reduceat(power, np.arange(0, len(power), _STEP_SAMPLES)))
+        chunk = functional.pad(chunk, (lead if start == 0 else 0, 0))
+        samples = chunk.shape[-1] - lead
+        pieces = functional.pad(chunk, (0, -samples % piece)).unfold(-1, lead + piece, piece)
+        # A cyclic product: what it carries from the end to the beginning dies away within the lead.
+        weighted = torch.fft.irfft(torch.fft.rfft(pieces) * response, lead + piece)[..., lead:]
+        power = weighted.square().sum(dim=0).flatten()[:samples].numpy()
+        energies.append(np.add.reduceat(power, np.arange(0, samples, _STEP_SAMPLES)))
     return np.concatenate(energies) if energies else np.zeros(0)
+
+
+def _k_response(size: int) -> Tensor:
+    """What K-weighting does to each frequency of a spectrum of so many samples."""
+    stages = [
+        [torch.fft.rfft(torch.tensor(p, dtype=torch.float64), size) for p in stage] for stage in K_WEIGHTING
+    ]
+    (shelf, below_shelf), (high_pass, below_high_pass) = stages
+    return shelf * high_pass / (below_shelf * below_high_pass)
 
 
 def _to_lufs(power: float) -> float:

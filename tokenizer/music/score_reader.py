@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter1d
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -156,6 +155,8 @@ def find_notes(told: Mapping[str, np.ndarray], thresholds: Sequence[float], rate
     thresholds: of the onsets of drums, bass, other, and of frames. A note lasts while its pitch sounds, and
     ends where it is struck again.
     """
+    from scipy.ndimage import maximum_filter1d  # as few runs need it
+
     onset, frame = told["onset"], told["frame"]
     needed = np.empty(COLUMNS)
     for columns, threshold in zip(STEM_COLUMNS.values(), thresholds, strict=False):

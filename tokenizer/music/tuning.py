@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
-from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from ..common.audio import SAMPLE_RATE_HZ
@@ -112,6 +111,8 @@ def _smooth(heights: np.ndarray, masses: np.ndarray, curve: np.ndarray) -> np.nd
     It maximizes the sum of cosines of the phases' distances, less a penalty on its bends: a smoothing spline
     for angles, which an outlier hardly moves.
     """
+    from scipy.linalg import solveh_banded  # as few runs need it
+
     points, mean = len(curve), masses.sum() / np.count_nonzero(masses)
     penalty = 1e-3 * mean * _squared_differences(points, 1)
     if points > 2:
