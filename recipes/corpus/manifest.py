@@ -117,7 +117,8 @@ class Item:
             channels = channels or 2  # stems may differ on disk; stereo is what they sum in by default
         length = None if seconds is None else seconds * self.speed
         waves = [self._read_file(name, start_seconds * self.speed, length, channels) for name in names]
-        return change_speed(torch.stack(waves).sum(dim=0), self.speed)
+        wave = waves[0] if len(waves) == 1 else torch.stack(waves).sum(dim=0)
+        return change_speed(wave, self.speed)
 
     def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
         return read_audio(self.path(name), channels=channels, start_seconds=start, seconds=seconds)

@@ -13,6 +13,7 @@ import tarfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -58,7 +59,8 @@ class PackedItem(Item):
         if rate_hz != SAMPLE_RATE_HZ or not len(data):
             raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start:g} s on")
         if channels is not None and data.shape[1] != channels:
-            data = np.repeat(data.mean(axis=1, keepdims=True), channels, axis=1)
+            mono = reduce(np.add, data.T) / data.shape[1]  # as read_audio does
+            data = np.repeat(mono[:, None], channels, axis=1)
         return torch.from_numpy(np.ascontiguousarray(data.T))
 
 
