@@ -205,6 +205,15 @@ def read_manifest(path: str | Path) -> list[Item]:
     return items
 
 
+def refuse_duplicates(items: Iterable[Item], where: object) -> None:
+    """Raise DataError where an id is there twice, for of what is made of items one would hide the other."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise DataError(f"{where} has two items called {item.id!r}; leave one out, or give it another id")
+        seen.add(item.id)
+
+
 def append_items(path: str | Path, items: Iterable[Item]) -> None:
     """Append items to a manifest, creating it and its folder when needed."""
     path = Path(path)

@@ -22,7 +22,14 @@ import soundfile
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to_line, read_manifest
+from duotok.recipes.corpus.manifest import (
+    SPLITS,
+    Item,
+    item_from_line,
+    item_to_line,
+    read_manifest,
+    refuse_duplicates,
+)
 from duotok.recipes.workers.storage import FileCache, ask, fetch_quietly, is_remote, open_storage
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import AudioError, DataError
@@ -72,6 +79,7 @@ def pack_items(items: Iterable[Item], folder: str | Path, *, megabytes: int = 50
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     items = list(items)
+    refuse_duplicates(items, "what is to be packed")
     written = []
     for split in SPLITS:
         tars = sorted(folder.glob(f"{split}-[0-9]*.tar"))

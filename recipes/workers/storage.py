@@ -102,7 +102,7 @@ def _refusal(place: str, error: BaseException) -> DataError:
     denied = isinstance(error, PermissionError) or _status(error) in (401, 403)
     if denied or _DENIED.search(_one_line(error)):
         return DataError(f"{place:.200} may not be used: {_one_line(error)}; give its credentials and rights")
-    return DataError(f"{place:.200} cannot be read: {_one_line(error)}")
+    return DataError(f"{place:.200} cannot be read or written: {_one_line(error)}")
 
 
 class _Patience:

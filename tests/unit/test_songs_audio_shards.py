@@ -145,3 +145,8 @@ def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Pat
         assert "\n" not in str(caught.value)
     with pytest.raises(DuoTokError, match="damaged"):
         pack_items(items, tmp_path)
+
+
+def test_items_that_are_there_twice_are_named(items: list[Item], tmp_path: Path):
+    with pytest.raises(DataError, match="two items called 'train-0'"):
+        pack_items([items[0], items[1], items[0]], tmp_path)

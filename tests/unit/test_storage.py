@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from duotok.recipes import batch
 from duotok.recipes.corpus.manifest import Item, read_manifest
 from duotok.recipes.corpus.shards import open_items, pack_items, read_shards
 from duotok.recipes.workers import storage
@@ -137,7 +138,7 @@ def test_items_are_those_of_the_tars_and_fetched_once(server, items, tmp_path):
         ("403", "may not be used"),
         ("401", "may not be used"),
         ("404", "is not there"),
-        ("410", "cannot be read"),
+        ("410", "cannot be read or written"),
     ],
 )
 def test_a_refusal_is_one_line_at_once(fault, told, server, tmp_path):
@@ -248,3 +249,14 @@ def test_draws_of_remote_tars_are_those_of_local_ones(server, files, tmp_path):
             drawn.append(source.pick(np.random.default_rng(step), is_sung=False))
         assert drawn[0].id == drawn[1].id
         assert (drawn[0].read("bass") == drawn[1].read("bass")).all()
+
+
+def test_many_songs_from_where_one_may_not_read_or_write(server, tmp_path, capsys):
+    server.files["songs.jsonl"] = b'{"vocal": "a.wav"}'
+    assert batch.main(["--songs", server.url("songs.jsonl"), "--out", server.url("results")]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {server.url('results')} cannot be read or written: ") and "501" in told
+    server.faults = ["403"] * 9
+    assert batch.main(["--songs", server.url("songs.jsonl"), "--out", str(tmp_path)]) == 1
+    told += capsys.readouterr().err
+    assert "songs.jsonl may not be used: " in told and told.count("\n") == 2
