@@ -22,6 +22,7 @@ from duotok.recipes.accompany.generate import expect_files
 from duotok.recipes.accompany.output import REPORT, OutputFolder
 from duotok.recipes.accompany.request import Request
 from duotok.recipes.workers.pool import Workers, add_worker_options, take_workers, tell_left_out
+from duotok.recipes.workers.storage import ask, open_storage
 from duotok.tokenizer.common.audio import MEDIA_ENDINGS
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import ConfigError, DataError
@@ -125,16 +126,6 @@ def _full_path(source: str, folder: str) -> str:
     return source if "://" in source or source.startswith("/") else f"{folder}/{source}"
 
 
-def open_storage(place: str) -> tuple[Any, str]:
-    """Return fsspec's file system of a path or URL, and the path in it; ConfigError where it has none."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{place} cannot be reached: {error}") from error
-
-
 def _is_local(files: Any) -> bool:
     return "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol)
 
@@ -193,15 +184,24 @@ def _bring_here(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
+def _find_missing(rows: Sequence[Row], out: str) -> list[Row]:
+    """The rows whose results are not there yet; where they go must be a place that may be written."""
+    files, place = open_storage(out)
+    if files.isfile(place):
+        raise DataError(f"{out} is a file; give the name of a folder by --out")
+    missing = [row for row in rows if not files.exists(f"{place}/{row.id}/{REPORT}")]
+    if missing and not _is_local(files):  # better known before the songs are made than after
+        files.pipe_file(f"{place}/{LEFT_OUT_FILE}", b"")
+    return missing
+
+
 def make_batch(songs: str, out: str, model: Path | None, device: str, workers: Workers) -> int:
     """Make what is missing; return the number of results. DataError at the end where songs were left out."""
     from tqdm import tqdm
 
-    rows = read_rows(songs)
+    rows = ask(songs, lambda: read_rows(songs))
     files, place = open_storage(out)
-    if files.isfile(place):
-        raise DataError(f"{out} is a file; give the name of a folder by --out")
-    tasks = [(row, out) for row in rows if not files.exists(f"{place}/{row.id}/{REPORT}")]
+    tasks = [(row, out) for row in ask(out, lambda: _find_missing(rows, out))]
     left_out: dict[str, str] = {}
     start = (None if model is None else model.absolute(), device, 1 if workers.are_apart else None)
     results = workers.run(tasks, make_song, start=start_worker, arguments=start)

@@ -117,7 +117,8 @@ class Item:
             channels = channels or 2  # stems may differ on disk; stereo is what they sum in by default
         length = None if seconds is None else seconds * self.speed
         waves = [self._read_file(name, start_seconds * self.speed, length, channels) for name in names]
-        return change_speed(torch.stack(waves).sum(dim=0), self.speed)
+        wave = waves[0] if len(waves) == 1 else torch.stack(waves).sum(dim=0)
+        return change_speed(wave, self.speed)
 
     def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
         return read_audio(self.path(name), channels=channels, start_seconds=start, seconds=seconds)
@@ -202,6 +203,15 @@ def read_manifest(path: str | Path) -> list[Item]:
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
     return items
+
+
+def refuse_duplicates(items: Iterable[Item], where: object) -> None:
+    """Raise DataError where an id is there twice, for of what is made of items one would hide the other."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise DataError(f"{where} has two items called {item.id!r}; leave one out, or give it another id")
+        seen.add(item.id)
 
 
 def append_items(path: str | Path, items: Iterable[Item]) -> None:

@@ -1,64 +1,74 @@
-"""Items as webdataset tars, and random items for training: of a manifest's files, or of tars that stream.
+"""Items in webdataset's tars, and random items for training: of a manifest's files, or of some tars.
 
 One sample per item: ID.vocal.flac, ID.drums.flac, ID.bass.flac, ID.other.flac, ID.mix.flac (or .wav, as the
-corpus has them) and ID.json with the manifest line. Tars are read from files, http(s):// and gs://;
-webdataset's "pipe:" is refused, for a recipe of somebody else's would run any command by it.
+corpus has them) and ID.json with the manifest line. Tars lie on this machine or at URLs of SCHEMES, from
+where they are fetched into a cache.
 """
 
 import glob
-import importlib.util
 import io
-import itertools
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
-from duotok.recipes.corpus.manifest import SPLITS, Item, item_from_line, item_to_line, read_manifest
+from duotok.recipes.corpus.manifest import (
+    SPLITS,
+    Item,
+    item_from_line,
+    item_to_line,
+    read_manifest,
+    refuse_duplicates,
+)
+from duotok.recipes.workers.storage import FileCache, ask, fetch_quietly, is_remote, open_storage
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.common.errors import AudioError, DataError
 from duotok.tokenizer.common.files import whole_file
 from duotok.tokenizer.heads import STEMS
 
 FILES = (*STEMS, "mix")
-SCHEMES = ("file", "http", "https", "gs")  # none of them starts a shell
-SHUFFLED_TARS = 100
+SCHEMES = ("file", "http", "https", "s3", "gs", "az", "hf")  # fsspec's; none of them starts a shell
+_MEMBER = re.compile(rf"(.+)\.({'|'.join(FILES)})\.\w+|(.+)\.json")
+_END = bytes(2 * tarfile.BLOCKSIZE)  # of a tar
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedItem(Item):
-    """An item whose sound is in memory; it reads as any other."""
+class PackedItem(Item):
+    """An item inside of a tar; it reads as any other."""
 
-    sound: dict[str, bytes] = field(repr=False)  # vocal, drums, bass, other, mix -> a sound file
+    tar: str
+    cache: FileCache | None
+    places: dict[str, tuple[int, int]] = field(repr=False)  # file -> its first byte in the tar, and its bytes
 
     def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
+        first, size = self.places[name]
+        with _open_tar(self.tar, self.cache) as tar:
+            tar.seek(first)
+            sound = io.BytesIO(tar.read(size))
         frames = -1 if seconds is None else round(seconds * SAMPLE_RATE_HZ)
         try:
-            with soundfile.SoundFile(io.BytesIO(self.sound[name])) as file:
+            with soundfile.SoundFile(sound) as file:
                 rate_hz = file.samplerate
                 file.seek(min(round(start * SAMPLE_RATE_HZ), file.frames))
                 data = file.read(frames, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(f"{name} of item {self.id} in {self.root} is damaged; pack it again") from error
+            raise AudioError(f"{name} of item {self.id} in {self.tar} is damaged; pack it again") from error
         if rate_hz != SAMPLE_RATE_HZ or not len(data):
             raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start:g} s on")
         if channels is not None and data.shape[1] != channels:
-            data = np.repeat(data.mean(axis=1, keepdims=True), channels, axis=1)
+            mono = reduce(np.add, data.T) / data.shape[1]  # as read_audio does
+            data = np.repeat(mono[:, None], channels, axis=1)
         return torch.from_numpy(np.ascontiguousarray(data.T))
-
-
-def check_webdataset() -> None:
-    """Raise ConfigError when the package is missing."""
-    if importlib.util.find_spec("webdataset") is None:
-        raise ConfigError("audio shards need the package webdataset: pip install webdataset")
 
 
 def pack_items(items: Iterable[Item], folder: str | Path, *, megabytes: int = 500) -> list[Path]:
@@ -66,10 +76,10 @@ def pack_items(items: Iterable[Item], folder: str | Path, *, megabytes: int = 50
 
     A tar appears under its name only when it is whole, so a run that is stopped goes on with the next one.
     """
-    check_webdataset()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     items = list(items)
+    refuse_duplicates(items, "what is to be packed")
     written = []
     for split in SPLITS:
         tars = sorted(folder.glob(f"{split}-[0-9]*.tar"))
@@ -98,67 +108,109 @@ def packed_ids(tar: str | Path) -> set[str]:
         raise DataError(f"{tar} is damaged; delete it and pack again") from error
 
 
-def read_shards(
-    urls: str | Path | Sequence[str | Path], *, shuffle: int = 0, seed: int = 0, by_node: bool = False
-) -> Iterator[StreamedItem]:
-    """Stream the items of tars: paths (* for all that there are) or URLs, one or many, {000000..000041}.
-
-    shuffle: tars in the shuffle buffer, 0 = in order. Inside a DataLoader every worker reads its own tars;
-    by_node: with torch.distributed also every process. Raises DataError for a missing or damaged tar, and for
-    a URL of another scheme than SCHEMES.
-    """
-    check_webdataset()
-    from webdataset.compat import WebDataset
-    from webdataset.shardlists import expand_urls, single_node_only, split_by_node, split_by_worker
-
-    names = [str(urls)] if isinstance(urls, (str, Path)) else [str(url) for url in urls]
-    tars = [each for name in names for each in (sorted(glob.glob(name)) or expand_urls(name))]
-    for tar in tars:
-        scheme = re.match(r"([a-z][a-z0-9+.-]+):", tar, flags=re.IGNORECASE)
-        if scheme is not None and scheme[1].lower() not in SCHEMES:
-            raise DataError(f"{tar:.200} is not read; give paths of tars, or URLs of {', '.join(SCHEMES)}")
-    dataset = WebDataset(
-        tars,
-        shardshuffle=shuffle or False,
-        seed=seed,
-        nodesplitter=split_by_node if by_node else single_node_only,
-        workersplitter=split_by_worker,
-        empty_check=False,
-    )
-    try:
-        for sample in dataset:
-            yield _item(sample)
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise DataError(f"cannot read the audio shards {', '.join(names)[:200]}: {error!r:.200}") from error
+def read_shards(source: str | Path, cache: FileCache | None = None) -> Iterator[PackedItem]:
+    """The items of tars, in order; see find_tars and read_tar."""
+    for tar in find_tars(str(source)):
+        yield from read_tar(tar, cache)
 
 
-def _item(sample: dict[str, Any]) -> StreamedItem:
-    url = str(sample.get("__url__", ""))
-    if "json" not in sample:
-        raise DataError(f"{url}: {sample.get('__key__')} has no .json; it is not a shard of items")
-    item = item_from_line(sample["json"].decode("utf-8"), Path(url).parent)
-    sound = {}
-    for name in FILES:
-        found = [key for key in sample if key.startswith(f"{name}.")]
-        if not found:
-            raise DataError(f"{url}: {item.id} has no {name}; it is not a shard of items")
-        sound[name] = sample[found[0]]
-    values = {name: getattr(item, name) for name in asdict(item)}
-    return StreamedItem(**values, sound=sound)
+def find_tars(source: str) -> list[str]:
+    """Return the tars that a path or URL names: {000000..000041} for a range, * for all that there are."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]+):", source, flags=re.IGNORECASE)
+    if scheme is not None and scheme[1].lower() not in SCHEMES:
+        raise DataError(f"{source:.200} is not read; give paths of tars, or URLs of {', '.join(SCHEMES)}")
+    tars = []
+    for each in _expand_ranges(source.removeprefix("file://")):
+        if "*" not in each:
+            tars.append(each)
+        elif is_remote(each):
+            storage, place = open_storage(each)
+            found = ask(each, lambda storage=storage, place=place: storage.glob(place))
+            tars += sorted(storage.unstrip_protocol(tar) for tar in found)
+        else:
+            tars += sorted(glob.glob(each))
+    if not tars:
+        raise DataError(f"there are no tars {source:.200}")
+    return tars
+
+
+def _expand_ranges(text: str) -> list[str]:
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if found is None:
+        return [text]
+    before, after, digits = text[: found.start()], text[found.end() :], len(found[1])
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    return [whole for number in numbers for whole in _expand_ranges(f"{before}{number:0{digits}}{after}")]
+
+
+def read_tar(tar: str, cache: FileCache | None = None) -> list[PackedItem]:
+    """Return the items of a tar, without their sound; DataError where it is not there or not whole."""
+    for is_fetched_anew in (False, True):
+        try:
+            with _open_tar(tar, cache) as file:
+                return _list_items(tar, file, cache)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            if cache is None or not is_remote(tar) or is_fetched_anew:
+                told = f"{type(error).__name__}: {error!s:.200}"
+                raise DataError(
+                    f"the tar {tar:.200} is not there or damaged ({told}); pack it again"
+                ) from error
+            cache.drop(tar)  # what is kept here may have been damaged here
+    raise AssertionError
+
+
+def _open_tar(tar: str, cache: FileCache | None) -> BinaryIO:
+    if not is_remote(tar):
+        return Path(tar).open("rb")
+    if cache is None:
+        raise DataError(f"{tar:.200} is read with a cache only")
+    return cache.open(tar)
+
+
+def _list_items(tar: str, file: BinaryIO, cache: FileCache | None) -> list[PackedItem]:
+    lines: dict[str, str] = {}
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            found = _MEMBER.fullmatch(member.name) if member.isfile() else None
+            if found is not None and found[3] is not None:
+                held = archive.extractfile(member)
+                assert held is not None
+                lines[found[3]] = held.read().decode("utf-8")
+            elif found is not None:
+                places.setdefault(found[1], {})[found[2]] = (member.offset_data, member.size)
+    # The iteration takes a tar that is cut off between two members for a whole one.
+    file.seek(end)
+    if file.read(len(_END)) != _END:
+        raise tarfile.ReadError("it is cut off")
+    root = Path(tar).parent
+    items = []
+    for name, line in lines.items():
+        missing = [each for each in FILES if each not in places.get(name, {})]
+        if missing:
+            raise DataError(f"{tar}: {name} has no {missing[0]}; it is not a shard of items")
+        item = item_from_line(line, root)
+        values = {each.name: getattr(item, each.name) for each in fields(Item)}
+        items.append(PackedItem(**values, tar=tar, cache=cache, places=places[name]))
+    if not items:
+        raise DataError(f"{tar} has no item; it is not a shard of items")
+    return items
 
 
 def _write_tar(items: Sequence[Item], path: Path) -> Path:
-    from webdataset.writer import TarWriter
-
-    with whole_file(path) as temporary, TarWriter(str(temporary), encoder=False, mtime=0.0) as tar:
+    with whole_file(path) as temporary, tarfile.open(temporary, "w") as tar:
         for item in items:
-            sample: dict[str, Any] = {"__key__": item.id}
-            for name in FILES:
-                file = item.path(name)
-                sample[f"{name}{file.suffix.lower()}"] = file.read_bytes()
             values = json.loads(item_to_line(item))
-            sample["json"] = json.dumps(values, ensure_ascii=False).encode("utf-8")
-            tar.write(sample)
+            members = [
+                (f"{name}{item.path(name).suffix.lower()}", item.path(name).read_bytes()) for name in FILES
+            ]
+            members.append(("json", json.dumps(values, ensure_ascii=False).encode("utf-8")))
+            for ending, data in members:
+                entry = tarfile.TarInfo(f"{item.id}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
     return path
 
 
@@ -169,6 +221,10 @@ class ItemSource(Protocol):
         """Draw an item, one with singing where asked for and if there is any."""
         ...
 
+    def seek(self, seed: int, process: int, step: int) -> None:
+        """Go to where a process is at a step; what is drawn there depends on nothing else."""
+        ...
+
 
 def is_sung_item(item: Item) -> bool:
     """Tell whether somebody sings in it: cuts of real songs include instrumental ones."""
@@ -176,16 +232,13 @@ def is_sung_item(item: Item) -> bool:
 
 
 def open_items(
-    source: str, *, shortest_seconds: float, pool_items: int, cuts_per_item: int, seed: int = 0
+    source: str, *, shortest_seconds: float, tars: int, steps_per_tar: int, cache: str | Path, cache_gb: float
 ) -> ItemSource:
-    """Open a JSONL manifest, or tars: a path (with * all that fit) or a URL, {000..041} for a range."""
+    """Open a JSONL manifest, or tars as find_tars takes them, so many at a time; cache: see FileCache."""
     if source.endswith(".tar") or source.startswith("pipe:"):
-        return ItemPool(
-            lambda epoch: read_shards(source, shuffle=SHUFFLED_TARS, seed=seed + epoch, by_node=True),
-            name=source,
-            shortest_seconds=shortest_seconds,
-            size=pool_items,
-            cuts_per_item=cuts_per_item,
+        kept = FileCache(Path(cache).expanduser(), round(cache_gb * 1e9))
+        return TarItems(
+            source, shortest_seconds=shortest_seconds, tars=tars, steps_per_tar=steps_per_tar, cache=kept
         )
     items = [item for item in read_manifest(Path(source)) if item.seconds >= shortest_seconds]
     if not items:
@@ -205,52 +258,49 @@ class ItemList:
         items = self._sung if is_sung else self._items
         return items[rng.integers(len(items))]
 
+    def seek(self, seed: int, process: int, step: int) -> None:
+        """Do nothing: all items are at hand at every step."""
 
-class ItemPool:
-    """Some items of endless shards in memory; after every few draws the next one takes a random place.
 
-    A run that is resumed goes on with the shards from their beginning, unlike one from a manifest, whose
-    draws depend on nothing but the step.
+class TarItems:
+    """The items of some tars at a time, of which the oldest makes room for the next after so many steps.
+
+    Each process goes through all tars in an order of its own, and then again in another one.
     """
 
     def __init__(
-        self,
-        open_epoch: Callable[[int], Iterator[StreamedItem]],
-        *,
-        name: str,
-        shortest_seconds: float,
-        size: int,
-        cuts_per_item: int,
+        self, source: str, *, shortest_seconds: float, tars: int, steps_per_tar: int, cache: FileCache
     ) -> None:
-        self._open_epoch, self._name, self._shortest = open_epoch, name, shortest_seconds
-        self._cuts_per_item, self._draws = cuts_per_item, 0
-        self._stream = self._endless()
-        first = next(self._stream)
-        self._items = [first]
-        for item in itertools.islice(self._stream, size - 1):
-            if item.id == first.id:  # the shards hold fewer items than the pool could
-                break
-            self._items.append(item)
+        self._source, self._shortest, self._cache = source, shortest_seconds, cache
+        self._tars, self._at_a_time, self._steps_per_tar = find_tars(source), tars, steps_per_tar
+        self._open: dict[str, list[PackedItem]] = {}
+        self._place: tuple[int, int, int] | None = None
+        self.seek(0, 0, 0)
 
     def pick(self, rng: np.random.Generator, *, is_sung: bool) -> Item:
         """Draw an item; see ItemSource."""
-        items = [item for item in self._items if is_sung_item(item)] if is_sung else self._items
-        items = items or self._items
-        item = items[rng.integers(len(items))]
-        self._draws += 1
-        if self._draws % self._cuts_per_item == 0:
-            self._items[rng.integers(len(self._items))] = next(self._stream)
-        return item
+        return self._items.pick(rng, is_sung=is_sung)
 
-    def _endless(self) -> Iterator[StreamedItem]:
-        for epoch in itertools.count():
-            is_empty = True
-            for item in self._open_epoch(epoch):
-                if item.seconds >= self._shortest:
-                    is_empty = False
-                    yield item
-            if is_empty:
-                raise DataError(
-                    f"{self._name} has no item of at least {self._shortest:g} s for this process; "
-                    f"give at least one tar per process"
-                )
+    def seek(self, seed: int, process: int, step: int) -> None:
+        """Open the tars of a step; see ItemSource."""
+        place = (seed, process, step // self._steps_per_tar)
+        if place == self._place:
+            return
+        wanted, coming = self._tars, ""
+        if len(self._tars) > self._at_a_time:
+            *wanted, coming = (self._tar_at(*place, number) for number in range(self._at_a_time + 1))
+        self._open = {tar: self._open.get(tar) or read_tar(tar, self._cache) for tar in dict.fromkeys(wanted)}
+        items = [item for tar in self._open.values() for item in tar if item.seconds >= self._shortest]
+        if not items:
+            raise DataError(
+                f"{self._source:.200} has no item of at least {self._shortest:g} s in {', '.join(self._open)}"
+            )
+        self._items = ItemList(items)
+        if self._place is not None and is_remote(coming):  # a program that only begins may yet fork
+            threading.Thread(target=fetch_quietly, args=(self._cache, coming), daemon=True).start()
+        self._place = place
+
+    def _tar_at(self, seed: int, process: int, first: int, number: int) -> str:
+        """The tar of a place in the endless order of a process."""
+        turn, place = divmod(first + number, len(self._tars))
+        return self._tars[np.random.default_rng((seed, process, turn)).permutation(len(self._tars))[place]]

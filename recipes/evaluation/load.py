@@ -1,12 +1,14 @@
 """Many songs at once and a service that is killed meanwhile: is each made, each once, in how much memory?
 
 Run: python -m duotok.recipes.evaluation.load --jobs 100 [--bundle DIR] [--kills 2] [--out load.json]
-`serve` runs as a process of its own; it is killed as by a power cut (SIGKILL) and started again.
+`serve` runs as a process of its own; it is killed as by a power cut (SIGKILL) and started again. With --batch
+it is `batch` that makes as many songs of many lengths, one after the other, and its memory must stay flat.
 """
 
 import argparse
 import io
 import json
+import re
 import secrets
 import signal
 import sqlite3
@@ -18,7 +20,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from duotok.tokenizer.common.files import write_json
 _LOOK_SECONDS = 0.5
 _START_SECONDS = 600  # a machine that serves others as well takes its time to load a model
 _RATE_HZ = 48_000
+_LENGTHS = 20  # of the songs of a batch
+_MOST_GROWTH = 0.05  # of a batch's memory, from the second to the last quarter
 _KILLED_BY = 0.4  # share of the songs after which the last process lives on, for its memory to be seen
 
 
@@ -62,15 +66,60 @@ class _Service:
 
     def memory_bytes(self) -> int:
         """What the process holds in memory."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise LoadError("the service has ended by itself")
+        found = _memory_of(self.process.pid)
+        if not found:
+            raise LoadError("the service has ended by itself")
+        return found
 
     def end(self, number: int) -> None:
         """End the process by a signal."""
         self.process.send_signal(number)
         self.process.communicate()
+
+
+def _memory_of(process: int) -> int:
+    """What a process and those that it has begun hold in memory in bytes; 0 where it has ended."""
+    found = 0
+    with suppress(OSError):
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+        found = sum(int(held) * 1024 for held in re.findall(r"^VmRSS:\s+(\d+)", status, flags=re.MULTILINE))
+        children = [
+            path.read_text(encoding="ascii") for path in Path(f"/proc/{process}/task").glob("*/children")
+        ]
+        found += sum(_memory_of(int(child)) for child in " ".join(children).split())
+    return found
+
+
+def measure_batch(folder: Path, vocal: bytes, *, jobs: int, bundle: Path | None = None) -> dict[str, Any]:
+    """Let `batch` accompany so many beginnings of a vocal, half of it and longer; return figures."""
+    import soundfile
+
+    wave, rate_hz = soundfile.read(io.BytesIO(vocal))
+    rows = []
+    for number in range(jobs):
+        name = f"{number % _LENGTHS}.wav"
+        soundfile.write(
+            folder / name, wave[: len(wave) * (_LENGTHS + number % _LENGTHS + 1) // (2 * _LENGTHS)], rate_hz
+        )
+        rows.append(json.dumps({"id": str(number), "vocal": name, "seed": number}))
+    (folder / "songs.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    command = [sys.executable, "-m", "duotok.recipes.batch", f"--songs={folder}/songs.jsonl"]
+    command += [f"--out={folder}/out", *([] if bundle is None else [f"--model={bundle}"])]
+    began, memory = time.monotonic(), dict[int, int]()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            done, held = sum(1 for _ in folder.glob("out/*/report.json")), _memory_of(process.pid)
+            if 0 < done < jobs:  # with the last one the workers end
+                memory[done] = held
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        process.terminate()
+        ended = process.wait()
+    if ended or not memory:
+        raise LoadError(f"batch ended with {ended}, after {len(memory)} looks at its memory")
+    seconds = round(time.monotonic() - began, 1)
+    return {"jobs": jobs, "lengths": _LENGTHS, "seconds": seconds, **_describe_memory(memory)}
 
 
 def measure_load(
@@ -183,6 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of the vocal (default: 2)")
     parser.add_argument("--kills", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="songs made at once (default: 1)")
+    parser.add_argument(
+        "--batch", action="store_true", help="measure the memory of `batch` over --jobs songs"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the figures go as well")
     return guard(lambda: _measure(parser.parse_args(argv)))
 
@@ -190,17 +242,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     vocal = _read_vocal(arguments.vocal, arguments.seconds)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure_load(
-            Path(folder),
-            vocal,
-            jobs=arguments.jobs,
-            bundle=arguments.bundle,
-            kills=arguments.kills,
-            workers=arguments.workers,
-        )
+        common = {"jobs": arguments.jobs, "bundle": arguments.bundle}
+        if arguments.batch:
+            figures = measure_batch(Path(folder), vocal, **common)
+        else:
+            figures = measure_load(
+                Path(folder), vocal, **common, kills=arguments.kills, workers=arguments.workers
+            )
     print(json.dumps(figures, indent=2))
     if arguments.out is not None:
         write_json(arguments.out, figures)
+    if arguments.batch:
+        if figures["memory_growth"] is None:
+            raise LoadError("too few songs to tell whether the memory grows; give more --jobs")
+        if figures["memory_growth"] > _MOST_GROWTH:
+            raise LoadError(f"the memory of batch grew by {figures['memory_growth']:.1%}; see the figures")
+        return
     wrong = ("lost", "made_again_after_done", "left_half_made")
     if figures["states"] != {"done": arguments.jobs} or any(figures[name] for name in wrong):
         raise LoadError("songs were lost or made twice; see the figures")

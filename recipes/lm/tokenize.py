@@ -85,14 +85,16 @@ def make_tokens(
     import torch
     from tqdm import tqdm
 
-    from duotok.recipes.corpus.manifest import read_manifest
+    from duotok.recipes.corpus.manifest import read_manifest, refuse_duplicates
     from duotok.recipes.lm.tokens import append_shard
     from duotok.tokenizer.model import DuoTokenizer
 
     if threads is not None and not workers.are_apart:
         torch.set_num_threads(threads)
     model = DuoTokenizer.from_pretrained(tokenizer).to(device)
-    batches = cut_batches(read_manifest(manifest), batch)
+    listed = read_manifest(manifest)
+    refuse_duplicates(listed, manifest)
+    batches = cut_batches(listed, batch)
     index = open_index(out, model)
     known = {song.id for song in index.songs}
     total = sum(len(each) for each in batches)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from duotok.recipes.corpus.manifest import Item, read_manifest
+from duotok.recipes.corpus.manifest import Item, read_manifest, refuse_duplicates
 from duotok.recipes.workers.pool import add_worker_options, take_workers, tell_left_out
 from duotok.renderer.autoencoder import Autoencoder
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE
@@ -89,6 +89,7 @@ def add_items(
     encoded: gives each item's pair, or the reason why there is none. Raises DataError at the end where items
     were left out.
     """
+    refuse_duplicates(items, "the manifest")
     shards = LatentShards(folder)
     shards.require(origin)
     missing = [item for item in items if item.id not in shards.frames]

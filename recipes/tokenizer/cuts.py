@@ -28,18 +28,20 @@ STEMS_OF_KIND = {"mix": STEMS, "vocal": ("vocal",), "accompaniment": _BAND, "ins
 class CutConfig:
     """What is cut from where."""
 
-    manifest: str  # a JSONL manifest, or webdataset tars as `item_pool.open_items` takes them
+    manifest: str  # a JSONL manifest, or webdataset tars as `shards.find_tars` takes them
     seconds: float = 10.0
     gain_db: float = 4.0  # random gain around the standard level, uniform in +- this
     # Random speed, in whole semitones up or down, so that keys stay in tune. Pitch, formants and tempo go
     # along: voices and bands that the corpus has not (speed perturbation; Ko et al., 2015).
     speed_semitones: int = 0
-    pool_items: int = 32  # of tars, that are in memory at a time
-    cuts_per_item: int = 8  # of tars, before the next item comes in
+    tars: int = 8  # of which a process draws at a time
+    steps_per_tar: int = 20  # after which the oldest of them makes room for the next
+    cache: str = "~/.cache/duotok/shards"  # folder of tars from elsewhere, on a disk of this machine
+    cache_gb: float = 100.0  # that it may hold: at least `tars` for each process of this machine
 
     def __post_init__(self) -> None:
-        if self.pool_items < 1 or self.cuts_per_item < 1:
-            raise ConfigError("data.pool_items and data.cuts_per_item must be at least 1")
+        if self.tars < 1 or self.steps_per_tar < 1 or not self.cache_gb > 0:
+            raise ConfigError("data.tars and data.steps_per_tar must be at least 1, data.cache_gb above 0")
         if not 0 <= self.speed_semitones <= 12:
             raise ConfigError(f"data.speed_semitones must be in 0..12, got {self.speed_semitones}")
         if self.seconds * SAMPLE_RATE_HZ < HOP_SAMPLES:
@@ -63,9 +65,12 @@ class CutSampler:
         self._source = open_items(
             config.manifest,
             shortest_seconds=config.seconds,
-            pool_items=config.pool_items,
-            cuts_per_item=config.cuts_per_item,
+            tars=config.tars,
+            steps_per_tar=config.steps_per_tar,
+            cache=config.cache,
+            cache_gb=config.cache_gb,
         )
+        self.seek = self._source.seek
 
     def draw(self, rng: np.random.Generator, kinds: list[str]) -> Tensor:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""

@@ -34,7 +34,7 @@ def build(config: Config) -> Task:
     def make_batch(rng):
         return {"wave": sampler.draw_mixture(rng, config.train.batch_size, config.mixture)}
 
-    return Task(BestRQ(tokenizer), make_batch, tokenizer.save_pretrained)
+    return Task(BestRQ(tokenizer), make_batch, tokenizer.save_pretrained, seek=sampler.seek)
 
 
 main = recipe_main("Stage 1: BEST-RQ pre-training", Config, build)

@@ -53,7 +53,7 @@ def build(config: Config) -> Task:
         cuts = [sampler.cut(rng, kind) for kind in kinds]
         return collate_cuts(cuts, text, config.text_run_seconds, rng)
 
-    return Task(objective, make_batch, tokenizer.save_pretrained)
+    return Task(objective, make_batch, tokenizer.save_pretrained, seek=sampler.seek)
 
 
 main = recipe_main("Stage 2: multi-task training", Config, build)

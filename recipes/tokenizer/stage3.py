@@ -59,7 +59,7 @@ def build(config: Config) -> Task:
         waves = batch.pop("stems").sum(dim=1)
         return {"vocal": waves[:vocals], "accompaniment": waves[vocals:], **batch}
 
-    return Task(objective, make_batch, tokenizer.save_pretrained)
+    return Task(objective, make_batch, tokenizer.save_pretrained, seek=sampler.seek)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def build(config: Config) -> Task:
         gains_db = rng.uniform(-config.remix_db, config.remix_db, stems.shape[:2])
         return {"stems": stems * torch.from_numpy(10 ** (gains_db / 20)).float()[..., None]}
 
-    return Task(SeparationObjective(separator), make_batch, separator.save_pretrained)
+    return Task(SeparationObjective(separator), make_batch, separator.save_pretrained, seek=sampler.seek)
 
 
 main = recipe_main("Train the separator", Config, build)

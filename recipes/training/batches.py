@@ -67,6 +67,8 @@ class MicroBatches(Dataset[MicroBatch | DuoTokError]):
         step, micro = divmod(number, self._accumulate)
         task, key = self._task, BatchKey(self._seed, step, self._process, micro)
         try:
+            if task.seek is not None:
+                task.seek(key.seed, key.process, key.step)
             tensors = task.make_batch(key.generator())
         except DuoTokError as error:
             return error  # raised in a worker it would come with the worker's traceback

@@ -175,7 +175,9 @@ class TrainingState(RunState):
             ema = load_file(folder / "ema.safetensors") if self.ema and has_ema else weights
         except (OSError, SafetensorError) as error:
             raise damaged_checkpoint(folder) from error
-        if set(weights) != set(self.tensors):
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        trained = {key.rpartition(":")[0] for key in moments}
+        if shapes != {n: t.shape for n, t in self.tensors.items()} or not trained <= set(self.parameters):
             raise CheckpointError(f"the checkpoint {folder} is of another recipe; give another --out folder")
         _copy(weights, self.tensors)
         _copy({name: ema[name] for name in self.ema}, self.ema)
@@ -214,8 +216,4 @@ def export_component(export: Callable[[Path], object], folder: Path) -> None:
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
-        if target[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(target[name].shape)}"
-            )
         target[name].copy_(tensor)

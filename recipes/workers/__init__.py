@@ -1,1 +1,1 @@
-"""Who does work that maps over many items: processes here, or actors on a Ray cluster."""
+"""Who does work that maps over many items, processes here or actors on a Ray cluster, and where they lie."""

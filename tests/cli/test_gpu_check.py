@@ -1,11 +1,11 @@
-"""The GPU check, rehearsed at tiny on the CPU."""
+"""The GPU check, rehearsed at tiny on the CPU; what the loader alone gives."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from duotok.recipes.research import gpu_check
+from duotok.recipes.research import gpu_check, loader_check
 
 
 def test_what_can_be_measured_is_and_what_fails_is_told(
@@ -35,3 +35,22 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert gpu_check.main(["--size", "tiny", "--out", str(tmp_path), "--parts", "device"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: nothing could be measured on cuda: ") and told.count("\n") == 1
+
+
+def test_the_loader_is_measured_beside_what_a_gpu_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--parts", "lm", "--workers", "1", "--seconds", "0.01"]
+    assert loader_check.main([*options, "--out", str(tmp_path / "loader.json")]) == 0
+    found = json.loads((tmp_path / "loader.json").read_text())["lm"]
+    assert found == json.loads(capsys.readouterr().out)["lm"]
+    # 12,000 codes of 5.05e9 operations, by 40 % of 989 TFLOP/s.
+    assert found["tflop_per_batch"] == pytest.approx(60.6, rel=0.05)
+    assert found["needed_per_second"] == pytest.approx(0.4 * 989 / found["tflop_per_batch"])
+    assert min(found["batches_per_second_0_workers"], found["batches_per_second_1_workers"]) > 0
+
+
+def test_too_short_a_corpus_is_one_line(tiny_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tars = str(tiny_corpus / "train.jsonl")
+    assert loader_check.main(["--parts", "tokenizer", "--tars", tars]) == 1
+    assert "has no item of at least 20 s" in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """Many songs in one go: lists, bad rows, what is there already, storage that is no folder."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import soundfile
 
 from duotok.recipes import batch
+from duotok.recipes.evaluation import load
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 
 fsspec = pytest.importorskip("fsspec")
@@ -90,3 +94,16 @@ def test_bad_lists_are_one_line(
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_of_its_processes_is_measured(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    held = load._memory_of(os.getpid())
+    code = "import time; kept = b'x' * 200_000_000; print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        grown = load._memory_of(os.getpid()) - held
+        child.kill()
+    assert 200e6 <= grown <= 300e6
+    assert load._memory_of(child.pid) == 0
+    assert load.main(["--batch", "--jobs", "2", "--bundle", str(tmp_path)]) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == "error: batch ended with 1, after 0 looks at its memory"

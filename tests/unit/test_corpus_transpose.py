@@ -85,7 +85,6 @@ def test_items_are_stored_and_streamed_with_their_speed(item: Item, tmp_path: Pa
     assert "semitones" not in item_to_line(item)
     with pytest.raises(DataError, match=r"semitones must be a whole number in -12\.\.12"):
         replace(item, semitones=13)
-    pytest.importorskip("webdataset")
     pack_items([moved], tmp_path / "tars")
     (tar,) = (tmp_path / "tars").glob("*.tar")
     (streamed,) = read_shards(str(tar))

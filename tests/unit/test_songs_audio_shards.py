@@ -1,4 +1,4 @@
-"""Audio shards: what is packed is what streams back, once, in bounded tars."""
+"""Audio shards: what is packed is what is read back, in bounded tars; training goes on from them exactly."""
 
 import io
 import tarfile
@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from duotok.recipes.corpus.manifest import PARTS, Item, item_to_line, read_manifest
-from duotok.recipes.corpus.shards import is_sung_item, open_items, pack_items, packed_ids, read_shards
+from duotok.recipes.corpus.shards import (
+    find_tars,
+    is_sung_item,
+    open_items,
+    pack_items,
+    packed_ids,
+    read_shards,
+)
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
+from duotok.recipes.training.batches import open_batches
+from duotok.recipes.training.task import Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
-
-pytest.importorskip("webdataset")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def tars(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
     assert [tar.name for tar in tars] == [f"{s}-{n:06d}.tar" for s in ("train", "test") for n in (0, 1)]
-    streamed = list(read_shards(tars))
+    streamed = [item for tar in tars for item in read_shards(tar)]
     assert [item_to_line(item) for item in streamed] == [item_to_line(item) for item in items]
     for item, again in zip(items, streamed, strict=True):
         for part in PARTS:
@@ -39,43 +46,78 @@ def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
                 assert torch.equal(again.read(part, **cut), item.read(part, **cut))  # type: ignore[arg-type]
 
 
-def test_a_range_of_tars_is_one_url_and_workers_of_a_loader_share_them(items: list[Item], tars: list[Path]):
-    streamed = read_shards(f"{tars[0].parent}/train-{{000000..000001}}.tar")
-    assert [item.id for item in streamed] == [item.id for item in items if item.split == "train"]
-    assert [item.id for item in read_shards(f"{tars[0].parent}/train-*.tar")] == [
-        item.id for item in items if item.split == "train"
+def test_a_range_of_tars_is_one_name(items: list[Item], tars: list[Path]):
+    folder = tars[0].parent
+    trained = [item.id for item in items if item.split == "train"]
+    assert [item.id for item in read_shards(f"{folder}/train-{{000000..000001}}.tar")] == trained
+    assert [item.id for item in read_shards(f"file://{folder}/train-*.tar")] == trained
+    assert find_tars("s3://b/{00..01}-{8..10}.tar") == [
+        f"s3://b/{a}-{b}.tar" for a in ("00", "01") for b in (8, 9, 10)
     ]
-    everything = sorted(item.id for item in items)
-    assert sorted(item.id for item in read_shards(tars, shuffle=10, seed=1)) == everything
-
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return (item.id for item in read_shards(tars))
-
-    loading = {"batch_size": None, "num_workers": 2, "multiprocessing_context": "fork"}
-    assert sorted(torch.utils.data.DataLoader(Stream(), **loading)) == everything
 
 
-def test_training_cuts_stream_from_tars(items: list[Item], tars: list[Path]):
-    wanted = {item.id for item in items if item.split == "train"}
-    source = f"{tars[0].parent}/train-{{000000..000001}}.tar"
-    pool = open_items(source, shortest_seconds=1.0, pool_items=2, cuts_per_item=2)
-    rng = np.random.default_rng(0)
-    drawn = [pool.pick(rng, is_sung=False) for _ in range(40)]
-    assert {item.id for item in drawn} == wanted
-    assert is_sung_item(pool.pick(rng, is_sung=True))
-    sampler = CutSampler(CutConfig(manifest=source, seconds=2.0, pool_items=10))
-    cut = sampler.cut(rng, "vocal")
-    assert cut.stems.shape == (4, 96_000) and cut.stems[0].any() and not cut.stems[1:].any()
+def pack_singly(items: list[Item], folder: Path) -> Path:
+    """Each item in a tar of its own."""
+    pack_items(items, folder, megabytes=1)
+    return folder
 
 
-def test_tars_that_cannot_serve_are_named(tars: list[Path]):
+def make_task(source: str, **settings) -> Task:
+    """Batches of two cuts, with a trace of where they are from."""
+    sampler = CutSampler(CutConfig(manifest=source, seconds=0.5, **settings))
+    return Task(
+        torch.nn.Identity(),
+        lambda rng: {"wave": sampler.draw(rng, ["mix", "vocal"])},
+        lambda folder: None,
+        seek=sampler.seek,
+    )
+
+
+def draw_steps(task: Task, steps: range, *, workers: int = 0, process: int = 0) -> list[torch.Tensor]:
+    """The batches of some steps."""
+    config, device = TrainConfig(workers=workers, accumulate=2, seed=3), torch.device("cpu")
+    with open_batches(task, config, process=process, first_step=steps.start, device=device) as batches:
+        return [next(batches).tensors["wave"] for _ in range(2 * len(steps))]
+
+
+def test_training_goes_on_from_tars_with_the_same_batches(items: list[Item], tmp_path: Path):
+    """Where it stops, by how many workers, and what was drawn before, are nothing to the batches."""
+    source = f"{pack_singly(items, tmp_path)}/*.tar"
+    settings = {"tars": 2, "steps_per_tar": 2}
+    whole = draw_steps(make_task(source, **settings), range(12))
+    task = make_task(source, **settings)
+    draw_steps(task, range(3), process=1)
+    for workers in (0, 2):
+        again = draw_steps(task, range(5, 12), workers=workers)
+        assert all(torch.equal(one, two) for one, two in zip(whole[10:], again, strict=True))
+    assert not torch.equal(whole[10], draw_steps(task, range(5, 6), process=1)[0])
+
+
+def test_a_process_draws_of_some_tars_at_a_time_and_of_all_in_turn(items: list[Item], tmp_path: Path):
+    tars = {item.id: item.tar for item in read_shards(f"{pack_singly(items, tmp_path)}/*.tar")}
+    settings = {"tars": 3, "steps_per_tar": 2, "cache": tmp_path, "cache_gb": 1.0}
+    source = open_items(f"{tmp_path}/*.tar", shortest_seconds=1.0, **settings)
+    drawn = []
+    for step in range(2 * len(tars)):
+        source.seek(0, 0, step)
+        rng = np.random.default_rng(step)
+        drawn.append({tars[source.pick(rng, is_sung=False).id] for _ in range(40)})
+        assert is_sung_item(source.pick(rng, is_sung=True))
+    assert {len(each) for each in drawn[:10]} == {3}
+    assert set.union(*drawn) == set(tars.values())
+    assert drawn[0] == drawn[1] and len(drawn[2] - drawn[1]) == 1
+
+
+def test_tars_that_cannot_serve_are_named(tars: list[Path], tmp_path: Path):
+    settings = {"tars": 2, "steps_per_tar": 1, "cache": tmp_path, "cache_gb": 1.0}
     with pytest.raises(DataError, match="no item of at least 500 s"):
-        open_items(str(tars[0]), shortest_seconds=500.0, pool_items=2, cuts_per_item=1)
+        open_items(str(tars[0]), shortest_seconds=500.0, **settings)
     with pytest.raises(DataError, match="nowhere.tar"):
-        open_items(str(tars[0].parent / "nowhere.tar"), shortest_seconds=1.0, pool_items=2, cuts_per_item=1)
-    with pytest.raises(ConfigError, match="pool_items"):
-        CutConfig(manifest="x", pool_items=0)
+        open_items(str(tars[0].parent / "nowhere.tar"), shortest_seconds=1.0, **settings)
+    with pytest.raises(DataError, match="there are no tars"):
+        open_items(str(tars[0].parent / "nowhere*.tar"), shortest_seconds=1.0, **settings)
+    with pytest.raises(ConfigError, match="steps_per_tar"):
+        CutConfig(manifest="x", steps_per_tar=0)
 
 
 def test_packing_again_adds_only_what_is_new(items: list[Item], tmp_path: Path):
@@ -89,14 +131,22 @@ def test_packing_again_adds_only_what_is_new(items: list[Item], tmp_path: Path):
 def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Path], tmp_path: Path):
     damaged = tmp_path / "train-000000.tar"
     damaged.write_bytes(tars[0].read_bytes()[:100_000])
+    between = tmp_path / "between.tar"  # is cut off where an item ends
+    with tarfile.open(tars[0]) as file:
+        between.write_bytes(tars[0].read_bytes()[: file.getmembers()[6].offset])
     foreign = tmp_path / "foreign.tar"
     with tarfile.open(foreign, "w") as file:
         entry = tarfile.TarInfo("a.txt")
         entry.size = 3
         file.addfile(entry, io.BytesIO(b"abc"))
-    for path in (damaged, foreign, tmp_path / "gone.tar"):
+    for path in (damaged, between, foreign, tmp_path / "gone.tar"):
         with pytest.raises(DataError, match=path.name) as caught:
             list(read_shards(path))
         assert "\n" not in str(caught.value)
     with pytest.raises(DuoTokError, match="damaged"):
         pack_items(items, tmp_path)
+
+
+def test_items_that_are_there_twice_are_named(items: list[Item], tmp_path: Path):
+    with pytest.raises(DataError, match="two items called 'train-0'"):
+        pack_items([items[0], items[1], items[0]], tmp_path)

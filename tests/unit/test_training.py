@@ -381,6 +381,15 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
     task.objective.extra = nn.Linear(1, 1)
     with pytest.raises(CheckpointError, match="another recipe"):
         run_training(task, long_config(), tmp_path / "other")
+    task = make_regression()  # the same weights, of which one is trained no longer
+    next(task.objective.parameters()).requires_grad_(False)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        run_training(task, long_config(), tmp_path / "other")
+    task = make_regression()
+    wider = next(each for each in task.objective.modules() if isinstance(each, nn.Linear))
+    wider.weight = nn.Parameter(torch.zeros(7, 5))
+    with pytest.raises(CheckpointError, match="another recipe"):
+        run_training(task, long_config(), tmp_path / "other")
 
 
 def test_an_average_that_is_turned_on_later_starts_from_the_weights(tmp_path):

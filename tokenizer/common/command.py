@@ -22,7 +22,6 @@ EXTRAS = {
     **dict.fromkeys(("pesq", "pystoi"), "quality"),
     "music21": "score",
     **dict.fromkeys(("mido", "pyworld", "onnx", "onnxruntime"), "corpus"),
-    "webdataset": "songs",
     "shtab": "completion",
     **dict.fromkeys(("fastapi", "gradio", "multipart", "python_multipart", "uvicorn"), "serve"),
     "peft": "lora",

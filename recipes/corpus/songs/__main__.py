@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from duotok.recipes.corpus.shards import check_webdataset, pack_items
+    from duotok.recipes.corpus.shards import pack_items
     from duotok.recipes.corpus.songs.maker import SongsConfig
     from duotok.recipes.corpus.songs.recordings import find_songs
     from duotok.recipes.corpus.songs.segments import SegmentConfig
@@ -135,8 +135,6 @@ def _run(arguments: argparse.Namespace) -> None:
         segments=SegmentConfig(shortest_seconds=arguments.shortest, longest_seconds=arguments.longest),
     )
     # What is missing is found out here, once, and not by every song.
-    if arguments.shards is not None:
-        check_webdataset()
     if config.whisper is not None:
         from duotok.recipes.corpus.songs.transcripts import WhisperRecognizer
 

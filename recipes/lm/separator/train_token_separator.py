@@ -98,6 +98,7 @@ def build(config: Config) -> Task:
     return Task(
         objective=objective,
         make_batch=make_batch,
+        seek=draw.seek,
         export=export,
         validate=None if config.validation is None else make_validation(config, objective),
         count_units=lambda batch: math.prod(batch["tracks"].shape[:2]) * codes,
@@ -144,6 +145,7 @@ class TrackCuts:
     def __init__(self, config: Config, model: TokenSeparatorConfig, manifest: str | None = None) -> None:
         data = config.data if manifest is None else replace(config.data, manifest=manifest)
         self._sampler, self._samples = CutSampler(data), model.samples
+        self.seek = self._sampler.seek
         self._parts = [[STEMS.index(stem) for stem in TRACK_STEMS[track]] for track in model.tracks]
 
     def __call__(self, rng: np.random.Generator) -> Tensor:
