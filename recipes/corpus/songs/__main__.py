@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     option("--test", dest="test_share", type=float, default=0.05, help="share of the songs for the test")
     add_worker_options(parser, 2)
-    option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts as webdataset tars")
+    option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts into tars")
     option("--shard-mb", type=int, default=500, help="size of a tar")
     option("--device", default="cpu", help="of the separator: cpu, cuda")
     arguments = parser.parse_args(argv)
