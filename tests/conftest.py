@@ -162,16 +162,28 @@ def tiny_components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="session")
-def tiny_codec(tmp_path_factory: pytest.TempPathFactory, tiny_components: dict[str, Path]) -> Path:
-    """An acoustic codec of 4 levels of 8 codes at 50 Hz on the tiny VAE, not to be changed."""
+def tiny_codec(
+    tmp_path_factory: pytest.TempPathFactory, tiny_components: dict[str, Path], tiny_corpus: Path
+) -> Path:
+    """An acoustic codec of 4 levels of 8 codes at 50 Hz on the tiny VAE, not to be changed.
+
+    Its codes are of the tiny corpus, all of them in use.
+    """
+    from duotok.recipes.corpus.manifest import read_manifest
+    from duotok.recipes.renderer.train_acoustic_codec import fit_scale
     from duotok.renderer.latent_codec import LatentCodec
     from duotok.renderer.renderer import open_vae
 
     folder = tmp_path_factory.mktemp("codec") / "codec"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         vae = open_vae(tiny_components["vae"])
-        LatentCodec.on_vae(vae, levels=4, codebook_size=8, blocks=1, dim=8).save_pretrained(folder)
+        codec = LatentCodec.on_vae(vae, levels=4, codebook_size=8, blocks=1, dim=8)
+        items = read_manifest(tiny_corpus / "train.jsonl")[:3]
+        latents = torch.cat([vae.encode(item.read("accompaniment")[None]) for item in items], dim=2)
+        fit_scale(codec, latents, 1.0)
+        codec.quantizer.fit_to(codec.to_features(latents).flatten(0, 1), iterations=5)
+        codec.save_pretrained(folder)
     return folder
 
 
