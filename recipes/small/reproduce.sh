@@ -95,16 +95,10 @@ if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     vocal=$runs/vocal/final
 fi
 
-make_bundle() { # [options]
-    python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
-        --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
-        --separator "$runs/separator/final" --out "$runs/bundle" --half \
-        --data pop909 ${OPENEWLD:+--data openewld} ${LIEDER:+--data lieder} --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
-        --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
-        --default steps=8 --default render_guidance=1 --default playing_guidance=3 --score-reader "$runs/score/final" "$@"
-}
-make_bundle
-# What each style scores in the mean is heard from the bundle, and kept in it.
-python -m duotok.recipes.evaluation.style_scores --corpus "$data" --bundle "$runs/bundle" --out "$runs/style-scores.json"
-make_bundle --style-scores "$runs/style-scores.json"
+python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
+    --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
+    --separator "$runs/separator/final" --out "$runs/bundle" --half \
+    --data pop909 --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
+    --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
+    --default steps=8 --default render_guidance=1 --default playing_guidance=3 --score-reader "$runs/score/final"
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"

@@ -79,9 +79,6 @@ def test_one_changed_byte_is_noticed(copy, name):
         ({"defaults": [1, 2]}, "defaults must be a mapping"),
         ({"name": 7}, "name must be a text"),
         ({"components": None}, "components must be a mapping"),
-        ({"style_scores": [1.0]}, "style_scores must be a mapping"),
-        ({"style_scores": {"rock": "1"}}, "style_scores must be numbers"),
-        ({"style_scores": {"rock": float("nan")}}, "style_scores must be numbers"),
         ({"components": {}}, "states the fingerprint None of tokenizer"),
         ({"fingerprint": "0" * 16}, "states the fingerprint 0000000000000000"),
         ({"files": {}}, "lists no tokenizer"),
@@ -164,10 +161,6 @@ def test_command(tiny_components, tmp_path, capsys):
     assert (out / "README.md").read_text() == "# Mine\n"  # of the one that was replaced
     bundle = load_bundle(out)
     assert (bundle.name, bundle.defaults) == ("mine", {"guidance": 2.5})
-    assert bundle.usual_score("rock") is None
-    (tmp_path / "scores.json").write_text('{"rock": 1.5, "waltz": 2.5}')
-    assert main([*parts, "--out", str(out), "--half", "--style-scores", str(tmp_path / "scores.json")]) == 0
-    assert [load_bundle(out).usual_score(style) for style in ("rock", "ballad", None)] == [1.5, 2.0, 2.0]
     results = tmp_path / "results.json"
     results.write_text('{"generate.harmony": 1.234, "generate.rtf_30s": 0.25}')
     told = ["--data", "pop909", "--data", "my <b>songs</b> | (mine)", "--licence", "cc-by-4.0"]
