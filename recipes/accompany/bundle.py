@@ -1,8 +1,7 @@
 """A bundle: one folder with everything `generate` needs, checked file by file when it is loaded.
 
 Run: python -m duotok.recipes.accompany.bundle --tokenizer DIR --lm DIR --vae DIR --accompaniment DIR \\
-         [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] [--style-scores FILE] \\
-         --out DIR --half \\
+         [--vocal-decoder DIR] [--separator DIR] [--score-reader DIR] --out DIR --half \\
          [--card FILE | --data pop909 --data "my songs (mine)" --results results.json --licence apache-2.0]
      or, of AccompGen: --semantic DIR --codec DIR --lm DIR [--separator DIR] --out DIR ...
 """
@@ -14,9 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path, PurePosixPath
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from duotok.recipes.accompany.card import DATA, model_card, read_figures
@@ -55,14 +52,6 @@ class Bundle:
     name: str
     fingerprint: str
     defaults: dict[str, Any]  # generation settings this model works best with
-    style_scores: dict[
-        str, float
-    ]  # what candidates in a style score in the mean, see rank.Fit; of some or none
-
-    def usual_score(self, style: str | None) -> float | None:
-        """What candidates in a style score in the mean, in any where nobody measured it; None: no scores."""
-        scores = self.style_scores
-        return scores.get(style or "", fmean(scores.values())) if scores else None
 
     @property
     def tokenizer(self) -> "DuoTokenizer":
@@ -114,8 +103,8 @@ def load_bundle(source: str | Path | None = None, *, revision: str | None = None
     _check_files(folder, description)
     part_of = _open_functions()
     score_reader = None
-    names = ("system", "name", "defaults", "style_scores", "fingerprint")
-    told = {"folder": folder, **{name: description[name] for name in names}}
+    told = {"folder": folder, **{name: description[name] for name in ("system", "name", "defaults")}}
+    told["fingerprint"] = description["fingerprint"]
     if description["system"] == ACCOMPGEN:
         parts = {name: part_of[name](folder / name) for name in SYSTEMS[ACCOMPGEN]}
         semantic, codec, lm = (parts[name] for name in ("semantic", "codec", "lm"))
@@ -154,8 +143,7 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
     path = folder / _DESCRIPTION
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a model, it has no {_DESCRIPTION}; give a bundle by --model")
-    usual = {"defaults": {}, "style_scores": {}, "name": folder.name, "system": DUOTOK}
-    description = usual | read_json_mapping(path, "bundle")
+    description = {"defaults": {}, "name": folder.name, "system": DUOTOK} | read_json_mapping(path, "bundle")
     if not isinstance(description.get("files"), dict):
         raise CheckpointError(f"{path} is damaged: it lists no files; get the bundle again")
     if description.get("format") != FORMAT:
@@ -168,14 +156,10 @@ def read_bundle_description(folder: Path) -> dict[str, Any]:
             f"{folder} is a model of {description['system']!r}, this version knows {', '.join(SYSTEMS)}; "
             "upgrade duotok or get another bundle"
         )
-    for key in ("components", "defaults", "style_scores", "name", "fingerprint"):
-        kind, wanted = (str, "a text") if key in ("name", "fingerprint") else (dict, "a mapping")
+    for key in ("components", "defaults", "name", "fingerprint"):
+        kind, wanted = (dict, "a mapping") if key in ("components", "defaults") else (str, "a text")
         if not isinstance(description.get(key), kind):
             raise CheckpointError(f"{path} is damaged: {key} must be {wanted}; get the bundle again")
-    if not all(
-        isinstance(score, float) and isfinite(score) for score in description["style_scores"].values()
-    ):
-        raise CheckpointError(f"{path} is damaged: style_scores must be numbers; get the bundle again")
     for name in description["files"]:
         if name.startswith("/") or ".." in PurePosixPath(name).parts or set(name) & set("\\:"):
             raise CheckpointError(f"{path} names {name!r}, which is not inside the bundle; do not use it")
@@ -212,7 +196,6 @@ def assemble_bundle(
     half: bool = True,
     name: str = "small",
     defaults: Mapping[str, Any] | None = None,
-    style_scores: Mapping[str, float] | None = None,
     card: str | Path | None = None,
 ) -> Path:
     """Copy the component folders into the bundle folder `out`, which appears only when it is whole.
@@ -268,7 +251,6 @@ def assemble_bundle(
             **({} if system == DUOTOK else {"system": system}),
             "components": fingerprints,
             "defaults": dict(defaults or {}),
-            **({"style_scores": dict(style_scores)} if style_scores else {}),
             "files": {path.relative_to(temporary).as_posix(): _sha256(path) for path in listed},
         }
         write_json(temporary / _DESCRIPTION, description, indent=2)
@@ -426,8 +408,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="small", help="name of the model in reports (default: small)")
     text = "generation setting this model works best with, e.g. guidance=2.0; may be repeated"
     parser.add_argument("--default", action="append", default=[], metavar="KEY=VALUE", help=text)
-    text = "JSON of duotok.recipes.evaluation.style_scores, so that no style is kept for being that style"
-    parser.add_argument("--style-scores", type=Path, metavar="FILE", help=text)
     options = vars(parser.parse_args(argv))
     about = {name: options.pop(name) for name in ("data", "results", "licence")}
     if options["card"] is not None and any(about.values()):
@@ -435,10 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def assemble() -> None:
         from duotok.recipes.accompany.request import parse_defaults
-        from duotok.tokenizer.common.files import read_json_mapping
 
-        if (scores := options["style_scores"]) is not None:
-            options["style_scores"] = read_json_mapping(scores, "style scores")
         results = about.pop("results")
         about["figures"] = [] if results is None else read_figures(results)
         out = assemble_bundle(defaults=parse_defaults(options.pop("default")), **options)

@@ -339,7 +339,6 @@ class Accompanist:
         seeds = _count_seeds(request, settings)
         styles = arrangement.draw_styles(len(seeds)) if arrangement is not None else [None] * len(seeds)
         sampling = _choose_sampling(settings)
-        judge = partial(self._judge, sung, dict(zip(seeds, styles, strict=True)))
         compositions: list[Composition] = []
         follow = stream and StretchRenderer(
             stream=stream,
@@ -348,7 +347,7 @@ class Accompanist:
             request=request,
             settings=settings,
             seeds=seeds[:_CANDIDATES_AT_ONCE],
-            judge=judge,
+            judge=partial(self._judge, sung),
             vocal=vocal.wave,
             clock=pitch_clock,
             frames=vocal_codes.shape[-1],
@@ -377,9 +376,10 @@ class Accompanist:
                     progress=tell,
                     follow=None if start else follow,
                 )
-                for number, composition in enumerate(judge(together, candidates, find_beats(plan))):
+                found = self._judge(sung, together, candidates, find_beats(plan))
+                for number, (composition, style) in enumerate(zip(found, manner, strict=True)):
                     shown = None if sheet is None else sheet[number]
-                    compositions.append(replace(composition, sheet=shown))
+                    compositions.append(replace(composition, style=style, sheet=shown))
             order = rank([each.fit for each in compositions], styles, request.variations)
         return Sketches(
             ranked=[compositions[number] for number in order],
@@ -426,23 +426,17 @@ class Accompanist:
         return open_separator(request.separator, checkpoint, str(self.device))
 
     def _judge(
-        self,
-        sung: TrackReading,
-        styles: Mapping[int, str | None],
-        seeds: Sequence[int],
-        candidates: Candidates,
-        beats_seconds: np.ndarray,
+        self, sung: TrackReading, seeds: Sequence[int], candidates: Candidates, beats_seconds: np.ndarray
     ) -> list[Composition]:
-        """What the candidates' codes say and how that fits what is sung; styles: of all seeds."""
+        """What the candidates' codes say and how that fits what is sung."""
         nats = {name: getattr(candidates, name) for name in ("likelihood_nats", "information_nats")}
         compositions = []
         for number, (seed, codes) in enumerate(zip(seeds, candidates.codes, strict=True)):
-            told, style = self._read_out(codes, "accompaniment"), styles[seed]
+            told = self._read_out(codes, "accompaniment")
             found = {name: float(values[number]) for name, values in nats.items() if values is not None}
-            pulse, usual = measure_pulse(told.mel[0], beats_seconds), self.bundle.usual_score(style)
-            band = read_track(told, "accompaniment")
-            fit = measure_fit(sung, band, pulse_bits=pulse, usual_score=usual, **found)
-            compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit, style=style))
+            pulse = measure_pulse(told.mel[0], beats_seconds)
+            fit = measure_fit(sung, read_track(told, "accompaniment"), pulse_bits=pulse, **found)
+            compositions.append(Composition(seed=seed, codes=codes, told=told, fit=fit))
         return compositions
 
     def _encode_prefix(self, prefix: Any) -> Tensor:

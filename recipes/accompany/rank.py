@@ -84,24 +84,18 @@ class Fit:
     pulse_bits: float | None = None
     # Of a stretch: the same of the codes that follow on it and stay as they are.
     joint_bits: float | None = None
-    # What candidates in its style score in the mean: a ballad always fits better than a shuffle, and would
-    # nearly always be kept.
-    usual_score: float | None = None
 
     @property
     def score(self) -> float:
         """What candidates are ranked by, higher is better."""
         parts = asdict(self)
-        return sum(weight * (parts[name] or 0.0) for name, weight in WEIGHTS.items()) - (
-            self.usual_score or 0
-        )
+        return sum(weight * (parts[name] or 0.0) for name, weight in WEIGHTS.items())
 
     def describe(self) -> dict[str, float | None]:
         """The score and its parts, for report.json."""
         parts = {name: None if value is None else round(value, 4) for name, value in asdict(self).items()}
-        for name in ("joint_bits", "usual_score"):
-            if parts[name] is None:
-                del parts[name]
+        if self.joint_bits is None:
+            del parts["joint_bits"]
         return {"score": round(self.score, 4), **parts}
 
 
@@ -161,7 +155,6 @@ def measure_fit(
     likelihood_nats: float | None = None,
     information_nats: float | None = None,
     joint_nats: float | None = None,
-    usual_score: float | None = None,
 ) -> Fit:
     """How one accompaniment fits; likelihoods as `duotok.lm.contract` has them."""
     blocks = min(len(vocal.chroma), len(accompaniment.chroma))
@@ -187,7 +180,6 @@ def measure_fit(
         likelihood_bits=_bits(likelihood_nats),
         pulse_bits=pulse_bits,
         joint_bits=_bits(joint_nats),
-        usual_score=usual_score,
     )
 
 
