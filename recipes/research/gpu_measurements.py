@@ -160,7 +160,7 @@ def train_lm(size: Size, device: torch.device, *, is_compiled: bool = False, fla
     batch = lm_batch(objective.lm, size)
     with contextlib.ExitStack() as stack:
         if not flash:
-            never = patch("duotok.lm.dual_track.model.is_flash_attn_2_available", return_value=False)
+            never = patch("duotok.lm.dual_track.backbone.find_spec", return_value=None)
             stack.enter_context(never)
         stack.enter_context(prepared_blocks(objective, TrainConfig(compile=is_compiled)))
         figures = measure_steps(objective, batch, size.steps, device)
