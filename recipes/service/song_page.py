@@ -53,13 +53,17 @@ MOST_CANDIDATES, MOST_SHOWN = 3, 6  # of a song; with stretches made anew
 AS_SUNG, DRAWN, OF_STYLE = "as it is sung", "what is usual at the tempo", "that of the style"
 _TICK_SECONDS = 1.0
 _KEEP_UPLOADS_SECONDS = 3600  # Gradio's own copies; the queue has its own
-# A press waits until the recording has come, since only then the field holds it; others meanwhile do nothing.
+# A press waits until the recording has come, since only then the field holds it; meanwhile there is no other.
+# Gradio turns the buttons off itself while a song is made; where none is, they are turned on again.
 _ARRIVED_JS = """async () => {
-  if (window.isSending) return new Promise(() => {});
-  window.isSending = true;
+  for (const button of document.querySelectorAll("#start, #again")) button.disabled = true;
   while (document.querySelector("#given .uploading")) await new Promise(wake => setTimeout(wake, 100));
 }"""
-_SENT_JS = "() => { window.isSending = false; }"
+_SENDING = '<p class="told" role="status">Sending the recording</p>'
+_SENT_JS = """told => {
+  if (/role="alert"|Sending/.test(told))
+    for (const button of document.querySelectorAll("#start, #again")) button.disabled = false;
+}"""
 Shown = list[tuple[str, int]]  # song and place among its candidates, of each candidate on the page
 # Nothing from elsewhere, whatever a library asks for; Gradio makes functions out of text.
 _POLICY = (
@@ -492,12 +496,11 @@ def build_page(desk: Desk) -> Any:
             *(*stretch, *columns, *cards, *fields.values()),
         ]
         options: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
-        sending = '() => \'<p class="told" role="status">Sending the recording</p>\''
         for button in (start, again):
-            button.click(None, None, [told], js=sending, api_visibility="private")
+            button.click(None, None, [told], js=f"() => '{_SENDING}'", api_visibility="private")
             arrived = button.click(None, js=_ARRIVED_JS, api_visibility="private")
             sent = arrived.then(begin, [given, recorded, *fields.values()], **options)
-            sent.then(None, js=_SENT_JS, api_visibility="private")
+            sent.then(None, [told], js=_SENT_JS, api_visibility="private")
         for place, (more, anew) in enumerate(zip(mores, anews, strict=True)):
             more.click(partial(begin_alike, place), [shown], **options)
             anew.click(partial(begin_stretch, place), [shown, song_id, *stretch, *fields.values()], **options)
