@@ -72,8 +72,6 @@ class Task:
     objective: nn.Module  # forward(**batch) -> named scalar losses; "total" is minimized
     make_batch: Callable[[np.random.Generator], dict[str, Tensor]]  # pure function of the generator
     export: Callable[[Path], object]  # writes the finished component from the objective's weights
-    # Told seed, process and step before each batch, of data of which only a part is at hand at a time.
-    seek: Callable[[int, int, int], None] | None = None
     # Named figures of the model as it is, on this process's share of the held-out data (process, processes):
     # "metric" or "metric/case". Runs on every process without gradients, in eval mode, with the averaged
     # weights. Each must compute as many batches as the others: under ZeRO 3 they meet in every layer.
@@ -82,3 +80,5 @@ class Task:
     count_units: Callable[[dict[str, Tensor]], int] | None = None  # of a batch
     count_flops: Callable[[dict[str, Tensor]], float] | None = None  # of a batch, forward and backward
     takes_step: bool = False  # the objective also gets "step" [], int64: the optimizer steps taken before
+    # Told seed, process and step before each batch, of data of which only a part is at hand at a time.
+    seek: Callable[[int, int, int], None] | None = None
