@@ -40,7 +40,7 @@ def parts(tiny_corpus, tiny_components, tiny_codec, tmp_path_factory) -> dict[st
     assert layered_tokens.main([*options, *manifest, "--items-per-shard", "3"]) == 0
     for stage in STAGES:
         settings = [f"stage={stage}", f"data.tokens={made['tokens']}", "train.validate_every=20"]
-        settings += ["data.hold_out=0.4"]
+        settings += ["data.hold_out=0.4", "train.steps=120"]
         command = [TINY, "--out", str(out / stage), *(part for each in settings for part in ("--set", each))]
         assert train_stage.main(command) == 0
     made["lm"] = out / "lm"
@@ -72,8 +72,7 @@ def test_each_stage_learns_more_than_how_often_codes_come(parts, stage):
     windows = StageWindows(shards, split_songs(shards.index.songs, 0.4)[0], trained, 2)
     pairs = [windows.cut(song, share) for song in windows.songs for share in (0.1, 0.5)]
     found = measure_stage(trained, *(torch.stack(each) for each in zip(*pairs, strict=True)))
-    # What is left over by the first levels of a codec without training is mostly noise.
-    assert found["bits_per_token/heard"] < 0.95 * found["bits_per_token/unigram"]
+    assert found["bits_per_token/heard"] < 0.9 * found["bits_per_token/unigram"]
 
 
 @pytest.fixture(scope="module")
