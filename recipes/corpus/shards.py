@@ -1,19 +1,21 @@
 """Items in webdataset's tars, and random items for training: of a manifest's files, or of some tars.
 
-One sample per item: ID.vocal.flac, ID.drums.flac, ID.bass.flac, ID.other.flac, ID.mix.flac (or .wav, as the
-corpus has them) and ID.json with the manifest line. Tars lie on this machine or at URLs of SCHEMES, from
-where they are fetched into a cache.
+One sample per item: ID.vocal.wav, ID.drums.wav, ID.bass.wav, ID.other.wav, mono in 16 bits, which is what the
+tokenizer hears, and ID.json with the manifest line. Of a WAV a window is read without decoding the rest; FLAC
+would take a third of the space and several times the processors. Tars lie on this machine or at URLs of
+SCHEMES, from where they are fetched into a cache.
 """
 
 import glob
 import io
-import json
+import itertools
+import math
 import re
 import tarfile
 import threading
+import wave
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -30,15 +32,16 @@ from duotok.recipes.corpus.manifest import (
     read_manifest,
     refuse_duplicates,
 )
+from duotok.recipes.workers.pool import Workers, tell_left_out
 from duotok.recipes.workers.storage import FileCache, ask, fetch_quietly, is_remote, open_storage
-from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
-from duotok.tokenizer.common.errors import AudioError, DataError
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, read_audio
+from duotok.tokenizer.common.errors import AudioError, DataError, DuoTokError
 from duotok.tokenizer.common.files import whole_file
 from duotok.tokenizer.heads import STEMS
 
-FILES = (*STEMS, "mix")
 SCHEMES = ("file", "http", "https", "s3", "gs", "az", "hf")  # fsspec's; none of them starts a shell
-_MEMBER = re.compile(rf"(.+)\.({'|'.join(FILES)})\.\w+|(.+)\.json")
+_FORMAT = (1, 2, SAMPLE_RATE_HZ)  # channels, bytes of a sample, samples a second
+_MEMBER = re.compile(rf"(.+)\.({'|'.join(STEMS)})\.wav|(.+)\.json")
 _END = bytes(2 * tarfile.BLOCKSIZE)  # of a tar
 
 
@@ -51,61 +54,68 @@ class PackedItem(Item):
     places: dict[str, tuple[int, int]] = field(repr=False)  # file -> its first byte in the tar, and its bytes
 
     def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
-        first, size = self.places[name]
+        if name not in self.places:
+            raise DataError(f"the tar {self.tar} holds no {name} of item {self.id}; read it by the manifest")
         with _open_tar(self.tar, self.cache) as tar:
-            tar.seek(first)
-            sound = io.BytesIO(tar.read(size))
-        frames = -1 if seconds is None else round(seconds * SAMPLE_RATE_HZ)
-        try:
-            with soundfile.SoundFile(sound) as file:
-                rate_hz = file.samplerate
-                file.seek(min(round(start * SAMPLE_RATE_HZ), file.frames))
-                data = file.read(frames, dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(f"{name} of item {self.id} in {self.tar} is damaged; pack it again") from error
-        if rate_hz != SAMPLE_RATE_HZ or not len(data):
-            raise AudioError(f"{name} of item {self.id} has no samples at 48 kHz from {start:g} s on")
-        if channels is not None and data.shape[1] != channels:
-            mono = reduce(np.add, data.T) / data.shape[1]  # as read_audio does
-            data = np.repeat(mono[:, None], channels, axis=1)
-        return torch.from_numpy(np.ascontiguousarray(data.T))
+            tar.seek(self.places[name][0])
+            try:
+                with wave.open(tar) as file:
+                    is_ours = file.getparams()[:3] == _FORMAT
+                    file.setpos(min(round(start * SAMPLE_RATE_HZ), file.getnframes()))
+                    frames = file.getnframes() if seconds is None else round(seconds * SAMPLE_RATE_HZ)
+                    data = np.frombuffer(file.readframes(frames), "<i2")
+            except (wave.Error, EOFError, ValueError) as error:
+                raise AudioError(
+                    f"{name} of item {self.id} in {self.tar} is damaged; pack it again"
+                ) from error
+        if not is_ours or not len(data):
+            raise AudioError(f"{name} of item {self.id} has no samples, 48 kHz and mono, from {start:g} s on")
+        sound = torch.from_numpy(np.multiply(data, np.float32(2**-15), dtype=np.float32))
+        return sound.expand(channels or 1, -1).contiguous()
 
 
-def pack_items(items: Iterable[Item], folder: str | Path, *, megabytes: int = 500) -> list[Path]:
+def pack_items(
+    items: Iterable[Item],
+    folder: str | Path,
+    *,
+    megabytes: int = 500,
+    workers: Workers = Workers(),  # noqa: B008
+) -> list[Path]:
     """Write the items that no tar of the folder holds yet to new tars SPLIT-NNNNNN.tar.
 
     A tar appears under its name only when it is whole, so a run that is stopped goes on with the next one.
+    Raises DataError at the end where items could not be read.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     items = list(items)
     refuse_duplicates(items, "what is to be packed")
-    written = []
+    plans: list[tuple[list[Item], Path]] = []
     for split in SPLITS:
         tars = sorted(folder.glob(f"{split}-[0-9]*.tar"))
         packed = {name for tar in tars for name in packed_ids(tar)}
-        number = max((int(tar.stem.rsplit("-", 1)[1]) for tar in tars), default=-1) + 1
-        batch: list[Item] = []
-        size = 0
+        names = (folder / f"{split}-{number:06d}.tar" for number in itertools.count())
+        free = (name for name in names if name not in tars)
+        size = math.inf
         for item in (item for item in items if item.split == split and item.id not in packed):
-            item_bytes = sum(item.path(name).stat().st_size for name in FILES)
-            if batch and size + item_bytes > megabytes * 1_000_000:
-                written.append(_write_tar(batch, folder / f"{split}-{number:06d}.tar"))
-                batch, size, number = [], 0, number + 1
-            batch.append(item)
+            item_bytes = len(STEMS) * 2 * item.seconds * item.speed * SAMPLE_RATE_HZ
             size += item_bytes
-        if batch:
-            written.append(_write_tar(batch, folder / f"{split}-{number:06d}.tar"))
-    return written
+            if size > megabytes * 1_000_000:
+                plans.append(([], next(free)))
+                size = item_bytes
+            plans[-1][0].append(item)
+    results = workers.run(plans, _write_tar) if workers.are_apart else ((p, _write_tar(p)) for p in plans)
+    reasons = []
+    for (_, path), left_out in results:
+        reasons += [f"{path}: {left_out}"] if isinstance(left_out, str) else left_out
+    if reasons:
+        raise DataError(f"{len(reasons)} items or tars could not be packed: {tell_left_out(reasons)}")
+    return [path for _, path in plans]
 
 
 def packed_ids(tar: str | Path) -> set[str]:
     """Ids of the items in a tar on this machine."""
-    try:
-        with tarfile.open(tar) as file:
-            return {name.removesuffix(".json") for name in file.getnames() if name.endswith(".json")}
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{tar} is damaged; delete it and pack again") from error
+    return {item.id for item in read_tar(str(tar))}
 
 
 def read_shards(source: str | Path, cache: FileCache | None = None) -> Iterator[PackedItem]:
@@ -153,7 +163,7 @@ def read_tar(tar: str, cache: FileCache | None = None) -> list[PackedItem]:
             if cache is None or not is_remote(tar) or is_fetched_anew:
                 told = f"{type(error).__name__}: {error!s:.200}"
                 raise DataError(
-                    f"the tar {tar:.200} is not there or damaged ({told}); pack it again"
+                    f"the tar {tar:.200} is not there or damaged ({told}); delete it and pack again"
                 ) from error
             cache.drop(tar)  # what is kept here may have been damaged here
     raise AssertionError
@@ -188,9 +198,12 @@ def _list_items(tar: str, file: BinaryIO, cache: FileCache | None) -> list[Packe
     root = Path(tar).parent
     items = []
     for name, line in lines.items():
-        missing = [each for each in FILES if each not in places.get(name, {})]
+        missing = [each for each in STEMS if each not in places.get(name, {})]
         if missing:
-            raise DataError(f"{tar}: {name} has no {missing[0]}; it is not a shard of items")
+            told = (
+                f"{name}.{missing[0]}.wav; it is no shard of items as they are now: delete it and pack again"
+            )
+            raise DataError(f"{tar} has no {told}")
         item = item_from_line(line, root)
         values = {each.name: getattr(item, each.name) for each in fields(Item)}
         items.append(PackedItem(**values, tar=tar, cache=cache, places=places[name]))
@@ -199,19 +212,33 @@ def _list_items(tar: str, file: BinaryIO, cache: FileCache | None) -> list[Packe
     return items
 
 
-def _write_tar(items: Sequence[Item], path: Path) -> Path:
+def _write_tar(plan: tuple[Sequence[Item], Path]) -> list[str]:
+    """Write a tar of the items that can be read, if any; return why the others cannot."""
+    items, path = plan
+    left_out = []
     with whole_file(path) as temporary, tarfile.open(temporary, "w") as tar:
         for item in items:
-            values = json.loads(item_to_line(item))
-            members = [
-                (f"{name}{item.path(name).suffix.lower()}", item.path(name).read_bytes()) for name in FILES
-            ]
-            members.append(("json", json.dumps(values, ensure_ascii=False).encode("utf-8")))
-            for ending, data in members:
+            try:
+                members = {f"{stem}.wav": _to_wav(item, stem) for stem in STEMS}
+            except DuoTokError as error:
+                left_out.append(f"{item.id}: {error}")
+                continue
+            members["json"] = item_to_line(item).encode("utf-8")
+            for ending, data in members.items():
                 entry = tarfile.TarInfo(f"{item.id}.{ending}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-    return path
+    if len(left_out) == len(items):
+        path.unlink()
+    return left_out
+
+
+def _to_wav(item: Item, stem: str) -> bytes:
+    sound = read_audio(item.path(stem), channels=1)[0] * 32_768
+    held = io.BytesIO()
+    data = sound.round().clamp(-32_768, 32_767).to(torch.int16).numpy()
+    soundfile.write(held, data, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
+    return held.getvalue()
 
 
 class ItemSource(Protocol):

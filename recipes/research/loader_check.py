@@ -1,7 +1,7 @@
 """How many batches a second the loader alone gives at the base settings, and how many one GPU takes.
 
 Run: python -m duotok.recipes.research.loader_check [--workers 2] [--tokens DIR] [--tars 'DIR/train-*.tar']
-Batches of the language model are drawn from token shards, those of the tokenizer's stage 3 from tars of FLAC;
+Batches of the language model are drawn from token shards, those of the tokenizer's stage 3 from tars;
 where none are named, made up ones of the same lengths serve. No model is there: a GPU is taken to multiply at
 40 % of the 989 TFLOP/s that are stated of an H100 (bf16, dense), and what one core takes for a batch tells
 how many of them keep it busy.
@@ -72,8 +72,8 @@ def tokenizer_batches(tars: str) -> "tuple[Task, float]":
 
     def make_batch(rng: Any) -> dict[str, torch.Tensor]:
         cuts = [sampler.cut(rng, kind) for kind in sampler.draw_kinds(rng, size, config.mixture)]
-        batch = collate_cuts(cuts, None, config.text_run_seconds, rng)
-        return {**batch, "stems": batch["stems"].sum(dim=1)}
+        labels = collate_cuts(cuts, None, config.text_run_seconds, rng)
+        return {"waves": torch.stack([cut.wave for cut in cuts]), **labels}
 
     weights = sum((6 if p.requires_grad else 2) * p.numel() for p in objective.parameters())
     flops = float(size * sampler.frames * weights)
@@ -96,7 +96,7 @@ def make_up_tokens(folder: Path) -> str:
 
 
 def make_up_tars(folder: Path) -> str:
-    """Tars of four cuts of 60 s of FLAC: each stem is a tone in noise, stereo."""
+    """Tars of four cuts of 60 s: each stem is a tone in noise, of stereo FLAC."""
     import numpy as np
     import soundfile
 

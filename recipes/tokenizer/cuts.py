@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from duotok.recipes.corpus.shards import open_items
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, change_speed
@@ -49,11 +51,22 @@ class CutConfig:
 
 
 class Cut(NamedTuple):
-    """One cut near the standard level; the sound is the sum of its stems."""
+    """One cut near the standard level."""
 
-    stems: Tensor  # [4, samples] mono: vocal, drums, bass, other; those that the kind leaves out are zero
+    waves: dict[str, Tensor]  # stem -> [samples] mono, of those that the kind is made of
     kind: str
     lines: list[tuple[float, float, str]]  # sung wholly inside: start and end in seconds of the cut, text
+
+    @property
+    def wave(self) -> Tensor:
+        """Its sound [samples], the sum of its stems."""
+        return reduce(torch.add, self.waves.values())
+
+    @property
+    def stems(self) -> Tensor:
+        """[4, samples]: vocal, drums, bass, other; those that the kind leaves out are zero."""
+        nothing = torch.zeros_like(self.wave)
+        return torch.stack([self.waves.get(stem, nothing) for stem in STEMS])
 
 
 class CutSampler:
@@ -74,7 +87,7 @@ class CutSampler:
 
     def draw(self, rng: np.random.Generator, kinds: list[str]) -> Tensor:
         """Return one mono cut per kind, [len(kinds), frames * 1920], near the standard level."""
-        return torch.stack([self.cut(rng, kind).stems.sum(dim=0) for kind in kinds])
+        return torch.stack([self.cut(rng, kind).wave for kind in kinds])
 
     def draw_mixture(self, rng: np.random.Generator, count: int, mixture: dict[str, float]) -> Tensor:
         """Return `count` cuts as `draw` does, of kinds in the proportions of a mixture."""
@@ -107,16 +120,17 @@ class CutSampler:
             start = float(starts[int(np.argmax(sung) if kind == "vocal" else np.argmin(sung))])
         else:
             start = float(starts[0])
-        stems = torch.zeros(len(STEMS), self.frames * HOP_SAMPLES)
+        waves, samples = {}, self.frames * HOP_SAMPLES
         for stem in STEMS_OF_KIND[kind]:
-            wave = change_speed(item.read(stem, start_seconds=start, seconds=seconds, channels=1), speed)
-            wave = wave[0, : stems.shape[1]]
-            stems[STEMS.index(stem), : len(wave)] = wave
+            wave = change_speed(item.read(stem, start_seconds=start, seconds=seconds, channels=1), speed)[0]
+            waves[stem] = functional.pad(wave, (0, samples - len(wave))) if len(wave) != samples else wave
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
-        level = level_gain(stems.sum(dim=0, keepdim=True)) * 10 ** (gain_db / 20)
+        level = level_gain(Cut(waves, kind, []).wave[None])[0] * 10 ** (gain_db / 20)
+        for wave in waves.values():
+            wave *= level  # it is nobody else's
         lines = item.lines_between(start, start + seconds) if kind in ("mix", "vocal") else []
         lines = [((begin - start) / speed, (stop - start) / speed, text) for begin, stop, text in lines]
-        return Cut(stems=stems * level, kind=kind, lines=lines)
+        return Cut(waves=waves, kind=kind, lines=lines)
 
     def _draw_speed(self, rng: np.random.Generator, item_seconds: float) -> float:
         most = self.config.speed_semitones
@@ -141,7 +155,7 @@ SLACK_FRAMES = 1  # that a run's frames reach beyond its times
 def collate_cuts(
     cuts: Sequence[Cut], vocabulary: TextVocabulary | None, run_seconds: float, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Return {"stems" [batch, 4, samples], "kind" [batch], "text" [runs, longest], "text_span" [runs, 3]}.
+    """Return {"kind" [batch], "text" [runs, longest], "text_span" [runs, 3]}.
 
     A run is some consecutive lines of a vocal (P C.3), about run_seconds at most: its text holds lyric
     tokens, -1 after their end; its span the cut's index, its first and its after-last frame. Without any run
@@ -160,7 +174,6 @@ def collate_cuts(
     for number, row in enumerate(rows):
         text_rows[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
     return {
-        "stems": torch.stack([cut.stems for cut in cuts]),
         "kind": torch.tensor([KINDS.index(cut.kind) for cut in cuts]),
         "text": text_rows,
         "text_span": torch.tensor(spans or [(0, 0, 1)]),

@@ -8,6 +8,8 @@ Run: python -m duotok.recipes.tokenizer.train_text_model --manifest data/popband
 import sys
 from dataclasses import dataclass, field
 
+import torch
+
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler, collate_cuts
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
@@ -51,7 +53,8 @@ def build(config: Config) -> Task:
     def make_batch(rng):
         kinds = sampler.draw_kinds(rng, config.train.batch_size, config.mixture)
         cuts = [sampler.cut(rng, kind) for kind in kinds]
-        return collate_cuts(cuts, text, config.text_run_seconds, rng)
+        labels = collate_cuts(cuts, text, config.text_run_seconds, rng)
+        return {"stems": torch.stack([cut.stems for cut in cuts]), **labels}
 
     return Task(objective, make_batch, tokenizer.save_pretrained, seek=sampler.seek)
 

@@ -55,9 +55,9 @@ def build(config: Config) -> Task:
     def make_batch(rng):
         kinds = ["vocal"] * vocals + sampler.draw_kinds(rng, config.train.batch_size - vocals, others)
         cuts = [sampler.cut(rng, kind) for kind in kinds]
-        batch = collate_cuts(cuts, tokenizer.text, config.text_run_seconds, rng)
-        waves = batch.pop("stems").sum(dim=1)
-        return {"vocal": waves[:vocals], "accompaniment": waves[vocals:], **batch}
+        labels = collate_cuts(cuts, tokenizer.text, config.text_run_seconds, rng)
+        waves = torch.stack([cut.wave for cut in cuts])
+        return {"vocal": waves[:vocals], "accompaniment": waves[vocals:], **labels}
 
     return Task(objective, make_batch, tokenizer.save_pretrained, seek=sampler.seek)
 

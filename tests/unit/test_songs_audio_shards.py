@@ -1,14 +1,15 @@
-"""Audio shards: what is packed is what is read back, in bounded tars; training goes on from them exactly."""
+"""Audio shards: what is packed is read back in mono, in bounded tars; training goes on from them exactly."""
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from duotok.recipes.corpus.manifest import PARTS, Item, item_to_line, read_manifest
+from duotok.recipes.corpus.manifest import Item, item_to_line, read_manifest
 from duotok.recipes.corpus.shards import (
     find_tars,
     is_sung_item,
@@ -20,7 +21,9 @@ from duotok.recipes.corpus.shards import (
 from duotok.recipes.tokenizer.cuts import CutConfig, CutSampler
 from duotok.recipes.training.batches import open_batches
 from duotok.recipes.training.task import Task, TrainConfig
-from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
+from duotok.recipes.workers.pool import Workers
+from duotok.tokenizer.common.errors import AudioError, ConfigError, DataError
+from duotok.tokenizer.heads import STEMS
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +34,25 @@ def items(tiny_corpus: Path) -> list[Item]:
 
 @pytest.fixture(scope="module")
 def tars(items: list[Item], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The items in tars of at most two items."""
-    size = sum(items[0].path(part).stat().st_size for part in ("vocal", "drums", "bass", "other", "mix"))
-    return pack_items(items, tmp_path_factory.mktemp("tars"), megabytes=round(2.4 * size / 1e6))
+    """The items in tars of at most two items of 3.1 MB each."""
+    return pack_items(items, tmp_path_factory.mktemp("tars"), megabytes=7)
 
 
-def test_items_stream_back_as_they_are(items: list[Item], tars: list[Path]):
+def test_stems_stream_back_in_mono(items: list[Item], tars: list[Path]):
     assert [tar.name for tar in tars] == [f"{s}-{n:06d}.tar" for s in ("train", "test") for n in (0, 1)]
     streamed = [item for tar in tars for item in read_shards(tar)]
     assert [item_to_line(item) for item in streamed] == [item_to_line(item) for item in items]
     for item, again in zip(items, streamed, strict=True):
-        for part in PARTS:
-            for cut in ({}, {"start_seconds": 1.5, "seconds": 0.7, "channels": 1}):
-                assert torch.equal(again.read(part, **cut), item.read(part, **cut))  # type: ignore[arg-type]
+        for part in (*STEMS, "accompaniment"):
+            for cut in ({}, {"start_seconds": 1.5, "seconds": 0.7}, {"start_seconds": 7.9, "seconds": 1.0}):
+                wave = item.read(part, channels=1, **cut)  # type: ignore[arg-type]
+                steps = (again.read(part, channels=1, **cut) - wave) * 32_768  # type: ignore[arg-type]
+                assert float(steps.abs().max()) <= (1.5 if part == "accompaniment" else 0.5)
+        assert torch.equal(again.read("drums"), again.read("drums", channels=1).repeat(2, 1))
+        with pytest.raises(DataError, match=f"holds no mix of item {item.id}; read it by the manifest"):
+            again.read("mix")
+        with pytest.raises(AudioError, match=f"vocal of item {item.id} has no samples, .* from 8 s on"):
+            again.read("vocal", start_seconds=8.0)
 
 
 def test_a_range_of_tars_is_one_name(items: list[Item], tars: list[Path]):
@@ -133,18 +142,40 @@ def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Pat
     damaged.write_bytes(tars[0].read_bytes()[:100_000])
     between = tmp_path / "between.tar"  # is cut off where an item ends
     with tarfile.open(tars[0]) as file:
-        between.write_bytes(tars[0].read_bytes()[: file.getmembers()[6].offset])
-    foreign = tmp_path / "foreign.tar"
-    with tarfile.open(foreign, "w") as file:
-        entry = tarfile.TarInfo("a.txt")
-        entry.size = 3
-        file.addfile(entry, io.BytesIO(b"abc"))
-    for path in (damaged, between, foreign, tmp_path / "gone.tar"):
+        between.write_bytes(tars[0].read_bytes()[: file.getmembers()[5].offset])
+    foreign, earlier = tmp_path / "foreign.tar", tmp_path / "earlier.tar"
+    for path, names in ((foreign, ["a.txt"]), (earlier, ["a.vocal.flac", "a.json"])):
+        with tarfile.open(path, "w") as file:
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = 3
+                file.addfile(entry, io.BytesIO(b"abc"))
+    for path in (damaged, between, foreign, earlier, tmp_path / "gone.tar"):
         with pytest.raises(DataError, match=path.name) as caught:
             list(read_shards(path))
         assert "\n" not in str(caught.value)
-    with pytest.raises(DuoTokError, match="damaged"):
+    with pytest.raises(DataError, match="damaged .*; delete it and pack again"):
         pack_items(items, tmp_path)
+    data = bytearray(tars[0].read_bytes())
+    data[data.index(b"fmt ") + 10] = 2  # channels
+    damaged.write_bytes(data)
+    for told in ("has no samples, 48 kHz and mono", "is damaged; pack it again"):
+        with pytest.raises(AudioError, match=f"vocal of item train-0.*{told}"):
+            next(iter(read_shards(damaged))).read("vocal")
+        data[data.index(b"fmt ") + 8] = 9  # no PCM
+        damaged.write_bytes(data)
+
+
+def test_an_item_that_cannot_be_read_does_not_stop_the_rest(items: list[Item], tmp_path: Path):
+    spoilt = [replace(item, mix="no", stems={**item.stems, "bass": "no.wav"}) for item in items[1:3]]
+    mended = [items[0], spoilt[0], *items[4:], spoilt[1]]
+    with pytest.raises(DataError, match=r"2 items or tars could not be packed: train-1: .*no\.wav") as caught:
+        pack_items(mended, tmp_path, megabytes=4, workers=Workers(count=2))
+    assert "\n" not in str(caught.value)
+    again = sorted(path.name for path in tmp_path.iterdir())
+    assert again == [f"{name}.tar" for name in ("test-000000", "test-000001", "test-000002", "train-000000")]
+    pack_items(items, tmp_path)
+    assert sorted(item.id for item in read_shards(f"{tmp_path}/*.tar")) == sorted(item.id for item in items)
 
 
 def test_items_that_are_there_twice_are_named(items: list[Item], tmp_path: Path):

@@ -128,7 +128,7 @@ def test_items_are_those_of_the_tars_and_fetched_once(server, items, tmp_path):
     for _ in range(2):
         again = list(read_shards(server.url("train-{000000..000003}.tar"), cache))
         assert [item.id for item in again] == [item.id for item in items]
-        assert (again[2].read("mix") == items[2].read("mix")).all()
+        assert (again[2].read("bass", channels=1) - items[2].read("bass", channels=1)).abs().max() < 2e-5
     assert set(server.asked.values()) == {1} and len(server.asked) == 4
 
 

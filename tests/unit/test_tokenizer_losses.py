@@ -80,10 +80,10 @@ def test_runs_join_consecutive_lines_up_to_their_length():
 
 
 def test_a_batch_tells_where_each_run_is_sung():
-    stems = torch.zeros(4, 48_000)
+    waves = {"vocal": torch.zeros(48_000)}
     cuts = [
-        Cut(stems=stems, kind="mix", lines=[(0.1, 0.2, "na")]),
-        Cut(stems=stems, kind="vocal", lines=[(0.0, 0.4, "ti"), (0.4, 0.98, "ta")]),
+        Cut(waves=waves, kind="mix", lines=[(0.1, 0.2, "na")]),
+        Cut(waves=waves, kind="vocal", lines=[(0.0, 0.4, "ti"), (0.4, 0.98, "ta")]),
     ]
     text = SentencePieceVocabulary(train_text_model(LINES, 16))
     batch = collate_cuts(cuts, text, 0.0, np.random.default_rng(0))

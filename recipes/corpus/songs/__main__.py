@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     option("--test", dest="test_share", type=float, default=0.05, help="share of the songs for the test")
     add_worker_options(parser, 2)
-    option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts into tars")
+    option("--shards", type=Path, metavar="FOLDER", help="also pack the cuts into tars, for the tokenizer")
     option("--shard-mb", type=int, default=500, help="size of a tar")
     option("--device", default="cpu", help="of the separator: cpu, cuda")
     arguments = parser.parse_args(argv)
@@ -139,16 +139,11 @@ def _run(arguments: argparse.Namespace) -> None:
         from duotok.recipes.corpus.songs.transcripts import WhisperRecognizer
 
         WhisperRecognizer(config.whisper, arguments.device)
-    found = make_corpus(
-        find_songs(arguments.songs),
-        arguments.out,
-        config,
-        device=arguments.device,
-        workers=take_workers(vars(arguments)),
-    )
+    workers, songs = take_workers(vars(arguments)), find_songs(arguments.songs)
+    found = make_corpus(songs, arguments.out, config, device=arguments.device, workers=workers)
     if arguments.shards is not None:
         items = [item for record in found for item in record.items]
-        tars = pack_items(items, arguments.shards, megabytes=arguments.shard_mb)
+        tars = pack_items(items, arguments.shards, megabytes=arguments.shard_mb, workers=workers)
         print(f"{len(tars)} new tars in {arguments.shards}")
     if not any(record.items for record in found):
         raise DataError(f"no recording gives a cut: {summary(found, arguments.out)}")
