@@ -16,7 +16,10 @@ from duotok.tokenizer.common.errors import ConfigError, DataError
 TaskT = TypeVar("TaskT")
 _TRIES = 3  # of a task whose actor dies; a machine that leaves the cluster is no fault of the task
 _LOST_STARTS = 20  # of machines that go away; with more the cluster is of no use
-_KNOCK_SECONDS = 5.0
+_KNOCK_SECONDS = 10.0
+# What a client of gRPC, which Ray speaks, says first; each server answers by a frame of settings (RFC 9113).
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4  # fourth byte of such a frame
 _AHEAD = 4  # results per actor that wait for an earlier one, before no more tasks are handed out
 
 
@@ -58,10 +61,16 @@ def connect(address: str) -> Any:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError at once where nobody listens at an address with a port: Ray itself tries for minutes."""
+    """Raise OSError soon where no Ray listens at an address with a port: Ray itself tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    if not colon or not port.isdigit():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS) as line:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return
+        line.sendall(_HELLO)
+        if line.recv(9)[3:4] != bytes([_SETTINGS]):
+            raise OSError("something else listens there")
 
 
 def _by_name(function: Callable | None) -> Callable | None:

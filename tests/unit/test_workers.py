@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from duotok.lm.dual_track.layout import TRACKS
 from duotok.recipes.corpus.manifest import read_manifest, write_manifest
 from duotok.recipes.lm import tokenize
 from duotok.recipes.lm.tokens import TokenShards, read_index
-from duotok.recipes.workers import node_hours
+from duotok.recipes.workers import node_hours, ray_pool
 from duotok.recipes.workers.pool import Workers
 from duotok.recipes.workers.processes import DIED
 from duotok.tokenizer.common.errors import ConfigError
@@ -166,11 +168,31 @@ def test_a_worker_that_cannot_start_is_one_line(cluster: Cluster) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_where_no_cluster_is(address: str) -> None:
+class Refusal(BaseRequestHandler):
+    """What a web server answers who does not speak HTTP."""
+
+    def handle(self) -> None:
+        self.request.recv(1000)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize(
+    ("listener", "told"),
+    [("nobody", "refused"), ("silent", "timed out"), ("web", "something else listens there")],
+)
+def test_where_no_cluster_is(listener: str, told: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ray.shutdown()
-    with pytest.raises(ConfigError, match=f"no Ray of this version answers at {address}") as caught:
-        list(Workers(ray=address).run([1], int))
+    with TCPServer(("127.0.0.1", 0), Refusal) as server:  # a silent one accepts, and that is all
+        address = f"{scheme}127.0.0.1:{server.server_address[1] if listener != 'nobody' else 1}"
+        if listener == "silent":
+            monkeypatch.setattr(ray_pool, "_KNOCK_SECONDS", 0.2)
+        if listener == "web":
+            threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(
+            ConfigError, match=f"no Ray of this version answers at {address}.*{told}"
+        ) as caught:
+            list(Workers(ray=address).run([1], int))
     assert "\n" not in str(caught.value)
 
 
