@@ -27,7 +27,7 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 768_000  # of recordings; others are he
 # Samples per byte; silence in FLAC or Opus has some 300 to 3,000. What claims more has a damaged header.
 _HIGHEST_COMPRESSION = 5_000
 _READ_SAMPLES = 1 << 20  # of all channels together, at once
-_PIECE_FRAMES = 1 << 12  # what libsndfile is asked for: at a fault, as much is lost
+_PIECE_FRAMES = 1 << 12  # what libsndfile is asked for by who is patient: at a fault, as much is lost
 _ENDLESS_BYTES = 0x7FFFF000  # sizes from here on are written by what does not know the length yet
 _LARGEST_WAV_BYTES = 4_000_000_000
 
@@ -259,8 +259,10 @@ def _read_at_48_khz(
 def _read_block(file: soundfile.SoundFile, frames: int, *, is_patient: bool) -> np.ndarray:
     """The next samples float32 [n, channels], fewer at the end or, for who is patient, at a fault."""
     data = np.empty((frames, file.channels), dtype=np.float32)
-    for start in range(0, frames, _PIECE_FRAMES):
-        piece = data[start : start + _PIECE_FRAMES]
+    # soundfile seeks after each read, for which FLAC is decoded again: in pieces only where those are kept.
+    size = _PIECE_FRAMES if is_patient else frames
+    for start in range(0, frames, size):
+        piece = data[start : start + size]
         try:
             count = len(file.read(out=piece))
         except soundfile.SoundFileError:
