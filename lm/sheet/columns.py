@@ -15,6 +15,7 @@ from ...tokenizer.common.errors import DataError
 from ...tokenizer.music.labels import CHORDS
 
 PLACES = 16  # parts of a bar
+METERS = (2, 3, 4, 6)  # beats of a bar; a sheet's METER is the place in here
 UNKNOWN = -1
 WRITTEN = 8  # the highest level of trust: known, not read
 # Columns of a sheet [..., COLUMNS] int64; those from METER on tell the band how to play.
@@ -78,15 +79,32 @@ def commit(sheet: Tensor) -> Tensor:
 
 
 _GAIN = 8.0  # the codes' part of an input is as large; without it the sheet takes long to be noticed
+_COMMON = 4  # beats of the bars that a place is taken to be in where the meter is not known
+
+
+def _common_places(beats: int) -> Tensor:
+    """Return which place of a bar of _COMMON beats each place of another bar is like [PLACES].
+
+    Beats are like those of the same number, and what is more in a long bar like its last ones.
+    """
+    turns = (torch.arange(PLACES) + 0.5) * beats / PLACES  # beats since the bar line
+    turns = torch.where(turns < _COMMON, turns, turns - beats + _COMMON)
+    return (turns * PLACES / _COMMON).long()
 
 
 class LeadSheetEmbedding(nn.Module):
-    """What a sheet adds to the input of each step; nothing at first, so that a trained model may learn it."""
+    """What a sheet adds to the input of each step; nothing at first, so that a trained model may learn it.
+
+    A third of the way through a bar of three is a beat, in a bar of four it is none: a model that is told the
+    meter has a table of places for each.
+    """
 
     def __init__(self, hidden_dim: int, playing: Sequence[int] = ()) -> None:
         """playing: number of values of each column from METER on; empty for a model that is not told them."""
         super().__init__()
-        self.places = nn.Embedding(PLACES + 1, hidden_dim)  # the first entry: unknown
+        # The first entry of each table: unknown. The first table of places: of no known meter.
+        self.meters = playing[0] if playing else 0
+        self.places = nn.Embedding((1 + self.meters) * (PLACES + 1), hidden_dim)
         self.chords = nn.Embedding(CHORDS + 1, hidden_dim)
         # How much of it is heard at each level; a level by itself says nothing.
         self.place_trust = nn.Embedding(WRITTEN + 2, 1)
@@ -101,17 +119,25 @@ class LeadSheetEmbedding(nn.Module):
 
     @torch.no_grad()
     def learn_from(self, known: "LeadSheetEmbedding", styles: Sequence[int] = ()) -> None:
-        """Take over what another has learned. styles: where each style that it knows stands here."""
+        """Take over what another has learned. styles: where each style that it knows stands here.
+
+        Of one that is told no meter, places keep their part of the beat in each.
+        """
         tables = known.state_dict()
         style = f"playing.{STYLE - METER}.weight"
         if style in tables:
             rows = torch.tensor([0, *(place + 1 for place in styles)])
             tables[style] = self.state_dict()[style].index_copy(0, rows, tables[style])
+        if self.meters and not known.meters:
+            rows = [torch.cat([torch.zeros(1).long(), 1 + _common_places(beats)]) for beats in METERS]
+            tables["places.weight"] = tables["places.weight"][torch.cat([torch.arange(PLACES + 1), *rows])]
         self.load_state_dict(tables, strict=False)
 
     def forward(self, sheet: Tensor) -> Tensor:
         """Sheet [..., COLUMNS] -> [..., hidden_dim]."""
         place, chord, place_trust, chord_trust, *playing = (sheet + 1).unbind(dim=-1)
+        if self.meters:
+            place = place + (PLACES + 1) * playing[0]
         total = self.place_trust(place_trust) * self.places(place)
         total = total + self.chord_trust(chord_trust) * self.chords(chord)
         for table, column in zip(self.playing, playing, strict=False):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...tokenizer.common.errors import ConfigError
-from .columns import BASS, DRUMS, HARMONY
+from .columns import BASS, DRUMS, HARMONY, METERS
 
-METERS = (2, 3, 4, 6)  # beats of a bar
 TEMPO_EDGES_BPM = (60.0, 72.0, 84.0, 96.0, 108.0, 124.0, 144.0)  # between the tempo classes
 # What a stem does in a bar: nothing; one stroke or chord at its beginning, which rings; less or more of the
 # usual number of onsets.

@@ -21,8 +21,7 @@ from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
 from ...tokenizer.music.harmony import find_path
 from ...tokenizer.music.labels import CHORDS
-from .columns import METER, PLACES, UNKNOWN, WRITTEN, unknown_sheet
-from .playing import METERS
+from .columns import METER, METERS, PLACES, UNKNOWN, WRITTEN, unknown_sheet
 from .timeline import BEATS_PER_BAR, find_meter, find_time_line, places_in
 
 _FRAMES_PER_STEP = 2
@@ -138,15 +137,18 @@ class SheetReader(Component[SheetReaderConfig]):
         return {"place": place, "chord": chord.log_softmax(dim=-1)}
 
     @torch.no_grad()
-    def read(self, codes: Tensor) -> Tensor:
-        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD."""
+    def read(self, codes: Tensor, beats_per_bar: int | None = None) -> Tensor:
+        """Return the sheet [batch, frames, COLUMNS] of codes [batch, frames]; unknown where all are PAD.
+
+        beats_per_bar: of METERS; None: each row's own, as it is heard.
+        """
         told = {name: value.numpy() for name, value in self.listen(codes).items()}
         place_reach = round(_PLACE_REACH_SECONDS * self.config.frame_rate_hz)
         chord_reach = round(_CHORD_REACH_SECONDS * self.config.frame_rate_hz)
         sheets = unknown_sheet(*codes.shape)
         for row in torch.nonzero((codes != self.pad).any(dim=1))[:, 0].tolist():
             rate_hz = self.config.frame_rate_hz
-            beats = find_meter(told["place"][row], rate_hz)
+            beats = beats_per_bar or find_meter(told["place"][row], rate_hz)
             place = places_in(told["place"][row], beats)
             places = find_time_line(place, rate_hz, beats_per_bar=beats).places(codes.shape[1])
             chords = track_chords(told["chord"][row], places)

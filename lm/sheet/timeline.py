@@ -13,8 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ...tokenizer.music.harmony import find_path
-from .columns import PLACES, UNKNOWN
-from .playing import METERS
+from .columns import METERS, PLACES, UNKNOWN
 
 BEATS_PER_BAR = 4
 BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar of four beats

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.columns import CHORD, METER, STYLE, TEMPO, UNKNOWN
+from duotok.lm.sheet.columns import CHORD, METER, METERS, STYLE, TEMPO, UNKNOWN
 from duotok.lm.sheet.plan import SongPlan
 from duotok.lm.sheet.playing import (
     FULL,
     HELD,
     LEVELS,
     LIGHT,
-    METERS,
     OUT,
     STEM_COLUMNS,
     BandConfig,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duotok.lm.sheet.playing import METERS
+from duotok.lm.sheet.columns import METERS
 from duotok.tokenizer.common.audio import change_speed, read_audio
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.common.files import whole_file

@@ -110,8 +110,9 @@ class WindowSource:
         for frames, songs in self._songs.items():
             if not songs:
                 raise DataError(f"no song in {shards.folder} has {frames / rate:g} s; lower data.windows")
-        # Every frame is as likely as any other, so long songs are drawn more often.
-        self._song_shares = {n: _to_shares([s.frames for s in songs]) for n, songs in self._songs.items()}
+        # Every frame is as likely as any other, so long songs are drawn more often; sheets may favour meters.
+        weigh = _weigh_by_frames if sheets is None else sheets.weigh
+        self._song_shares = {frames: weigh(songs) for frames, songs in self._songs.items()}
 
     @property
     def most_frames(self) -> int:
@@ -172,6 +173,10 @@ class WindowSource:
             replacement = torch.where(foreign, others, self._lm.pads[track])
             damaged[track] = torch.where(lost, replacement, codes[track])
         return damaged
+
+
+def _weigh_by_frames(songs: Sequence[TokenSong]) -> np.ndarray:
+    return _to_shares([song.frames for song in songs])
 
 
 def _to_shares(weights: Sequence[float]) -> np.ndarray:

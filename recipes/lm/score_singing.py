@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duotok.lm.sheet.columns import METER, write_sheet
-from duotok.lm.sheet.playing import METERS
+from duotok.lm.sheet.columns import METER, METERS, write_sheet
 from duotok.lm.sheet.timeline import places_between
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.corpus.scores.song import Song, Songs

@@ -13,6 +13,7 @@ from duotok.lm.sheet.columns import (
     CHORD,
     COLUMNS,
     METER,
+    METERS,
     PLACE,
     PLACES,
     STYLE,
@@ -22,7 +23,7 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.sheet.playing import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig, tempo_class
+from duotok.lm.sheet.playing import FULL, HELD, LIGHT, OUT, STEM_COLUMNS, BandConfig, tempo_class
 from duotok.lm.sheet.reader import SheetReader
 from duotok.lm.sheet.timeline import places_between
 from duotok.recipes.corpus.manifest import Item, read_manifest
@@ -36,6 +37,7 @@ _FULL_FROM = {"drums": 3.0, "bass": 1.25, "chords": 2.5}
 _STEM_NAMES = {"drums": "drums", "bass": "bass", "other": "chords"}  # of the corpus -> of the sheet
 _TOGETHER_SECONDS = 0.03
 _HELD_SHARE = 0.2  # what begins in this first part of a bar, and nothing later, is held
+_USUAL = 4  # beats of a bar
 _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
@@ -141,11 +143,15 @@ class SheetConfig:
     # Of each thing that the band is told, style, meter, tempo and the level of each stem; and of all of them.
     playing_dropout: float = 0.2
     no_playing: float = 0.1
+    # Share of the windows that are of songs in other meters than four; None: as many as there are.
+    other_meters: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("written", "dropout", "damage", "playing_dropout", "no_playing"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("written", "dropout", "damage", "playing_dropout", "no_playing", "other_meters"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise ConfigError(f"sheets.{name} must be in 0..1, got {getattr(self, name)}")
+        if self.other_meters is not None and self.manifest is None:
+            raise ConfigError("sheets.other_meters needs sheets.manifest, which tells the meters")
 
 
 class SheetSource:
@@ -161,6 +167,20 @@ class SheetSource:
         """written: the corpus' own sheets; None: only the reader tells."""
         self._shards, self._config, self._reader, self._written = shards, config, reader, written
         self._read: dict[tuple[str, bool], Tensor] = {}
+
+    def weigh(self, songs: Sequence[TokenSong]) -> np.ndarray:
+        """Return how likely each song is, summing to 1: a frame of one meter as likely as any other of it."""
+        weights = np.array([song.frames for song in songs], dtype=np.float64)
+        share = self._config.other_meters
+        is_other = np.array([self._beats_per_bar(song) not in (None, _USUAL) for song in songs])
+        if share is not None and is_other.any() and not is_other.all():
+            for which, part in ((is_other, share), (~is_other, 1 - share)):
+                weights[which] *= part / weights[which].sum()
+        return weights / weights.sum()
+
+    def _beats_per_bar(self, song: TokenSong) -> int | None:
+        item = None if self._written is None else self._written.items.get(song.id)
+        return None if item is None else item.beats_per_bar
 
     def draw(self, rng: np.random.Generator, song: TokenSong, start: int, frames: int) -> Tensor:
         """Return a sheet [frames, COLUMNS] of a song from frame `start` on."""
@@ -179,13 +199,13 @@ class SheetSource:
         return sheet
 
     def read(self, song: TokenSong, *, damaged: bool = False) -> Tensor:
-        """Return what the reader says of a whole item [frames, COLUMNS]; the same at every call."""
+        """Return what the reader says of a whole item [frames, COLUMNS], in its meter; always the same."""
         key = (song.id, damaged)
         if key not in self._read:
             codes = self._shards.codes(song)["vocal"].long()
             if damaged:
                 codes = self._damage(codes, np.random.default_rng(zlib.crc32(song.id.encode())))
-            self._read[key] = self._reader.read(codes[None])[0]
+            self._read[key] = self._reader.read(codes[None], self._beats_per_bar(song))[0]
         return self._read[key]
 
     def _damage(self, codes: Tensor, rng: np.random.Generator) -> Tensor:

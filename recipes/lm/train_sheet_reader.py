@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duotok.lm.sheet.columns import CHORD, METER, PLACE, UNKNOWN
-from duotok.lm.sheet.playing import METERS
+from duotok.lm.sheet.columns import CHORD, METER, METERS, PLACE, UNKNOWN
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.recipes.lm.score_singing import CodeSinger, ScoreWindows

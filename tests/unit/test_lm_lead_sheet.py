@@ -14,6 +14,7 @@ from duotok.lm.sheet.columns import (
     CHORD_TRUST,
     COLUMNS,
     METER,
+    METERS,
     PLACE,
     PLACE_TRUST,
     PLACES,
@@ -26,9 +27,9 @@ from duotok.lm.sheet.columns import (
     unknown_sheet,
     write_sheet,
 )
-from duotok.lm.sheet.playing import METERS, BandConfig
+from duotok.lm.sheet.playing import BandConfig
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig, measure_trust, track_chords
-from duotok.lm.sheet.timeline import places_between
+from duotok.lm.sheet.timeline import find_time_line, places_between, places_in
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.music.labels import CHORDS
 
@@ -125,6 +126,16 @@ def test_an_odd_number_of_frames_is_read(reader: SheetReader) -> None:
     told = reader(torch.randint(0, 11, (2, 31)))
     assert told["place"].shape == (2, 31, len(METERS), PLACES) and told["chord"].shape == (2, 31, CHORDS)
     assert torch.allclose(told["chord"].exp().sum(dim=-1), torch.ones(2, 31))
+
+
+def test_codes_are_read_in_the_meter_that_is_asked_for(reader: SheetReader) -> None:
+    codes = torch.randint(0, 11, (1, 500))
+    for beats in METERS:
+        places = reader.read(codes, beats)[0, :, PLACE].numpy()
+        line = find_time_line(
+            places_in(reader.listen(codes)["place"][0].numpy(), beats), 25.0, beats_per_bar=beats
+        )
+        assert np.array_equal(places, line.places(500))
 
 
 def test_more_meters_are_learned_from_what_was_known(reader: SheetReader) -> None:
@@ -290,6 +301,28 @@ def test_a_band_that_learns_more_styles_plays_those_it_knows_as_before(lm: DualT
     assert ("folk", 4, 3, 2) in lm.band.heard and ("waltz", 3, 6, 1) in lm.band.heard
     assert all(torch.equal(play(style), was) for style, was in zip(known.styles, before, strict=True))
     assert not torch.equal(*before)
+
+
+def test_each_meter_has_places_of_its_own_which_begin_as_those_of_the_same_beat(lm: DualTrackLM) -> None:
+    assert lm.sheet is not None
+    torch.nn.init.normal_(lm.sheet.places.weight)
+    written = write_sheet(np.arange(PLACES), np.zeros(PLACES, dtype=int))
+    before = lm.sheet(written).detach()
+    lm.add_band(BandConfig.count([("folk", 4, 90.0), ("waltz", 3, 130.0)]))
+    of_beats = {
+        2: [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7],
+        3: [0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 10, 11],
+        4: list(range(PLACES)),
+        6: [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 9, 10, 12, 13, 15],
+    }
+    for beats in METERS:
+        written[:, METER] = METERS.index(beats)
+        torch.testing.assert_close(lm.sheet(written), before[of_beats[beats]])
+    lm.sheet(written).sum().backward()  # of the last meter, six
+    grads = lm.sheet.places.weight.grad
+    assert grads is not None
+    moved = grads.unflatten(0, (-1, PLACES + 1)).abs().sum(dim=(1, 2)) > 0
+    assert moved.tolist() == [False] * len(METERS) + [True]
 
 
 def test_styles_are_drawn_as_they_were_heard() -> None:

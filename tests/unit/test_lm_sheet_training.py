@@ -18,6 +18,7 @@ from duotok.lm.sheet.columns import (
     DRUMS,
     HARMONY,
     METER,
+    METERS,
     PLACE,
     PLACE_TRUST,
     PLACES,
@@ -27,7 +28,7 @@ from duotok.lm.sheet.columns import (
     WRITTEN,
     write_sheet,
 )
-from duotok.lm.sheet.playing import LEVELS, METERS, tempo_class
+from duotok.lm.sheet.playing import LEVELS, tempo_class
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.corpus.manifest import Item, read_manifest, write_manifest
 from duotok.recipes.corpus.scores.song import Note, Song, Songs, Span
@@ -365,6 +366,28 @@ def test_half_of_what_is_read_is_of_damaged_vocals(shards: TokenShards) -> None:
     rng = np.random.default_rng(0)
     drawn = [torch.equal(sources[0].draw(rng, song, 0, song.frames), plain) for _ in range(200)]
     assert 80 < sum(drawn) < 120
+
+
+def test_songs_in_other_meters_are_drawn_as_often_as_asked_and_read_in_theirs(
+    tmp_path: Path, shards: TokenShards, labels: SheetLabels
+) -> None:
+    songs = shards.index.songs
+    labels.items["item0"] = replace(labels.items["item0"], beats_per_bar=3)
+    manifest, reader = str(tmp_path / "some.jsonl"), make_reader().eval()
+    frames = np.array([song.frames for song in songs])
+    is_waltz = np.array([song.id == "item0" for song in songs])
+    for share in (None, 0.0, 0.7):
+        source = SheetSource(shards, SheetConfig(manifest=manifest, other_meters=share), reader, labels)
+        weights = source.weigh(songs)
+        expected = frames[is_waltz].sum() / frames.sum() if share is None else share
+        assert weights[is_waltz].sum() == pytest.approx(expected)
+        assert np.ptp((weights / frames)[~is_waltz]) == pytest.approx(0) and weights.sum() == pytest.approx(1)
+    song = songs[int(is_waltz.argmax())]
+    codes = shards.codes(song)["vocal"][None].long()
+    assert torch.equal(source.read(song), reader.read(codes, 3)[0])
+    assert not torch.equal(source.read(song), reader.read(codes, 4)[0])
+    with pytest.raises(ConfigError, match=r"sheets\.other_meters needs sheets\.manifest"):
+        SheetConfig(other_meters=0.5)
 
 
 def test_batches_carry_sheets_where_the_band_follows(

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from duotok.lm.sheet.columns import CHORD, PLACE, PLACES
+from duotok.lm.sheet.columns import CHORD, METERS, PLACE, PLACES
 from duotok.lm.sheet.plan import Heard, plan_song
-from duotok.lm.sheet.playing import METERS
 from duotok.lm.sheet.timeline import (
     TimeLine,
     find_meter,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from duotok.lm.sheet.columns import BASS, CHORD, DRUMS, METER, STYLE, TEMPO, UNKNOWN, unknown_sheet
+from duotok.lm.sheet.columns import BASS, CHORD, DRUMS, METER, METERS, STYLE, TEMPO, UNKNOWN, unknown_sheet
 from duotok.lm.sheet.plan import Section, SongPlan
-from duotok.lm.sheet.playing import FULL, HELD, LIGHT, METERS, OUT, STEM_COLUMNS, BandConfig
+from duotok.lm.sheet.playing import FULL, HELD, LIGHT, OUT, STEM_COLUMNS, BandConfig
 from duotok.lm.sheet.timeline import TimeLine
 from duotok.recipes.accompany.arrangement import Arrangement, begin_band, describe_band
 from duotok.recipes.accompany.pipeline import Accompanist

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from duotok.lm.dual_track.model import DualTrackLM, DualTrackLMConfig
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACES, WRITTEN, unknown_sheet
-from duotok.lm.sheet.playing import METERS
+from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, METERS, PLACES, WRITTEN, unknown_sheet
 from duotok.lm.sheet.reader import SheetReader, SheetReaderConfig
 from duotok.recipes.accompany.wishes import (
     SheetWishes,
