@@ -33,6 +33,7 @@ from duotok.tokenizer.common.files import write_json
 _LOOK_SECONDS = 0.5
 _START_SECONDS = 600  # a machine that serves others as well takes its time to load a model
 _RATE_HZ = 48_000
+_SEEDS_APART = 1_000  # more than candidates of a song, whose seeds follow one another
 _LENGTHS = 20  # of the songs of a batch
 _MOST_GROWTH = 0.05  # of a batch's memory, from the second to the last quarter
 _KILLED_BY = 0.4  # share of the songs after which the last process lives on, for its memory to be seen
@@ -126,7 +127,10 @@ def measure_load(
     data: Path, vocal: bytes, *, jobs: int, bundle: Path | None = None, kills: int = 2, workers: int = 1
 ) -> dict[str, Any]:
     """Send a vocal (the bytes of a WAV) so many times at once, kill the service meanwhile; return figures."""
-    began, form = time.monotonic(), [_make_form({"seed": str(number)}, vocal) for number in range(jobs)]
+    began, form = (
+        time.monotonic(),
+        [_make_form({"seed": str(_SEEDS_APART * number)}, vocal) for number in range(jobs)],
+    )
     kill_at = [round(jobs * _KILLED_BY * (number + 1) / kills) for number in range(kills)]
     seen: dict[str, tuple[int, int]] = {}  # song -> which report it had when it was first found done
     memory: dict[int, int] = {}  # songs done -> bytes of the last process
@@ -161,7 +165,11 @@ def measure_load(
         "kills": restarts,
         "states": dict(states),
         "lost": jobs - len(reports),
-        "of_one_seed_each": len({song["report"]["seed"] for song in songs if song["report"]}),
+        "of_their_own_seed": sum(
+            song["report"]["seed"] // _SEEDS_APART == number
+            for number, song in enumerate(songs)
+            if song["report"]
+        ),
         "made_again_after_done": sum(reports.get(song_id) != report for song_id, report in seen.items()),
         "begun_again_after_kill": sum(attempts) - jobs,
         "left_half_made": sum(1 for _ in data.glob("songs/*/work")),

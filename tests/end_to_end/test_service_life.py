@@ -368,6 +368,6 @@ def test_nothing_is_lost_or_made_twice_when_the_process_is_killed(tiny_bundle, t
     options = ["--jobs=3", "--kills=1", "--seconds=1.2", f"--bundle={bundle}", f"--out={out}"]
     assert measure_load(options) == 0
     figures = json.loads(out.read_text())
-    assert figures["kills"] == 1 and figures["states"] == {"done": 3} and figures["of_one_seed_each"] == 3
+    assert figures["kills"] == 1 and figures["states"] == {"done": 3} and figures["of_their_own_seed"] == 3
     assert figures["lost"] == figures["made_again_after_done"] == figures["left_half_made"] == 0
     assert figures["begun_again_after_kill"] <= 1
