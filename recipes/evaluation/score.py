@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
 # Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "style", "notes", "sweep", "codec", "accompgen")
+_ALONE = ("whole", "tempo", "meter", "style", "notes", "sweep", "codec", "accompgen")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},

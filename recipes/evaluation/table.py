@@ -180,6 +180,13 @@ bars with drums / bass / chords heard, generated
 the same, each asked to be left out
     style.bars_with_drums_without_drums style.bars_with_bass_without_bass \
 style.bars_with_chords_without_chords | {:.2f} | about 0
+# Meters (`score meter` on songs in three)
+3/4 asked for: songs in whose onsets three beats a bar lead; the corpus' own bands
+    meter.in_3_kept meter.true_in_3_kept | {:.2f} | higher
+share of the drums' / bass' / the rest's pulse at thirds of the bar; the corpus' own bands
+    meter.{in,true_in}_3_{drums,bass,other}_at_3 | {:.2f} | higher
+the same at quarters
+    meter.{in,true_in}_3_{drums,bass,other}_at_4 | {:.2f} | lower
 # The band's score (`score notes`)
 onsets within 50 ms of drums / bass / the rest, F
     notes.onset_f_{drums,bass,other} | {:.2f} | 0.75, 0.70, 0.55
