@@ -20,7 +20,6 @@ BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar of four beats
 _SHORTEST_SECONDS = 0.9  # of a bar of other than four beats
 EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same
 _NUMBER_COST = 100.0  # nats for a bar of other than four beats
-_USUAL_METER_NATS = 0.0  # of a frame, by which others must be likelier
 _HARMONICS = PLACES // 2
 _PHASES = 128  # of a bar
 # Usual lengths of a bar by its beats, as log-normals: what scores have (POP909; OpenEWLD and Lieder).
@@ -110,8 +109,7 @@ def find_meter(
         evidence = EVIDENCE * (places_in(place, beats) + np.log(PLACES))
         turns = _keep_one_tempo(evidence, rate_hz, tempo_bpm, downbeat, beats)
         line, _ = _number_beats(evidence, turns, rate_hz, downbeat, beats)
-        told = place[np.arange(frames), number, line.places(frames)].mean()
-        scores[beats] = told + _USUAL_METER_NATS * (beats == BEATS_PER_BAR)
+        scores[beats] = float(place[np.arange(frames), number, line.places(frames)].mean())
     return max(scores, key=lambda beats: scores[beats])
 
 

@@ -32,8 +32,8 @@ make_corpus train "$hours"
 plus() { awk "BEGIN { print $hours + $1 }"; } # hours are those of the whole split
 # Most songs are in four, so that others are asked for by themselves.
 [ -z "${OPENEWLD:-}" ] || make_corpus train "$(plus 3)" --songs "$OPENEWLD" --name ewld
-[ -z "${OPENEWLD:-}" ] || make_corpus train "$(plus 4)" --songs "$OPENEWLD" --name ewld3 --beats-per-bar 2 3 6
-[ -z "${LIEDER:-}" ] || make_corpus train "$(plus 5)" --songs "$LIEDER" --name lieder3 --beats-per-bar 2 3 6
+[ -z "${OPENEWLD:-}" ] || make_corpus train "$(plus 6)" --songs "$OPENEWLD" --name ewld3 --beats-per-bar 2 3 6
+[ -z "${LIEDER:-}" ] || make_corpus train "$(plus 7)" --songs "$LIEDER" --name lieder3 --beats-per-bar 2 3 6
 make_corpus validation "${VALIDATION_HOURS:-0.12}"
 make_corpus test "${TEST_HOURS:-0.6}"
 
@@ -75,7 +75,7 @@ train lm.train_sheet_reader lm/train_sheet_reader/small.yaml sheet "${SHEET_MINU
     --set "data.scores=[[$songs, 0.15]${OPENEWLD:+, [$OPENEWLD, 0.3]}]" --set "data.score_cache=$data/scores"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
-    --set "sheets.manifest=$data/train.jsonl"
+    --set "sheets.manifest=$data/train.jsonl" ${OPENEWLD:+--set sheets.other_meters=0.5}
 
 train tokenizer.train_score_reader tokenizer/train_score_reader/small.yaml score "${SCORE_MINUTES:-60}" \
     --set "data.tokens=$runs/tokens/train" --set "data.manifest=$data/train.jsonl" \
