@@ -9,6 +9,7 @@ from torch.nn import functional
 from .common.audio import SAMPLE_RATE_HZ
 from .common.long_waves import blocks
 
+_CACHED_FRAMES = 64  # whose spectra a core's cache holds
 LOG_FLOOR = 1e-4  # of the mel magnitude; -80 dB under a full-scale sine's order of magnitude
 
 
@@ -61,8 +62,13 @@ def stft_power(wave: Tensor, window: Tensor, hop_samples: int, bins: int) -> Ten
     size = window.numel()
     padded = functional.pad(wave, (size // 2, size // 2))
     frames = padded.unfold(-1, size, hop_samples)[:, : wave.shape[-1] // hop_samples]
-    spectrum = torch.view_as_real(torch.fft.rfft(frames * (window * (2 / window.sum())))[..., :bins])
-    return spectrum.square().sum(dim=-1)
+    window = window * (2 / window.sum())
+    at_once = max(1, _CACHED_FRAMES // len(wave)) if wave.device.type == "cpu" else frames.shape[1]
+    powers = []
+    for part in frames.split(max(1, at_once), dim=1):
+        spectrum = torch.fft.rfft(part * window)[..., :bins]
+        powers.append(spectrum.real.square() + spectrum.imag.square())
+    return torch.cat(powers, dim=1)
 
 
 def mel_filterbank(bands: int, fft_size: int, low_hz: float = 30.0, high_hz: float = 20_000.0) -> Tensor:

@@ -191,14 +191,12 @@ def _keep_one_tempo(
 
     def judge(bars_per_frame: np.ndarray) -> np.ndarray:
         """Evidence [tempi, _PHASES], exactly; where the downbeat is known, of its phase alone."""
-        sums = np.stack(
-            [
-                np.exp(2j * np.pi * m * np.outer(bars_per_frame, times)) @ series[:, m]
-                for m in range(_HARMONICS + 1)
-            ],
-            axis=-1,
-        )
-        scores = _over_phases(sums)
+        sums, wave = [], np.ones((len(bars_per_frame), frames), dtype=complex)
+        turn = np.exp(2j * np.pi * np.outer(bars_per_frame, times))
+        for m in range(_HARMONICS + 1):
+            sums.append(wave @ series[:, m])
+            wave *= turn
+        scores = _over_phases(np.stack(sums, axis=-1))
         if downbeat is None:
             return scores
         known = np.round(-bars_per_frame * downbeat * _PHASES).astype(int) % _PHASES

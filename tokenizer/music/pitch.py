@@ -22,7 +22,7 @@ _HOP_SAMPLES = int(_RATE_HZ / PITCH_RATE_HZ)
 _WINDOW_SAMPLES = 512  # 43 ms of integration
 _LOWEST_HZ, _HIGHEST_HZ = 65.0, 1_000.0
 _THRESHOLD = 0.15
-_CHUNK_FRAMES = 1_000
+_CHUNK_FRAMES, _CACHED_FRAMES = 1_000, 100  # of the wave that are read, and that are worked on, at once
 _QUIET_DB = 40.0  # frames this far below the loudest are not singing
 
 
@@ -39,7 +39,7 @@ def sung_pitch(wave: Tensor) -> np.ndarray:
         count = min(_CHUNK_FRAMES, frames - start)
         first = start * _HOP_SAMPLES - span // 2
         low = _decimate(wave, first, first + (count - 1) * _HOP_SAMPLES + span)
-        pieces.append(_yin(low.unfold(0, span, _HOP_SAMPLES)))
+        pieces += map(_yin, low.unfold(0, span, _HOP_SAMPLES).split(_CACHED_FRAMES))
         let_go(wave)
     pitch_hz = torch.cat([pitch for pitch, _ in pieces])
     energy = torch.cat([power for _, power in pieces])

@@ -6,6 +6,7 @@ with the singer when it is played as much slower. `PitchClock` does both, for a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ _STIFFNESS_SECONDS = 8.0  # what lasts less than about four times that is the me
 _ITERATIONS = 30
 _OVERSAMPLING = 2
 _TAPS = 8  # of Lagrange's interpolation
-_BLOCK_SAMPLES = 200_000
+_BLOCK_SAMPLES, _CACHED = 200_000, 50_000  # samples that are read, and that are interpolated, at once
 _MARGIN = 256  # samples beside a block, so that its borders do not matter
 
 
@@ -198,15 +199,13 @@ def _read_at(wave: Tensor, where: Callable[[np.ndarray], np.ndarray], samples: i
         missing = (max(0, -first), last - max(0, first) - piece.shape[-1])
         piece = torch.nn.functional.pad(piece, missing).T.contiguous().numpy()
         fine = torch.from_numpy(soxr.resample(piece, 1, _OVERSAMPLING, quality="VHQ").T.copy())
-        places = (places - first) * _OVERSAMPLING
-        left = np.floor(places).astype(np.int64) - (_TAPS // 2 - 1)
-        away = torch.from_numpy((places - left).astype(np.float32))  # from the first of _TAPS samples
-        for tap in range(_TAPS):
-            weight = torch.ones(end - start)
-            for other in range(_TAPS):
-                if other != tap:
-                    weight *= (away - other) / (tap - other)
-            result[:, start:end] += weight * fine[:, torch.from_numpy(left + tap)]
+        places = torch.from_numpy((places - first) * _OVERSAMPLING)
+        for place, part in zip(places.split(_CACHED), result[:, start:end].split(_CACHED, dim=1), strict=True):
+            left = place.long() - (_TAPS // 2 - 1)
+            away = [(place - left).float() - tap for tap in range(_TAPS)]  # from each of _TAPS samples
+            for tap in range(_TAPS):
+                factors = (away[other] / (tap - other) for other in range(_TAPS) if other != tap)
+                part += reduce(Tensor.mul_, factors) * fine.index_select(1, left + tap)
         let_go(wave)
         let_go(result)
     return result
