@@ -11,6 +11,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,9 @@ class StretchRenderer:
         self._gain: float | None = None  # of the band; None while it is silent
         self._joined_gain, self._mix_gain = 1.0, 1.0
         self._tail = torch.zeros(2, 0)  # of the mix, kept back for a ramp of its gain
+        # Of the whole vocal, on another core than the first codes are composed on.
+        self._vocal_lufs = (pool := ThreadPoolExecutor(1)).submit(measure_loudness, self.vocal)
+        pool.shutdown(wait=False)
         self.stream.begin(self.vocal.shape[-1])
 
     def __call__(self, codes: Tensor) -> None:
@@ -256,7 +260,7 @@ class StretchRenderer:
         """What brings a stretch of the band to its level over the whole vocal's; None of silence."""
         if self._level_db is None:
             return 1.0
-        change_db = measure_loudness(self.vocal) + self._level_db - measure_loudness(band)
+        change_db = self._vocal_lufs.result() + self._level_db - measure_loudness(band)
         return 10 ** (change_db / 20) if math.isfinite(change_db) else None
 
     def _give(self, mix: Tensor, is_last: bool) -> None:

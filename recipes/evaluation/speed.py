@@ -1,7 +1,8 @@
 """Time and peak memory of making one accompaniment, in a process of its own on two CPU cores.
 
 Run: python -m duotok.recipes.evaluation.speed --vocal song.wav --bundle DIR
-Prints one line of JSON: seconds of audio, of loading the bundle and of computing, and the peak memory.
+Prints one line of JSON: seconds of audio, of loading the bundle and of computing, the peak memory, and the
+seconds from the start of `generate --stream` to its first sound.
 """
 
 import argparse
@@ -63,6 +64,25 @@ def on_cores(count: int) -> Iterator[None]:
             os.sched_setaffinity(0, cores)
 
 
+def time_first_sound(vocal: Path, bundle: Path) -> float:
+    """Seconds from the start of `generate --stream -`, a process of its own, to the first sound it gives."""
+    from duotok.recipes.accompany.stream import HEADER_BYTES
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "duotok.recipes.accompany.generate", "--vocal", str(vocal)]
+        command += ["--model", str(bundle), "--stream", "-", "--out", f"{folder}/song"]
+        started = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            heard = process.stdout.read(HEADER_BYTES + 1)
+            seconds = time.perf_counter() - started
+            process.kill()
+            said = process.stderr.read().decode(errors="replace").strip()
+    if len(heard) <= HEADER_BYTES:
+        raise DuoTokError(said or f"generate gave no sound of {vocal}")
+    return seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description="Time one accompaniment on two CPU cores.")
@@ -79,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded = time.perf_counter()
             accompanist.accompany(arguments.vocal, seed=0).save(Path(folder) / "song")
             finished = time.perf_counter()
+            first_sound = time_first_sound(arguments.vocal, arguments.bundle)
         seconds = audio_seconds(arguments.vocal)
     except DuoTokError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -88,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "load_seconds": loaded - started,
         "compute_seconds": finished - loaded,
         "peak_memory_gb": peak_memory_gb(),
+        "first_sound_seconds": first_sound,
     }
     print(json.dumps(figures))
     return 0

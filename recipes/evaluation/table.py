@@ -57,6 +57,8 @@ computing per second of audio, 30 s song *
     generate.rtf_30s | {:.2f} s | 1.0 s or less
 the same, 180 s song
     generate.rtf_180s | {:.2f} s | no more than 10 % above
+first sound of `generate --stream`, 180 s song, from the start of the command
+    generate.first_sound_seconds | {:.1f} s | 8 s or less
 peak memory, 180 s song *
     generate.peak_memory_gb | {:.2f} GB | 4 GB or less
 language model, computing per second of audio: one song / best of 4

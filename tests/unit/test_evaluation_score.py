@@ -129,4 +129,5 @@ def test_speed_is_measured_in_a_process_of_its_own(vocal_file, tiny_bundle):
     timing = speed.time_in_subprocess(vocal_file, tiny_bundle)
     assert timing["audio_seconds"] == pytest.approx(2.5, abs=0.01)
     assert timing["compute_seconds"] > 0 and timing["load_seconds"] > 0
+    assert timing["first_sound_seconds"] > timing["load_seconds"]
     assert 0.1 < timing["peak_memory_gb"] < 4
