@@ -86,6 +86,9 @@ def test_there_and_back(cents):
     wave = torch.from_numpy(np.stack([np.sin(2 * np.pi * hz * moments) for hz in (300, 9_000)])).float()
     pitched = clock.bring_to_pitch(wave)
     assert pitched.shape[1] == pytest.approx(clock.to_pitched(seconds) * SAMPLE_RATE_HZ, abs=1)
+    for side in range(2):  # by itself, or on both sides, as from one microphone
+        both = clock.bring_to_pitch(wave[[side, side]])
+        assert torch.equal(both, pitched[[side, side]])
     back = clock.bring_back(pitched, samples)
     assert back.shape == wave.shape
     assert float((back - wave)[:, 1_000:-1_000].abs().max()) < 1e-3

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from duotok.tokenizer.spectra import TARGET_RMS, Chroma, LogMel, level_gain, mel_filterbank
+from duotok.tokenizer.spectra import TARGET_RMS, Chroma, LogMel, level_gain, mel_filterbank, stft_power
 
 
 def sine(frequency_hz: float, seconds: float = 1.0, amplitude: float = 0.5) -> torch.Tensor:
@@ -15,6 +16,18 @@ def test_log_mel_is_aligned_and_peaks_at_the_sine():
     high = LogMel(128)(sine(4000.0))[0, 50].argmax()
     assert low < mel[0, 50].argmax() < high
     assert abs(float(mel[0, 50].max()) - torch.log10(torch.tensor(0.5)).item()) < 0.2
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_power_in_pieces_is_that_of_one_pass(batch):
+    wave = torch.randn(batch, 150 * 480, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    window = torch.hann_window(512)
+    padded = torch.nn.functional.pad(wave.detach(), (256, 256))
+    spectrum = torch.fft.rfft(padded.unfold(-1, 512, 480)[:, :150] * (window * (2 / window.sum())))[..., :99]
+    power = stft_power(wave, window, 480, 99)
+    torch.testing.assert_close(power, torch.view_as_real(spectrum).square().sum(dim=-1))
+    power.sum().backward()
+    assert wave.grad is not None and bool((wave.grad != 0).any(dim=0).float().mean() > 0.9)
 
 
 def test_every_mel_band_hears_something():

@@ -196,11 +196,14 @@ def _read_at(wave: Tensor, where: Callable[[np.ndarray], np.ndarray], samples: i
         places = where(np.arange(start, end) / SAMPLE_RATE_HZ) * SAMPLE_RATE_HZ
         first, last = int(np.floor(places[0])) - _MARGIN, int(np.floor(places[-1])) + _MARGIN
         piece = wave[:, max(0, first) : max(0, last)].float().cpu()
+        if torch.equal(piece[:1].expand_as(piece), piece):
+            piece = piece[:1]  # of one microphone; the same on all sides
         missing = (max(0, -first), last - max(0, first) - piece.shape[-1])
         piece = torch.nn.functional.pad(piece, missing).T.contiguous().numpy()
         fine = torch.from_numpy(soxr.resample(piece, 1, _OVERSAMPLING, quality="VHQ").T.copy())
         places = torch.from_numpy((places - first) * _OVERSAMPLING)
-        for place, part in zip(places.split(_CACHED), result[:, start:end].split(_CACHED, dim=1), strict=True):
+        parts = result[:, start:end].split(_CACHED, dim=1)
+        for place, part in zip(places.split(_CACHED), parts, strict=True):
             left = place.long() - (_TAPS // 2 - 1)
             away = [(place - left).float() - tap for tap in range(_TAPS)]  # from each of _TAPS samples
             for tap in range(_TAPS):
