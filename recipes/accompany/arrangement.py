@@ -5,7 +5,7 @@ tempo, less in a verse than in a chorus, one stroke that rings in the last bar. 
 same for all candidates; a seed draws what each part plays, so that passages of a part are played alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -84,6 +84,12 @@ class Arrangement:
         """Part of the song [frames] that each frame is in; empty where nothing is known of it."""
         return _find_parts(self.plan) if self.band is not None else [""] * len(self.plan.sheet)
 
+    @cached_property
+    def _places(self) -> Mapping[str, Tensor]:
+        """Part of the song -> which frames are in it [frames] bool."""
+        names = filter(None, dict.fromkeys(self.parts))
+        return {name: torch.tensor([part == name for part in self.parts]) for name in names}
+
     @property
     def ending_seconds(self) -> float:
         """How long the last bar rings, until the end; 0 where the song just stops."""
@@ -112,9 +118,8 @@ class Arrangement:
         sheet[:, TEMPO] = tempo_class(line.tempo_bpm)
         sheet[:, STYLE] = self.band.styles.index(style)
         columns = list(STEM_COLUMNS.values())
-        for part in filter(None, dict.fromkeys(self.parts)):
+        for part, inside in self._places.items():
             manners = _MANNERS[part.partition(":")[0]]
-            inside = torch.tensor([each == part for each in self.parts])
             for column, level in zip(columns, manners[rng.integers(len(manners))], strict=True):
                 sheet[inside, column] = level
         for stem in self.request.without:
