@@ -330,9 +330,10 @@ class Accompanist:
             rate_hz = self.bundle.tokens.frame_rate_hz
             played = prefix if isinstance(prefix, Tensor) else None
             with ThreadPoolExecutor(1) as beside:  # the plan, which takes a core by itself
-                reading = beside.submit(self._read_singer, vocal_codes, pitched.listened)
+                reading = beside.submit(self._read_out, vocal_codes, "vocal", pitched.listened)
+                singing = beside.submit(lambda: read_track(reading.result(), "vocal"))
                 plan = make_plan(self.bundle.lm, vocal_codes, pitches, rate_hz, wishes, played)
-                told, sung = reading.result()
+            told, sung = reading.result(), singing.result()
             if (request.export or players is not None) and plan is None:
                 raise ConfigError("this model plays from no lead sheet; leave out --export and --play")
             arrangement = plan and Arrangement(plan=plan, band=self.bundle.lm.band, request=request)
@@ -457,11 +458,6 @@ class Accompanist:
             told = self.bundle.tokens.targets(wave.to(self.device))
         told = told or self.bundle.tokens.read_out(codes[None].to(self.device), track)
         return ReadOut(mel=told.mel.cpu(), chroma=told.chroma.cpu())
-
-    def _read_singer(self, codes: Tensor, wave: Tensor) -> tuple[ReadOut, TrackReading]:
-        """What is sung, by codes [frames] and, where they say too little, the wave [1, channels, samples]."""
-        told = self._read_out(codes, "vocal", wave)
-        return told, read_track(told, "vocal")
 
     def perform(self, sketches: Sketches | Repainting, composition: Composition) -> Accompaniment:
         """Render a composition, set the level, listen to the result."""
