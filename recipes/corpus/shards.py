@@ -56,11 +56,12 @@ class PackedItem(Item):
     def _read_file(self, name: str, start: float, seconds: float | None, channels: int | None) -> Tensor:
         if name not in self.places:
             raise DataError(f"the tar {self.tar} holds no {name} of item {self.id}; read it by the manifest")
+        first, size = self.places[name]
         with _open_tar(self.tar, self.cache) as tar:
-            tar.seek(self.places[name][0])
+            tar.seek(first)
             try:
                 with wave.open(tar) as file:
-                    is_ours = file.getparams()[:3] == _FORMAT
+                    is_ours = file.getparams()[:3] == _FORMAT and 2 * file.getnframes() < size
                     file.setpos(min(round(start * SAMPLE_RATE_HZ), file.getnframes()))
                     frames = file.getnframes() if seconds is None else round(seconds * SAMPLE_RATE_HZ)
                     data = np.frombuffer(file.readframes(frames), "<i2")

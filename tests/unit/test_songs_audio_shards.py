@@ -164,6 +164,12 @@ def test_damaged_and_missing_tars_are_one_line(items: list[Item], tars: list[Pat
             next(iter(read_shards(damaged))).read("vocal")
         data[data.index(b"fmt ") + 8] = 9  # no PCM
         damaged.write_bytes(data)
+    data = bytearray(tars[0].read_bytes())
+    first = data.index(b"data") + 4
+    data[first : first + 4] = (2**28).to_bytes(4, "little")  # reaches into what follows
+    damaged.write_bytes(data)
+    with pytest.raises(AudioError, match="has no samples, 48 kHz and mono"):
+        next(iter(read_shards(damaged))).read("vocal")
 
 
 def test_an_item_that_cannot_be_read_does_not_stop_the_rest(items: list[Item], tmp_path: Path):
