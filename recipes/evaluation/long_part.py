@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.lm.contract import SamplingConfig
-from duotok.recipes.accompany.pipeline import Accompanist
+from duotok.recipes.accompany.pipeline import Accompanist, Sketches
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.evaluation.audio_metrics import find_joints, find_middles, mel_flux, phase_errors
 from duotok.recipes.evaluation.excerpts import Settings, read_items, spread_over_songs
@@ -88,6 +88,7 @@ def measure_long(settings: Settings) -> dict[str, float]:
     for number, item in enumerate(tqdm(items, desc="long: songs", disable=None)):
         song = repeat_bars(item, seconds)
         sketches = accompanist.compose(song.vocal, seed=settings.seed + number)
+        assert isinstance(sketches, Sketches)
         key = item.key or read_out_key(sketches.told, "vocal")
         own = tokenizer.encode(song.accompaniment[None].to(accompanist.device), "accompaniment")
         told = {"": sketches.ranked[0].told, "_real": tokenizer.read_out(own, "accompaniment")}

@@ -146,7 +146,9 @@ class Band:
         beginner = Accompanist(replace(self.accompanist.bundle, lm=lm), str(self.accompanist.device))
         if not frames:
             given = {"candidates": 1, **given}  # of nothing composed one is as good as another
-        return beginner.compose(vocal, seed=self.seed, **given)
+        sketches = beginner.compose(vocal, seed=self.seed, **given)
+        assert isinstance(sketches, Sketches)
+        return sketches
 
 
 @torch.no_grad()
