@@ -53,11 +53,17 @@ MOST_CANDIDATES, MOST_SHOWN = 3, 6  # of a song; with stretches made anew
 AS_SUNG, DRAWN, OF_STYLE = "as it is sung", "what is usual at the tempo", "that of the style"
 _TICK_SECONDS = 1.0
 _KEEP_UPLOADS_SECONDS = 3600  # Gradio's own copies; the queue has its own
-# A press waits until the recording has come, since only then the field holds it; meanwhile there is no other.
-# Gradio turns the buttons off itself while a song is made; where none is, they are turned on again.
+# A press waits until the recording has come and the field shows it, since only then it holds it (one that was
+# refused is never shown); meanwhile there is no other press. Gradio turns the buttons off itself while a song
+# is made; where none is, they are turned on again.
 _ARRIVED_JS = """async () => {
   for (const button of document.querySelectorAll("#start, #again")) button.disabled = true;
-  while (document.querySelector("#given .uploading")) await new Promise(wake => setTimeout(wake, 100));
+  const sees = name => document.querySelector("#given ." + name);
+  const wait = () => new Promise(wake => setTimeout(wake, 100));
+  if (!sees("uploading")) return;
+  while (sees("uploading")) await wait();
+  for (let tries = 0; tries < 20 && !sees("file-preview"); tries++) await wait();
+  await wait();
 }"""
 _SENDING = '<p class="told" role="status">Sending the recording</p>'
 _SENT_JS = """told => {
