@@ -16,6 +16,7 @@ from ...tokenizer.music.labels import CHORDS
 
 PLACES = 16  # parts of a bar
 METERS = (2, 3, 4, 6)  # beats of a bar; a sheet's METER is the place in here
+BEATS_PER_BAR = 4  # as a rule, and where it is not known
 UNKNOWN = -1
 WRITTEN = 8  # the highest level of trust: known, not read
 # Columns of a sheet [..., COLUMNS] int64; those from METER on tell the band how to play.
@@ -79,17 +80,16 @@ def commit(sheet: Tensor) -> Tensor:
 
 
 _GAIN = 8.0  # the codes' part of an input is as large; without it the sheet takes long to be noticed
-_COMMON = 4  # beats of the bars that a place is taken to be in where the meter is not known
 
 
 def _common_places(beats: int) -> Tensor:
-    """Return which place of a bar of _COMMON beats each place of another bar is like [PLACES].
+    """Return which place of a bar of BEATS_PER_BAR each place of another bar is like [PLACES].
 
     Beats are like those of the same number, and what is more in a long bar like its last ones.
     """
     turns = (torch.arange(PLACES) + 0.5) * beats / PLACES  # beats since the bar line
-    turns = torch.where(turns < _COMMON, turns, turns - beats + _COMMON)
-    return (turns * PLACES / _COMMON).long()
+    turns = torch.where(turns < BEATS_PER_BAR, turns, turns - beats + BEATS_PER_BAR)
+    return (turns * PLACES / BEATS_PER_BAR).long()
 
 
 class LeadSheetEmbedding(nn.Module):

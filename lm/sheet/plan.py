@@ -20,11 +20,10 @@ from ...tokenizer.music.harmony import find_path
 from ...tokenizer.music.labels import NO_CHORD
 from ...tokenizer.music.melody import PARTS, default_melody_reader
 from ...tokenizer.music.progressions import load_progressions
-from .columns import CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, unknown_sheet
+from .columns import BEATS_PER_BAR, CHORD, CHORD_TRUST, PLACE, PLACE_TRUST, unknown_sheet
 from .reader import measure_trust
 from .timeline import (
     BAR_SECONDS,
-    BEATS_PER_BAR,
     EVIDENCE,
     TimeLine,
     find_other_tempo,

@@ -21,8 +21,8 @@ from ...tokenizer.common.errors import ConfigError
 from ...tokenizer.model import DuoTokenizer
 from ...tokenizer.music.harmony import find_path
 from ...tokenizer.music.labels import CHORDS
-from .columns import METER, METERS, PLACES, UNKNOWN, WRITTEN, unknown_sheet
-from .timeline import BEATS_PER_BAR, find_meter, find_time_line, places_in
+from .columns import BEATS_PER_BAR, METER, METERS, PLACES, UNKNOWN, WRITTEN, unknown_sheet
+from .timeline import find_meter, find_time_line, places_in
 
 _FRAMES_PER_STEP = 2
 CHUNK_FRAMES = 6_000  # 4 minutes; whole steps

@@ -13,9 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from ...tokenizer.music.harmony import find_path
-from .columns import METERS, PLACES, UNKNOWN
+from .columns import BEATS_PER_BAR, METERS, PLACES, UNKNOWN
 
-BEATS_PER_BAR = 4
 BAR_SECONDS = (1.1, 4.6)  # the shortest and the longest bar of four beats
 _SHORTEST_SECONDS = 0.9  # of a bar of other than four beats
 EVIDENCE = 0.12  # of a frame's log-probabilities: neighbouring frames say much the same

@@ -85,7 +85,7 @@ class Arrangement:
         return _find_parts(self.plan) if self.band is not None else [""] * len(self.plan.sheet)
 
     @cached_property
-    def _places(self) -> Mapping[str, Tensor]:
+    def _frames_of(self) -> Mapping[str, Tensor]:
         """Part of the song -> which frames are in it [frames] bool."""
         names = filter(None, dict.fromkeys(self.parts))
         return {name: torch.tensor([part == name for part in self.parts]) for name in names}
@@ -118,7 +118,7 @@ class Arrangement:
         sheet[:, TEMPO] = tempo_class(line.tempo_bpm)
         sheet[:, STYLE] = self.band.styles.index(style)
         columns = list(STEM_COLUMNS.values())
-        for part, inside in self._places.items():
+        for part, inside in self._frames_of.items():
             manners = _MANNERS[part.partition(":")[0]]
             for column, level in zip(columns, manners[rng.integers(len(manners))], strict=True):
                 sheet[inside, column] = level

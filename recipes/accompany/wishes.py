@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from duotok.lm.contract import LanguageModel
-from duotok.lm.sheet.columns import CHORD, CHORD_TRUST, PLACE_TRUST, UNKNOWN, WRITTEN
+from duotok.lm.sheet.columns import BEATS_PER_BAR, CHORD, CHORD_TRUST, PLACE_TRUST, UNKNOWN, WRITTEN
 from duotok.lm.sheet.plan import Heard, SongPlan, plan_song
-from duotok.lm.sheet.timeline import BEATS_PER_BAR, find_meter, places_in
+from duotok.lm.sheet.timeline import find_meter, places_in
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DataError
 from duotok.tokenizer.common.files import read_small_text, shown_name

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from duotok.lm.sheet.columns import (
+    BEATS_PER_BAR,
     CHORD,
     COLUMNS,
     METER,
@@ -37,7 +38,6 @@ _FULL_FROM = {"drums": 3.0, "bass": 1.25, "chords": 2.5}
 _STEM_NAMES = {"drums": "drums", "bass": "bass", "other": "chords"}  # of the corpus -> of the sheet
 _TOGETHER_SECONDS = 0.03
 _HELD_SHARE = 0.2  # what begins in this first part of a bar, and nothing later, is held
-_USUAL = 4  # beats of a bar
 _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
@@ -172,7 +172,7 @@ class SheetSource:
         """Return how likely each song is, summing to 1: a frame of one meter as likely as any other of it."""
         weights = np.array([song.frames for song in songs], dtype=np.float64)
         share = self._config.other_meters
-        is_other = np.array([self._beats_per_bar(song) not in (None, _USUAL) for song in songs])
+        is_other = np.array([self._beats_per_bar(song) not in (None, BEATS_PER_BAR) for song in songs])
         if share is not None and is_other.any() and not is_other.all():
             for which, part in ((is_other, share), (~is_other, 1 - share)):
                 weights[which] *= part / weights[which].sum()
