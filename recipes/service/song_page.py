@@ -54,9 +54,12 @@ AS_SUNG, DRAWN, OF_STYLE = "as it is sung", "what is usual at the tempo", "that 
 _TICK_SECONDS = 1.0
 _KEEP_UPLOADS_SECONDS = 3600  # Gradio's own copies; the queue has its own
 # A press waits until the recording has come and the field shows it, since only then it holds it (one that was
-# refused is never shown); meanwhile there is no other press. Gradio turns the buttons off itself while a song
-# is made; where none is, they are turned on again.
+# refused is never shown). Meanwhile there is no other press: the buttons are off, and a second click that was
+# on its way, of a double click, ends here, since Gradio would run it, too, or let it swallow a later one.
+# Gradio turns the buttons off itself while a song is made; where none is, they are turned on again.
 _ARRIVED_JS = """async () => {
+  if (window.isSending) return new Promise(() => {});
+  window.isSending = true;
   for (const button of document.querySelectorAll("#start, #again")) button.disabled = true;
   const sees = name => document.querySelector("#given ." + name);
   const wait = () => new Promise(wake => setTimeout(wake, 100));
@@ -67,6 +70,7 @@ _ARRIVED_JS = """async () => {
 }"""
 _SENDING = '<p class="told" role="status">Sending the recording</p>'
 _SENT_JS = """told => {
+  window.isSending = false;
   if (/role="alert"|Sending/.test(told))
     for (const button of document.querySelectorAll("#start, #again")) button.disabled = false;
 }"""
@@ -512,9 +516,10 @@ def build_page(desk: Desk) -> Any:
             anew.click(partial(begin_stretch, place), [shown, song_id, *stretch, *fields.values()], **options)
         timer.tick(look, [song_id, stage, shown], **options)
         stop.click(remove, [song_id, shown], **options)
-        # One recording at a time, and chords belong to it.
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        given.upload(lambda: (None, ""), None, [recorded, fields["chords"]], **quiet)
-        recorded.stop_recording(lambda: (None, ""), None, [given, fields["chords"]], **quiet)
+        # One recording at a time, and chords belong to it. In the browser alone: where one of Gradio's events ends
+        # in the moment in which a press begins the next, it may close the stream that would bring the answer.
+        quiet: dict[str, Any] = {"js": "() => [null, '']", "api_visibility": "private"}
+        given.upload(None, None, [recorded, fields["chords"]], **quiet)
+        recorded.stop_recording(None, None, [given, fields["chords"]], **quiet)
     page.queue(default_concurrency_limit=None)
     return page

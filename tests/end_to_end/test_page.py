@@ -110,6 +110,16 @@ def play(page, button: str = "#start", *, count: int, kept: bool = False) -> lis
     raise AssertionError(f"no candidates after {WAIT_MS / 1000:g} s: {shown[-1:]}")
 
 
+def await_alert(page, text: str) -> str:
+    """Wait for a line that says what is wrong, with a text in it; return the line."""
+    try:
+        page.get_by_role("alert").filter(has_text=text).wait_for()
+    except playwright.TimeoutError as error:
+        shown = {name: page.inner_text(name) for name in ("#told", "#given")}
+        raise AssertionError(f"no alert of {text!r}: {shown}, start {page.is_enabled('#start')}") from error
+    return page.inner_text("[role=alert]")
+
+
 def read_report(page) -> dict:
     """The report of the song that is shown."""
     link = page.get_attribute("a.zip", "href").replace("all.zip", "report.json")
@@ -244,8 +254,7 @@ def test_what_is_no_recording_is_told_in_one_line(visit, tiny_bundle, tmp_path):
     for route in held:
         route.continue_()
     page.unroute(upload)
-    page.get_by_role("alert").filter(has_text="words.txt").wait_for()
-    told = page.inner_text("[role=alert]")
+    told = await_alert(page, "words.txt")
     assert "\n" not in told and "/" not in told and re.match(r"words\.txt", told)
     assert sum("words.txt" in sent for sent in joined) == 1
     assert page.is_enabled("#start")
@@ -254,4 +263,4 @@ def test_what_is_no_recording_is_told_in_one_line(visit, tiny_bundle, tmp_path):
     page.set_input_files("#given input[type=file]", tmp_path / "silence.wav")
     page.get_by_text("silence.wav").wait_for()
     page.click("#start")
-    page.get_by_role("alert").filter(has_text="silence.wav is silent").wait_for()
+    await_alert(page, "silence.wav is silent")
