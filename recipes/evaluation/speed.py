@@ -1,8 +1,8 @@
 """Time and peak memory of making one accompaniment, in a process of its own on two CPU cores.
 
 Run: python -m duotok.recipes.evaluation.speed --vocal song.wav --bundle DIR
-Prints one line of JSON: seconds of audio, of loading the bundle and of computing, the peak memory, and the
-seconds from the start of `generate --stream` to its first sound.
+Prints one line of JSON: seconds of audio, of loading the bundle and of computing, the peak memory, and with
+--first-sound the seconds from the start of `generate --stream` to its first sound.
 """
 
 import argparse
@@ -23,13 +23,14 @@ CORES = 2
 _LONGEST_WAIT_SECONDS = 3_600
 
 
-def time_in_subprocess(vocal: Path, bundle: Path) -> dict[str, float]:
+def time_in_subprocess(vocal: Path, bundle: Path, *, first_sound: bool = False) -> dict[str, float]:
     """What this module prints for a recording; raises DuoTokError with its last line when it fails."""
-    command = [sys.executable, "-m", "duotok.recipes.evaluation.speed", "--vocal", str(vocal), "--bundle"]
+    command = [sys.executable, "-m", "duotok.recipes.evaluation.speed", "--vocal", str(vocal)]
+    command += ["--bundle", str(bundle), *(["--first-sound"] if first_sound else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(CORES), "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(
-            [*command, str(bundle)],
+            command,
             env=environment,
             capture_output=True,
             text=True,
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time one accompaniment on two CPU cores.")
     parser.add_argument("--vocal", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--first-sound", action="store_true", help="time the first sound of a stream, too")
     arguments = parser.parse_args(argv)
     from duotok.recipes.accompany.pipeline import Accompanist
     from duotok.tokenizer.common.audio import audio_seconds
@@ -99,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded = time.perf_counter()
             accompanist.accompany(arguments.vocal, seed=0).save(Path(folder) / "song")
             finished = time.perf_counter()
-            first_sound = time_first_sound(arguments.vocal, arguments.bundle)
+            heard = {}
+            if arguments.first_sound:
+                heard["first_sound_seconds"] = time_first_sound(arguments.vocal, arguments.bundle)
         seconds = audio_seconds(arguments.vocal)
     except DuoTokError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "load_seconds": loaded - started,
         "compute_seconds": finished - loaded,
         "peak_memory_gb": peak_memory_gb(),
-        "first_sound_seconds": first_sound,
+        **heard,
     }
     print(json.dumps(figures))
     return 0

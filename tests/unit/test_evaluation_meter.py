@@ -1,9 +1,13 @@
 """Whether a meter is heard in onsets."""
 
+import json
+
 import numpy as np
 import pytest
 
+from duotok.recipes.evaluation import score
 from duotok.recipes.evaluation.meter_part import fold_onsets, pulse_shares
+from duotok.tokenizer.music.score_reader import STEM_COLUMNS
 
 RATE_HZ, BAR_SECONDS = 50.0, 1.8
 
@@ -42,3 +46,15 @@ def test_bars_are_folded_by_their_own_lines() -> None:
 def test_silence_has_no_pulse() -> None:
     silent = pulse_shares(fold_onsets(np.zeros(300), RATE_HZ, [0.0, 1.0, 2.0]))
     assert set(silent.values()) == {0.0}
+
+
+def test_a_band_and_the_true_one_are_heard_alike(tiny_corpus, tiny_bundle, tmp_path) -> None:
+    out = tmp_path / "results.json"
+    options = ["--bundle", str(tiny_bundle), "--corpus", str(tiny_corpus), "--out", str(out)]
+    assert score.main(["meter", *options, "--items", "2", "--seconds", "6"]) == 0
+    figures = {name.removeprefix("meter."): value for name, value in json.loads(out.read_text()).items()}
+    assert figures.pop("excerpts") == 2
+    assert all(0 <= value <= 1 for value in figures.values())
+    shares = {f"in_4_{stem}_at_{beats}" for stem in STEM_COLUMNS for beats in (2, 3, 4, 6)}
+    assert {"in_4_kept", *shares} <= set(figures)
+    assert {name.removeprefix("true_") for name in figures} == {n for n in figures if "true" not in n}
