@@ -516,8 +516,8 @@ def build_page(desk: Desk) -> Any:
             anew.click(partial(begin_stretch, place), [shown, song_id, *stretch, *fields.values()], **options)
         timer.tick(look, [song_id, stage, shown], **options)
         stop.click(remove, [song_id, shown], **options)
-        # One recording at a time, and chords belong to it. In the browser alone: where one of Gradio's events ends
-        # in the moment in which a press begins the next, it may close the stream that would bring the answer.
+        # One recording at a time, and chords belong to it. In the browser alone: where one of Gradio's events
+        # ends in the moment in which a press begins the next, it may close the stream that brings the answer.
         quiet: dict[str, Any] = {"js": "() => [null, '']", "api_visibility": "private"}
         given.upload(None, None, [recorded, fields["chords"]], **quiet)
         recorded.stop_recording(None, None, [given, fields["chords"]], **quiet)
