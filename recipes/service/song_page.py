@@ -23,6 +23,8 @@ import numpy as np
 import soundfile
 from fastapi import FastAPI
 from fastapi.responses import Response
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
 from torch.nn import functional
 
 from duotok.recipes.accompany.arrangement import settle_band
@@ -43,6 +45,7 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import ConfigError, DuoTokError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from torch import Tensor
 
     from duotok.lm.sheet.playing import BandConfig
@@ -145,22 +148,29 @@ def mount_page(app: FastAPI, queue: SongQueue) -> FastAPI:
         max_file_size=limits.upload_bytes,
         theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         head=files("duotok.recipes.service").joinpath("song_page.html").read_text(encoding="utf-8"),
-        app_kwargs={"middleware": [_policy()]},
+        app_kwargs={"middleware": [Middleware(_PolicyMiddleware)]},
     )
     return app
 
 
-def _policy() -> Any:
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
+class _PolicyMiddleware:
+    """Tells the browser what the page may ask for.
 
-    async def add(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+    Bare ASGI: Starlette's BaseHTTPMiddleware would stand between Gradio and the stream of its answers.
+    """
 
-    return Middleware(BaseHTTPMiddleware, dispatch=add)
+    def __init__(self, app: "ASGIApp") -> None:
+        self._app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def send_with_policy(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
 
 
 def read_voice(queue: SongQueue, song: Song) -> "Tensor":

@@ -238,6 +238,8 @@ def test_what_is_no_recording_is_told_in_one_line(visit, tiny_bundle, tmp_path):
     page = visit()
     for path in (tiny_bundle / "bundle.json", "/etc/hosts"):  # no path that is asked for is ever read
         assert page.request.get(f"{page.url}gradio_api/file={path}").status in (403, 404)
+    headers = page.request.get(page.url).headers
+    assert "frame-ancestors 'self'" in headers["content-security-policy"]
     page.click("#start")
     assert page.inner_text("[role=alert]") == "give a recording first: drop a file, or sing"
     (tmp_path / "words.txt").write_text("la la la\n" * 100)
