@@ -91,6 +91,16 @@ def unigram_entropy_bits(counts: Tensor) -> float:
     return -(shares * shares.log2()).sum().item() + 0.0
 
 
+def unigram_bits(codes: Tensor, counts: Tensor) -> float:
+    """Return mean bits of codes under how often each came elsewhere, counts [codebook_size], and once more.
+
+    What a model that knows nothing but frequencies costs. The entropy of the codes themselves is less, and
+    far less where they are few: of 1,200 uniform ones of 1,024 it is 9.3 bits, not 10.
+    """
+    shares = (counts + 1).double() / float((counts + 1).sum())
+    return -shares[codes].log2().mean().item()
+
+
 def normalized_entropy(counts: Tensor) -> float:
     """Return the unigram entropy over log2 of the codebook size, 0 to 1 (P E.1)."""
     return unigram_entropy_bits(counts) / math.log2(len(counts))

@@ -71,7 +71,8 @@ def test_each_stage_learns_more_than_how_often_codes_come(parts, stage):
     shards, trained = LayeredShards(parts["tokens"]), Stage.from_pretrained(parts[stage] / "final")
     windows = StageWindows(shards, split_songs(shards.index.songs, 0.4)[0], trained, 2)
     pairs = [windows.cut(song, share) for song in windows.songs for share in (0.1, 0.5)]
-    found = measure_stage(trained, *(torch.stack(each) for each in zip(*pairs, strict=True)))
+    source, target = (torch.stack(each) for each in zip(*pairs, strict=True))
+    found = measure_stage(trained, source, target, windows.count_codes())
     assert found["bits_per_token/heard"] < 0.9 * found["bits_per_token/unigram"]
 
 

@@ -100,6 +100,20 @@ def test_ranks_and_accuracy() -> None:
     assert metrics.accuracy_at(ranks, 3) == pytest.approx(0.75)
 
 
+def test_frequencies_of_other_songs_cost_more_than_the_entropy() -> None:
+    codes, others = torch.randint(64, (2, 200), generator=torch.Generator().manual_seed(0))
+    counts = metrics.code_counts(others, 64)
+    assert metrics.unigram_bits(torch.tensor([0, 1]), torch.tensor([2, 0])) == pytest.approx(
+        (0.415 + 2) / 2, abs=1e-3
+    )
+    assert (
+        metrics.unigram_entropy_bits(metrics.code_counts(codes, 64))
+        < 5.9
+        < 6
+        < metrics.unigram_bits(codes, counts)
+    )
+
+
 def test_codebook_use() -> None:
     counts = metrics.code_counts(torch.tensor([[0, 0, 1, 2]]), 8)
     assert counts.tolist() == [2, 1, 1, 0, 0, 0, 0, 0]

@@ -4,9 +4,10 @@ Run: python -m duotok.recipes.lm.accompgen.train_stage recipes/lm/accompgen/smal
          --set stage=semantic --out runs/small/accompgen/semantic
 and likewise with stage=coarse and stage=fine; `join_stages` makes one language model of the three.
 Validation says how predictable held-out songs are, in bits per token: from the source, from nothing, from
-another song's source; beside the entropy of the codes alone.
+another song's source; beside what the frequencies of the training songs' codes alone tell.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from duotok.lm.hierarchical.model import STAGES, scale_streams
 from duotok.lm.hierarchical.stage import Stage, StageConfig, StageObjective
-from duotok.lm.metrics import code_counts, nats_to_bits, unigram_entropy_bits
+from duotok.lm.metrics import code_counts, nats_to_bits, unigram_bits
 from duotok.recipes.lm.accompgen.layered_tokens import LayeredShards
 from duotok.recipes.lm.tokens import TokenSong, split_songs
 from duotok.recipes.training.recipe_command import recipe_main
@@ -26,6 +27,8 @@ from duotok.recipes.training.task import Figures, Task, TrainConfig
 from duotok.tokenizer.common.errors import ConfigError, DataError
 
 _OVERLAP = 0.2  # of a window, that the next one continues
+_SONGS_COUNTED = 500  # of which the frequencies of codes are taken
+_ROWS = 4  # windows that are measured at once
 _SONG_STARTS = 0.1  # of the windows begin with their song, as every accompaniment does
 
 
@@ -79,7 +82,9 @@ def build(config: Config) -> Task:
         objective=StageObjective(stage),
         make_batch=make_batch,
         export=stage.save_pretrained,
-        validate=None if not held_out else make_validation(config, shards, held_out, stage),
+        validate=None
+        if not held_out
+        else make_validation(config, shards, held_out, stage, windows.count_codes()),
         count_units=lambda batch: batch["target"].numel(),
     )
 
@@ -130,14 +135,10 @@ class StageWindows:
 
     def cut(self, song: TokenSong, share: float) -> tuple[Tensor, Tensor]:
         """Return the same of the window of a song that begins at a share of where it may."""
-        codes = self._shards.codes(song)
-        acoustic = codes.pop("acoustic")
-        streams = (codes["vocal"], codes["semantic"], acoustic[: self._coarse], acoustic[self._coarse :])
-        place = STAGES.index(str(self._name))
         start = int(share * (1 + (song.frames - self._frames) // self._grid)) * self._grid
         start_seconds = start / self._shards.index.semantic.rate_hz
         parts = []
-        for stream, row in ((self._config.source, streams[place]), (self._config.target, streams[place + 1])):
+        for stream, row in zip((self._config.source, self._config.target), self._rows(song), strict=True):
             first = int(start_seconds * stream.rate_hz + 1e-6)
             frames = max(1, round(self._config.window_seconds * stream.rate_hz))
             part = row[:, first : first + frames]
@@ -145,9 +146,24 @@ class StageWindows:
             parts.append(functional.pad(part[None].float(), (0, frames - part.shape[1]), mode="replicate")[0])
         return parts[0].long(), parts[1].long()
 
+    def count_codes(self) -> Tensor:
+        """Return how often each code of the target comes in some of the songs, [levels, codes]."""
+        stream, songs = self._config.target, self.songs[:: math.ceil(len(self.songs) / _SONGS_COUNTED)]
+        targets = [self._rows(song)[1] for song in songs]
+        rows = [torch.cat([each[k] for each in targets]) for k in range(stream.levels)]
+        return torch.stack([code_counts(row, stream.codebook_size) for row in rows])
+
+    def _rows(self, song: TokenSong) -> tuple[Tensor, Tensor]:
+        """Source and target codes [levels, frames] of a whole song."""
+        codes = self._shards.codes(song)
+        acoustic = codes["acoustic"]
+        streams = (codes["vocal"], codes["semantic"], acoustic[: self._coarse], acoustic[self._coarse :])
+        place = STAGES.index(str(self._name))
+        return streams[place], streams[place + 1]
+
 
 def make_validation(
-    config: Config, shards: LayeredShards, songs: Sequence[TokenSong], stage: Stage
+    config: Config, shards: LayeredShards, songs: Sequence[TokenSong], stage: Stage, counts: Tensor
 ) -> Callable[[int, int], Figures]:
     """Return the function that measures the stage as it is then on fixed windows of held-out songs."""
     windows = StageWindows(shards, songs, stage, config.coarse_levels)
@@ -162,7 +178,7 @@ def make_validation(
         stage.eval()
         try:
             # On every process all windows: each is compared with one far from it.
-            bits = measure_stage(stage, source, target)
+            bits = measure_stage(stage, source, target, counts)
             return {name: (value, 1.0) for name, value in bits.items()}
         finally:
             stage.train(was_training)
@@ -171,25 +187,29 @@ def make_validation(
 
 
 @torch.no_grad()
-def measure_stage(stage: Stage, source: Tensor, target: Tensor, rows: int = 4) -> dict[str, float]:
+def measure_stage(
+    stage: Stage, source: Tensor, target: Tensor, counts: Tensor | None = None
+) -> dict[str, float]:
     """Bits per token of windows [windows, levels, frames]: heard, alone, with another window's source.
 
-    …/unigram: entropy of the windows' codes, level by level, which a model that has learned anything beats.
+    …/unigram, with the counts [levels, codes] of other songs: what these alone tell, which a model that has
+    learned anything beats.
     """
-    known = torch.ones(rows, dtype=torch.bool)
+    known = torch.ones(_ROWS, dtype=torch.bool)
     other = source.roll(len(source) // 2, 0)  # neighbours may be of one song
     cases = {"heard": (source, known), "alone": (source, ~known), "mismatched": (other, known)}
     objective, figures = StageObjective(stage), {}
     for name, (heard, told) in cases.items():
         nats = 0.0
-        for first in range(0, len(target), rows):
-            part = target[first : first + rows].to(stage.device)
-            given = heard[first : first + rows].to(stage.device)
+        for first in range(0, len(target), _ROWS):
+            part = target[first : first + _ROWS].to(stage.device)
+            given = heard[first : first + _ROWS].to(stage.device)
             nats += float(objective(given, part, told[: len(part)].to(stage.device))["total"]) * len(part)
         figures[f"bits_per_token/{name}"] = nats_to_bits(nats / len(target))
-    size = stage.config.target.codebook_size
-    entropies = [unigram_entropy_bits(code_counts(target[:, k], size)) for k in range(target.shape[1])]
-    return figures | {"bits_per_token/unigram": sum(entropies) / len(entropies)}
+    if counts is not None:
+        bits = [unigram_bits(target[:, k], each) for k, each in enumerate(counts)]
+        figures["bits_per_token/unigram"] = sum(bits) / len(bits)
+    return figures
 
 
 main = recipe_main("Train one of AccompGen's three stages", Config, build)
