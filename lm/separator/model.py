@@ -53,6 +53,9 @@ class TokenSeparatorConfig:
     # distance 0, whatever track it is of.
     positions: str = "sequence"
     mixture_at_steps: bool = False  # whether a step also carries the mixture at the time that it writes
+    # Whether a step sees what was written before it. A small model copies that, right or wrong, for most codes
+    # are those of the frame before; without it all steps are written at once, from the mixture alone.
+    sees_past: bool = True
     is_parallel: bool = False  # all tracks at once, with heads of their own (ablation A3)
     window_seconds: float = 4.0  # that it is trained on, and writes at a time
     overlap_seconds: float = 1.0  # of neighbouring windows of a song, which change in its middle
@@ -280,7 +283,9 @@ class TokenSeparator(Component[TokenSeparatorConfig]):
             own = lanes[:, sequence]  # [batch, lanes, rows, frames]
             written = [self.embed(own[:, :, rows.start : rows.stop], k) for k, rows in enumerate(groups)]
             embedded = torch.stack(written, dim=2)  # [batch, frames, groups, dim]
-            if lost is not None:
+            if not self.config.sees_past:
+                embedded = torch.zeros_like(embedded)
+            elif lost is not None:
                 embedded = embedded.masked_fill(lost[:, sequence, :, None, None], 0.0)
             embedded = embedded.flatten(1, 2)  # [batch, steps, dim]
             start = self.start.expand(len(wave), 1, -1)

@@ -69,6 +69,8 @@ def write_windows(
     The model is in eval mode. progress is called with the number of steps done, each of all windows at once.
     """
     config, groups = model.config, model.config.groups
+    if not config.sees_past:
+        return _write_at_once(model, waves.to(model.device), progress)
     features = model.hear(waves.to(model.device))
     prefix, lanes = model.begin(features), model.lanes
     cache = _CachedBackbone(model, len(waves), prefix.inputs.shape[1] + model.sequences * (model.steps + 1))
@@ -92,6 +94,19 @@ def write_windows(
         if sequence + 1 < model.sequences:
             cache.advance(model.enter(heard, features, sequence, model.steps))
     return codes.flatten(1, 2)
+
+
+def _write_at_once(model: TokenSeparator, waves: Tensor, progress: Callable[[int], None] | None) -> Tensor:
+    config = model.config
+    shape = (len(waves), len(config.tracks), len(config.row_sizes), config.frames)
+    told = model(waves, torch.zeros(shape, dtype=torch.int64, device=model.device))
+    rows = [
+        logits[..., : config.frames, : config.row_sizes[group[0]]].argmax(dim=-1)
+        for logits, group in zip(told, config.groups, strict=True)
+    ]
+    if progress is not None:
+        progress(model.sequences * model.steps)
+    return torch.cat(rows, dim=2)
 
 
 class Window(NamedTuple):

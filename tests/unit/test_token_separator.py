@@ -35,6 +35,7 @@ VARIANTS = {
     "flattened, semantic codes": {"codes_per_step": 1, "semantic": SEMANTIC},
     "in time": {"positions": "time", "mixture_at_steps": True},
     "parallel": {"is_parallel": True, "positions": "time", "semantic": SEMANTIC},
+    "from the mixture alone": {"sees_past": False, "positions": "time", "mixture_at_steps": True},
     "another rate": {"codec": StreamConfig(rate_hz=75.0, levels=2, codebook_size=8), "positions": "time"},
 }
 
@@ -88,6 +89,14 @@ def test_a_step_sees_the_mixture_the_tracks_before_and_its_own_past(name):
     assert all(
         ((new - old).abs().amax(dim=(2, 4)) > 1e-6).all() for new, old in zip(other, before, strict=True)
     )
+
+
+def test_without_its_past_a_step_sees_the_mixture_only():
+    model = make(**VARIANTS["from the mixture alone"])
+    waves, codes = make_waves(1, model), make_codes(model, 1)
+    for heard, alike in ((waves, True), (waves.flip(-1), False)):
+        pairs = zip(model(waves, codes), model(heard, codes.roll(1, -1)), strict=True)
+        assert all(torch.equal(one, two) == alike for one, two in pairs)
 
 
 def test_places_in_time_are_the_same_for_what_sounds_together():
