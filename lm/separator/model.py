@@ -53,8 +53,8 @@ class TokenSeparatorConfig:
     # distance 0, whatever track it is of.
     positions: str = "sequence"
     mixture_at_steps: bool = False  # whether a step also carries the mixture at the time that it writes
-    # Whether a step sees what was written before it. A small model copies that, right or wrong, for most codes
-    # are those of the frame before; without it all steps are written at once, from the mixture alone.
+    # Whether a step sees what was written before it. A small model copies that, right or wrong, since most
+    # codes are those of the frame before; without it all steps are written at once, from the mixture alone.
     sees_past: bool = True
     is_parallel: bool = False  # all tracks at once, with heads of their own (ablation A3)
     window_seconds: float = 4.0  # that it is trained on, and writes at a time
