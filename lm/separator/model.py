@@ -269,12 +269,11 @@ class TokenSeparator(Component[TokenSeparatorConfig]):
             assert isinstance(hidden, Tensor)
         return self.backbone.norm(hidden)
 
-    def forward(self, wave: Tensor, codes: Tensor, lost: Tensor | None = None) -> list[Tensor]:
+    def forward(self, wave: Tensor, codes: Tensor) -> list[Tensor]:
         """Logits under teacher forcing, of each step of a frame [batch, tracks, rows, frames, codes].
 
         wave: mono mixtures [batch, samples] of one window; codes [batch, tracks, rows, frames] of its tracks.
-        lost: frames [batch, sequences, frames] whose codes later steps do not see. The first one has one
-        frame and one code more: E, the last code, belongs into that frame.
+        The first one has one frame and one code more: E, the last code, belongs into that frame.
         """
         features, groups = self.hear(wave), self.config.groups
         lanes = codes.unflatten(1, (self.sequences, self.lanes))
@@ -282,12 +281,9 @@ class TokenSeparator(Component[TokenSeparatorConfig]):
         for sequence in range(self.sequences):
             own = lanes[:, sequence]  # [batch, lanes, rows, frames]
             written = [self.embed(own[:, :, rows.start : rows.stop], k) for k, rows in enumerate(groups)]
-            embedded = torch.stack(written, dim=2)  # [batch, frames, groups, dim]
+            embedded = torch.stack(written, dim=2).flatten(1, 2)  # [batch, steps, dim]
             if not self.config.sees_past:
                 embedded = torch.zeros_like(embedded)
-            elif lost is not None:
-                embedded = embedded.masked_fill(lost[:, sequence, :, None, None], 0.0)
-            embedded = embedded.flatten(1, 2)  # [batch, steps, dim]
             start = self.start.expand(len(wave), 1, -1)
             parts.append(self.enter(torch.cat([start, embedded], dim=1), features, sequence, 0))
         inputs, positions = zip(*parts, strict=True)
@@ -347,12 +343,10 @@ class TokenSeparatorObjective(nn.Module):
                 codes = packed.roll(-config.semantic.levels, dims=1)  # acoustic ones first
         return codes.unflatten(0, tracks.shape[:2])
 
-    def nats(
-        self, mixtures: Tensor, codes: Tensor, smoothing: float, lost: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def nats(self, mixtures: Tensor, codes: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         """Mean nats of codes [batch, tracks, rows, frames] by track and row, and of E by track."""
         rows, ends = [], mixtures.new_zeros(())
-        for number, logits in enumerate(self.separator(mixtures, codes, lost)):
+        for number, logits in enumerate(self.separator(mixtures, codes)):
             group = self.separator.config.groups[number]
             target = codes[:, :, group.start : group.stop]
             if number == 0:
@@ -365,14 +359,13 @@ class TokenSeparatorObjective(nn.Module):
             rows.append(found.mean(dim=(0, 3)))
         return torch.cat(rows, dim=1), ends
 
-    def forward(self, tracks: Tensor, lost: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, tracks: Tensor) -> dict[str, Tensor]:
         """Mono tracks [batch, tracks, samples] that sum to the mixtures -> named losses in nats per code.
 
-        lost: see `TokenSeparator.forward`.
         "total" is what is minimized; TRACK: its part; "level0" etc.: of a row of the frames; "end": of E.
         """
         codes = self.encode(tracks)
-        nats, end = self.nats(tracks.sum(dim=1), codes, self.label_smoothing, lost)
+        nats, end = self.nats(tracks.sum(dim=1), codes, self.label_smoothing)
         weights = nats.new_tensor(self.weights)
         by_track = (nats * weights).sum(dim=1) / weights.sum()
         steps = self.separator.config.frames

@@ -157,20 +157,6 @@ def test_the_codes_are_those_of_codec_and_semantic_tokenizer(codec, tiny_compone
     assert torch.equal(codes[1, 0, 3], semantic.encode(tracks[1, :1][None])[0])
 
 
-@pytest.mark.parametrize("is_parallel", [False, True])
-def test_frames_that_are_lost_are_hidden_from_later_ones(is_parallel):
-    model = make(is_parallel=is_parallel)
-    wave = make_waves(2, model)
-    codes = torch.randint(0, 7, (2, 2, 3, 10))
-    lost = torch.zeros(2, model.sequences, 10, dtype=torch.bool)
-    lost[:, :, 4] = True
-    other = codes.clone()
-    other[..., 4] = (codes[..., 4] + 1) % 7
-    for shown, is_same in ((lost, True), (None, False)):
-        pairs = zip(model(wave, codes, shown), model(wave, other, shown), strict=True)
-        assert all(torch.equal(one, two) for one, two in pairs) == is_same
-
-
 def test_losses_are_weighted_by_level_and_the_frozen_parts_stay(codec):
     model = make()
     tracks = 0.1 * torch.randn(2, 2, model.config.samples)

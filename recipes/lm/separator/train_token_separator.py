@@ -68,9 +68,6 @@ class Config:
     model: TokenSeparatorConfig = field(default_factory=TokenSeparatorConfig)
     level_weights: tuple[float, ...] = (2.0, 1.0)  # of the first levels in the loss; the last one goes on
     label_smoothing: float = 0.1
-    # Probability of a window that a share of its frames, anything from none to all, is hidden from later
-    # ones: each is so like the one before that without it the past is heard, and the mixture hardly.
-    history_dropout: float = 0.0
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -79,8 +76,6 @@ class Config:
             raise ConfigError(f"level_weights must be above 0, got {self.level_weights}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if not 0 <= self.history_dropout <= 1:
-            raise ConfigError(f"history_dropout must be in 0..1, got {self.history_dropout}")
         if self.validation_windows < 2:
             raise ConfigError(f"validation_windows must be at least 2, got {self.validation_windows}")
 
@@ -93,12 +88,7 @@ def build(config: Config) -> Task:
 
     def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
         tracks = torch.stack([draw(rng) for _ in range(config.train.batch_size)])
-        batch = {"tracks": augment(tracks, config.augmentation, rng)}
-        if config.history_dropout:
-            shape = (len(tracks), separator.sequences, separator.config.frames)
-            shares = rng.random(shape[:2]) * (rng.random(len(tracks)) < config.history_dropout)[:, None]
-            batch["lost"] = torch.from_numpy(rng.random(shape) < shares[..., None])
-        return batch
+        return {"tracks": augment(tracks, config.augmentation, rng)}
 
     def export(folder: Path) -> None:
         separator.save_pretrained(folder)
