@@ -283,7 +283,7 @@ class TokenSeparator(Component[TokenSeparatorConfig]):
             written = [self.embed(own[:, :, rows.start : rows.stop], k) for k, rows in enumerate(groups)]
             embedded = torch.stack(written, dim=2).flatten(1, 2)  # [batch, steps, dim]
             if not self.config.sees_past:
-                embedded = torch.zeros_like(embedded)
+                embedded = 0 * embedded  # still part of the graph: DDP waits for a gradient of every weight
             start = self.start.expand(len(wave), 1, -1)
             parts.append(self.enter(torch.cat([start, embedded], dim=1), features, sequence, 0))
         inputs, positions = zip(*parts, strict=True)

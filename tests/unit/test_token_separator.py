@@ -97,6 +97,8 @@ def test_without_its_past_a_step_sees_the_mixture_only():
     for heard, alike in ((waves, True), (waves.flip(-1), False)):
         pairs = zip(model(waves, codes), model(heard, codes.roll(1, -1)), strict=True)
         assert all(torch.equal(one, two) == alike for one, two in pairs)
+    sum(logits.sum() for logits in model(waves, codes)).backward()
+    assert [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None] == []
 
 
 def test_places_in_time_are_the_same_for_what_sounds_together():
