@@ -1,4 +1,7 @@
-"""Latent diffusion decoder: tokenizer features at 25 Hz -> autoencoder latents at 50 Hz (P 3.4, C.4)."""
+"""Latent diffusion decoder: tokenizer features at 25 Hz -> autoencoder latents at 50 Hz (P 3.4, C.4).
+
+Beyond the paper it can be told the chart of what it plays, see `chart`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from ..tokenizer.blocks import FeedForward, RMSNorm, RotaryPositions, attend_near, rotate
 from ..tokenizer.common.checkpoint import Component
 from ..tokenizer.common.errors import CheckpointError, ConfigError
+from .chart import COLUMNS as CHART_COLUMNS
+from .chart import UNKNOWN, ChartEmbedding, check_chart
 from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
@@ -124,6 +129,7 @@ class DiffusionDecoderConfig:
     patch_frames: int = 1  # latent frames per token of the step blocks: 1 (50 Hz) or 2 (25 Hz)
     window_seconds: float = 5.0  # attention to each side
     objective: str = "flow"  # flow (Euler) or v (DPM-Solver++)
+    styles: tuple[str, ...] = ()  # that a chart's STYLE counts; none: it can be told no chart
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -176,6 +182,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.null_features = nn.Parameter(torch.zeros(config.feature_dim))
         self.feature_norm = nn.LayerNorm(config.feature_dim)
         self.feature_in = nn.Linear(config.feature_dim, dim)
+        self.chart = ChartEmbedding(dim, config.styles) if config.styles else None
         self.condition_blocks = self._transformer(config.condition_blocks, tokens_per_second=25)
         self.condition_norm = RMSNorm(dim)
         self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
@@ -193,12 +200,24 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
             dim=c.dim, heads=c.heads, window=window, feed_forward_dim=c.feed_forward_dim, blocks=blocks
         )
 
-    def encode_condition(self, features: Tensor, dropped: Tensor | None = None) -> Condition:
-        """features [batch, frames25, feature_dim] -> Condition; dropped [batch] bool: none of them."""
+    def encode_condition(
+        self, features: Tensor, dropped: Tensor | None = None, chart: Tensor | None = None
+    ) -> Condition:
+        """features [batch, frames25, feature_dim] -> Condition.
+
+        chart [batch, frames25, 5]: None where nothing is known, and ignored by a decoder that can be told
+        none. dropped [batch] bool: whose features and chart are not seen.
+        """
         hidden = self.feature_norm(features)
         if dropped is not None:
             hidden = torch.where(dropped[:, None, None], self.null_features.to(hidden.dtype), hidden)
         hidden = self.feature_in(hidden)
+        if self.chart is not None:
+            if chart is None:
+                chart = torch.full((1, 1, CHART_COLUMNS), UNKNOWN, device=features.device)
+            if dropped is not None:
+                chart = torch.where(dropped[:, None, None], UNKNOWN, chart)
+            hidden = hidden + self.chart(chart)
         hidden = self.condition_blocks(hidden, hidden.new_zeros(1, MODULATIONS, self.config.dim))
         hidden = self.condition_norm(hidden)
         mean, deviation = self._regress(hidden)
@@ -240,10 +259,13 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         steps: int,
         guidance: float,
         generator: torch.Generator,
+        chart: Tensor | None = None,
         known_latents: Tensor | None = None,
         latents_after: Tensor | None = None,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
+
+        chart [batch, frames25, 5]: see `chart`; None: nothing is known.
 
         guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
         generator: of the CPU, so that all devices draw the same.
@@ -258,12 +280,15 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
                 f"one frame; got {tuple(features.shape)}"
             )
         batch, frames25, _ = features.shape
+        if chart is not None and self.chart is not None:
+            chart = check_chart(chart, frames25, len(self.config.styles)).to(features.device)
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         told = self._known(known_latents, None, shape, features)
         known = self._known(known_latents, latents_after, shape, features)
         copies = 1 if guidance == 1 else 2
         dropped = torch.arange(copies * batch, device=features.device) >= batch if copies == 2 else None
-        condition = self.encode_condition(features.repeat(copies, 1, 1), dropped)
+        charts = None if chart is None else chart.repeat(copies, 1, 1)
+        condition = self.encode_condition(features.repeat(copies, 1, 1), dropped, charts)
         told_copies = Known(*(part.repeat(copies, 1, 1) for part in told))
         noise = torch.randn(shape, generator=generator).to(features)
         latents = noise

@@ -73,6 +73,12 @@ class Renderer:
         decoders = {track: DiffusionDecoder.from_pretrained(folder / track) for track in tracks}
         return cls(open_vae(folder / "vae"), decoders)
 
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles that the accompaniment's decoder can be told by a chart; none: it is told none."""
+        decoder = self.decoders.get("accompaniment")
+        return () if decoder is None else decoder.config.styles
+
     def to(self, device: str | torch.device) -> "Renderer":
         """Move all weights."""
         self.vae.to(device)
@@ -95,13 +101,15 @@ class Renderer:
         seed: int,
         progress: Progress | None = None,
         track: str = "accompaniment",
+        chart: Tensor | None = None,
         before: Tensor | None = None,
         after: Tensor | None = None,
     ) -> Tensor:
         """Return latents [latent_dim, 2 * frames25] of features [frames25, dim], at least one frame.
 
         Windows of 30 s; each continues the last 3 s of the one before. progress is called after each window
-        with the number of feature frames it added. before, after [latent_dim, up to 150]: the latents that
+        with the number of feature frames it added. chart [frames25, 5]: what is known of the music, see
+        `chart`. before, after [latent_dim, up to 150]: the latents that
         these are to begin and to end with.
         """
         decoder = self._decoder(track)
@@ -114,9 +122,16 @@ class Renderer:
                 known = tail[:, :, tail.shape[2] - window.known * LATENTS_PER_FEATURE :]
             end = {} if after is None or window.stop < len(features) else {"latents_after": after[None]}
             part = features[None, window.start : window.stop]
+            told = None if chart is None else chart[None, window.start : window.stop]
             with native_autocast(features.device):
                 tail = decoder.sample(
-                    part, steps=steps, guidance=guidance, generator=generator, known_latents=known, **end
+                    part,
+                    steps=steps,
+                    guidance=guidance,
+                    generator=generator,
+                    chart=told,
+                    known_latents=known,
+                    **end,
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])
             if progress is not None:

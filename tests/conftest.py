@@ -136,7 +136,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     decoder = DiffusionDecoder(
         DiffusionDecoderConfig(
             feature_dim=tokenizer.dim, latent_dim=vae.latent_dim, dim=32, heads=2, feed_forward_dim=64,
-            blocks=1, condition_blocks=1,
+            blocks=1, condition_blocks=1, styles=("swing", "rock", "ballad"),
         )
     )  # fmt: skip
     for parameter in decoder.parameters():

@@ -23,6 +23,7 @@ WRITTEN = 8  # the highest level of trust: known, not read
 PLACE, CHORD, PLACE_TRUST, CHORD_TRUST, METER, TEMPO, STYLE, DRUMS, BASS, HARMONY = range(10)
 COLUMNS = 10
 PLAYING = slice(METER, COLUMNS)
+CHART = (CHORD, STYLE, DRUMS, BASS, HARMONY)  # what a renderer may be told of it
 TRUST = {PLACE: PLACE_TRUST, CHORD: CHORD_TRUST}
 
 

@@ -21,6 +21,8 @@ from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from duotok.lm.contract import LanguageModel
     from duotok.renderer.renderer import CodecRenderer, Renderer
     from duotok.tokenizer.common.checkpoint import Component
@@ -70,6 +72,26 @@ class Bundle:
         if not isinstance(self.sound, Renderer):
             raise self._other_system()
         return self.sound
+
+    def chart(self, sheet: "Tensor | None") -> "Tensor | None":
+        """Return what the renderer is told [..., frames, 5] of a sheet [..., frames, COLUMNS].
+
+        None: without a sheet, and where the decoder was never told any. A style is known to it by its name.
+        """
+        import torch
+
+        from duotok.lm.sheet.columns import CHART
+        from duotok.renderer.chart import STYLE, UNKNOWN
+        from duotok.renderer.renderer import Renderer
+
+        known = self.sound.styles if isinstance(self.sound, Renderer) else ()
+        if sheet is None or not known:
+            return None
+        chart = sheet[..., list(CHART)]
+        asked = () if self.lm.band is None else self.lm.band.styles
+        numbers = [known.index(style) if style in known else UNKNOWN for style in asked]
+        chart[..., STYLE] = torch.tensor([*numbers, UNKNOWN])[chart[..., STYLE]]  # the last: unknown
+        return chart
 
     def _other_system(self) -> ConfigError:
         return ConfigError(

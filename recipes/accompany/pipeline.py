@@ -350,6 +350,7 @@ class Accompanist:
             request=request,
             settings=settings,
             seeds=seeds[:_CANDIDATES_AT_ONCE],
+            styles=styles,
             judge=partial(self._judge, sung),
             vocal=vocal.wave,
             clock=pitch_clock,
@@ -474,6 +475,7 @@ class Accompanist:
                 steps=settings.steps,
                 guidance=settings.render_guidance,
                 seed=composition.seed,
+                chart=self.bundle.chart(composition.sheet),
                 progress=clock.counter("paint", codes.shape[-1]),
             )
         with clock.stage("sound"):

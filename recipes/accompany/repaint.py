@@ -235,6 +235,7 @@ def paint_stretch(
         steps=settings.steps,
         guidance=settings.render_guidance,
         seed=composition.seed,
+        chart=bundle.chart(None if composition.sheet is None else composition.sheet[low:high]),
         progress=progress,
         before=before if before.shape[1] else None,
         after=after if after.shape[1] else None,

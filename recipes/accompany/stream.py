@@ -149,6 +149,7 @@ class StretchRenderer:
     request: Request
     settings: GenerationSettings
     seeds: Sequence[int]
+    styles: Sequence[str | None]  # of the candidates
     judge: Callable[[Sequence[int], Candidates, np.ndarray], list[Composition]]  # by seeds, codes and beats
     vocal: Tensor  # [2, samples] as it was given
     clock: PitchClock | None  # on which it is at pitch
@@ -164,6 +165,7 @@ class StretchRenderer:
         self._renderer, self._hop = renderer, self.bundle.tokens.hop_samples
         self._level_db, self._fade_seconds = find_level(self.request, self.settings, self.arrangement)
         self._chosen = 0
+        self._chart: Tensor | None = None  # of the one that is chosen
         self._rendered = self._settled = 0  # frames whose latents, and whose sound, are there
         self._latents: Tensor | None = None  # of the last of them, and the frame these begin at
         self._latents_frame = self._wave_frame = 0
@@ -188,6 +190,9 @@ class StretchRenderer:
             if not self._rendered:
                 self._chosen = self._choose(codes)
                 self.stream.seed = self.seeds[self._chosen]
+                if self.arrangement is not None:
+                    sheet = self.arrangement.tell(self.styles[self._chosen], self.stream.seed)
+                    self._chart = self.bundle.chart(sheet)
             # More than a stretch where nobody has listened before.
             stop = min(known, self._rendered + wanted + longest)
             is_last = stop == self.frames
@@ -213,6 +218,7 @@ class StretchRenderer:
             steps=self.settings.steps,
             guidance=self.settings.render_guidance,
             seed=self.seeds[self._chosen] + start,
+            chart=None if self._chart is None else self._chart[start:stop],
             before=None if before is None else before[:, _PER_FRAME * (start - self._latents_frame) :],
         )
         self._latents_frame, self._rendered = start, stop

@@ -40,7 +40,7 @@ from duotok.recipes.evaluation.distances import (
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, read_items
 from duotok.recipes.evaluation.heard_coherence import pair_with_others
 from duotok.recipes.evaluation.quality_report import SOUNDS, Quality, Value, draw_quality, render_quality
-from duotok.recipes.evaluation.renderer_part import rebuild_by_vae, rebuild_from_codes
+from duotok.recipes.evaluation.renderer_part import chart_excerpt, rebuild_by_vae, rebuild_from_codes
 from duotok.recipes.evaluation.results import mean_and_margin
 from duotok.tokenizer.common.files import write_text
 from duotok.tokenizer.model import TRACKS
@@ -84,6 +84,11 @@ class SoundMaker:
         if track in self.rendered_tracks:
             sounds["round_trip"] = rebuild_from_codes(
                 parts.tokenizer, parts.renderer, wave, track, self._accompanist.defaults, self._seed
+            )
+        if track == "accompaniment" and parts.renderer.styles:
+            chart = chart_excerpt(excerpt, parts.renderer.styles)
+            sounds["told_round_trip"] = rebuild_from_codes(
+                parts.tokenizer, parts.renderer, wave, track, self._accompanist.defaults, self._seed, chart
             )
         if track == "accompaniment":
             made = self._accompanist.accompany(excerpt.read("vocal"), seed=self._seed + number)

@@ -16,6 +16,7 @@ from duotok.tokenizer.common.files import whole_file
 SOUNDS = {
     "vae": "VAE alone",
     "round_trip": "tokens, round trip",
+    "told_round_trip": "tokens and chart, round trip",
     "generated": "generated for the vocal",
     "original": "the original itself",
     "shuffled": "another song's original",

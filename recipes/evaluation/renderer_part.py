@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 from duotok.recipes.accompany.bundle import read_bundle_description
@@ -25,11 +26,15 @@ from duotok.recipes.evaluation.audio_metrics import (
 )
 from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, join_items
 from duotok.recipes.evaluation.speed import CORES, on_cores
+from duotok.recipes.lm.sheets import write_chart
 from duotok.renderer.autoencoder import Autoencoder
+from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
+
+CODE_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
 
 _PIECES = 4  # of a recording that is long enough, spread over it
 _SHORTEST_SECONDS = 1.0
@@ -53,14 +58,31 @@ def rebuild_from_codes(
     track: str,
     generation: GenerationSettings,
     seed: int,
+    chart: Tensor | None = None,
 ) -> Tensor:
-    """wave [2, samples] of one track -> the sound of its codes, of the same shape but any level."""
+    """wave [2, samples] of one track -> the sound of its codes, of the same shape but any level.
+
+    chart [frames25, 5]: what the decoder is told beside them.
+    """
     codes = tokenizer.encode(wave[None], track)
     features = tokenizer.features(codes, track)[0]
     latents = renderer.render_latents(
-        features, steps=generation.steps, guidance=generation.render_guidance, seed=seed, track=track
+        features,
+        steps=generation.steps,
+        guidance=generation.render_guidance,
+        seed=seed,
+        track=track,
+        chart=chart,
     )
     return renderer.decode(latents, wave.shape[-1])
+
+
+def chart_excerpt(excerpt: Excerpt, styles: Sequence[str]) -> Tensor:
+    """Return the chart of an excerpt as the corpus knows it [frames25, 5], in which STYLE counts styles."""
+    frames = -(-excerpt.samples // HOP_SAMPLES)
+    first = round(excerpt.start_seconds * CODE_RATE_HZ)
+    found = write_chart(excerpt.item, CODE_RATE_HZ, styles)[first : first + frames]
+    return functional.pad(found, (0, 0, 0, frames - len(found)), value=UNKNOWN)
 
 
 def compare_sounds(wave: Tensor, found: Tensor) -> dict[str, float]:
@@ -180,6 +202,7 @@ def measure_whole_song(
 def measure_renderer(settings: Settings) -> dict[str, float]:
     """Figures of vae_… and round_trip_… (true codes to sound): chroma, fine structure, mel, width, loudness.
 
+    told_round_trip_… are of a decoder that is told the corpus' own chart beside the codes, if it can be.
     The loudness error is of the VAE alone. round_trip_many_steps_… are of 50 diffusion steps;
     few_steps_loss_percent is what the bundle's own number loses against them by the worst measure. With
     settings.recordings also recordings_vae_…; with settings.vae nothing but the VAE in that folder.
@@ -216,6 +239,12 @@ def _measure_whole_renderer(
         for name, schedule in schedules.items():
             rendered = rebuild_from_codes(tokenizer, renderer, wave, "accompaniment", schedule, settings.seed)
             rows[name].append(compare_sounds(wave, match_level(rendered, wave)))
+        if renderer.styles:
+            chart = chart_excerpt(excerpt, renderer.styles)
+            rendered = rebuild_from_codes(
+                tokenizer, renderer, wave, "accompaniment", generation, settings.seed, chart
+            )
+            rows.setdefault("told_round_trip", []).append(compare_sounds(wave, match_level(rendered, wave)))
     means = {name: mean_figures(found) for name, found in rows.items()}
     loss = worst_loss_percent(means["round_trip"], means["round_trip_many_steps"])
     figures = {"steps": float(generation.steps), "few_steps_loss_percent": loss}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from duotok.lm.sheet.columns import (
     BEATS_PER_BAR,
+    CHART,
     CHORD,
     COLUMNS,
     METER,
@@ -97,6 +98,11 @@ def label_playing(sheet: Tensor, item: Item, rate_hz: float, styles: Sequence[st
         for first, last, level in zip(edges[:-1], edges[1:], levels, strict=True):
             sheet[first:last, STEM_COLUMNS[stem]] = int(level)
     return sheet
+
+
+def write_chart(item: Item, rate_hz: float, styles: Sequence[str]) -> Tensor:
+    """Return an item's chart [frames, 5] for a renderer, see `renderer.chart`; STYLE counts these styles."""
+    return label_playing(label_frames(item, rate_hz), item, rate_hz, styles)[:, list(CHART)]
 
 
 def find_levels(band: Mapping[str, Sequence], lines: np.ndarray, beats_per_bar: int) -> dict[str, np.ndarray]:

@@ -49,6 +49,8 @@ class ShardOrigin:
 class Cut(NamedTuple):
     """A stretch of one item."""
 
+    name: str  # of the item
+    start: int  # where the latents begin in the item, in code frames
     codes: Tensor  # [context frames] int64
     offset: int  # where the latents begin in the codes, in code frames
     latents: Tensor  # [latent_dim, 2 * frames] float32
@@ -161,7 +163,13 @@ class LatentShards:
         codes = file.get_slice(f"{name}/codes")[context_start : context_start + context_frames]
         first, stop = start * LATENTS_PER_FEATURE, (start + frames) * LATENTS_PER_FEATURE
         latents = file.get_slice(f"{name}/latents")[first:stop]
-        return Cut(codes=codes.long(), offset=start - context_start, latents=latents.float().T)
+        return Cut(
+            name=name,
+            start=start,
+            codes=codes.long(),
+            offset=start - context_start,
+            latents=latents.float().T,
+        )
 
     def draw_cut(self, rng: np.random.Generator, names: list[str], frames: int, context: int) -> Cut:
         """Draw a stretch of a random item, anywhere in 2 * context more frames of codes, ends too."""

@@ -2,22 +2,30 @@
 
 Run: python -m duotok.recipes.renderer.train_diffusion \\
          recipes/renderer/train_diffusion/small.yaml --out runs/small/diffusion
+With data.manifest the decoder learns to be told the chart of what it plays (renderer.chart) as well.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
+from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.lm.sheets import write_chart
+from duotok.recipes.renderer.latents import Cut, LatentShards, ShardOrigin
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
+from duotok.renderer.chart import COLUMNS as CHART_COLUMNS
+from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder, DiffusionDecoderConfig, Known
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
+
+CODE_RATE_HZ = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +36,11 @@ class DiffusionLossConfig:
     know_prefix: float = 0.5  # probability that the first frames are given
     known_seconds: float = 3.0  # longest given prefix; the overlap of a song's windows
     regression_weight: float = 0.25  # of the regression's negative log-likelihood
+    drop_chart: float = 0.15  # probability that nothing of the chart is told
+    drop_column: float = 0.2  # and of each of its columns by itself
 
     def __post_init__(self) -> None:
-        for name in ("drop_features", "know_prefix"):
+        for name in ("drop_features", "know_prefix", "drop_chart", "drop_column"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name} must be in 0..1, got {getattr(self, name)}")
         if self.known_seconds <= 0:
@@ -42,6 +52,7 @@ class DataConfig:
     """Where the shards are and how they are cut."""
 
     latents: str  # folder of the latents recipe
+    manifest: str | None = None  # of the same items, with their chords, styles and notes: what charts say
     seconds: float = 10.0  # length of a window
     context_seconds: float = 2.0  # codes before and after, for features as they are inside a song
 
@@ -56,7 +67,8 @@ class Config:
 
     tokenizer: str  # folder of the frozen tokenizer
     data: DataConfig
-    # A decoder of the same track and VAE to go on from, instead of a new one; its tokenizer may be another.
+    # A decoder of the same track and VAE to go on from, instead of a new one; its tokenizer may be another,
+    # and it need not have been told charts.
     start_from: str | None = None
     model: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
@@ -106,13 +118,15 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
             f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
             f"VAE have {needed[0]} and {needed[1]}; set them in the recipe"
         )
+    charts = None if config.data.manifest is None else ChartLabels(config.data.manifest, shards)
     torch.manual_seed(config.train.seed)
     if config.start_from is None:
-        decoder = DiffusionDecoder(config.model)
+        styles = () if charts is None else charts.styles
+        decoder = DiffusionDecoder(replace(config.model, styles=styles))
         decoder.latent_mean.copy_(mean)
         decoder.latent_deviation.copy_(deviation)
     else:
-        decoder = _open_start(config.start_from, config.model, origin)
+        decoder = _open_start(config.start_from, config.model, origin, charts)
     decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
@@ -120,20 +134,62 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
 
     def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
         cuts = [shards.draw_cut(rng, names, frames, context) for _ in range(config.train.batch_size)]
-        return {
+        batch = {
             "codes": torch.stack([cut.codes for cut in cuts]),
             "offset": torch.tensor([cut.offset for cut in cuts]),
             "latents": torch.stack([cut.latents for cut in cuts]),
         }
+        if charts is not None:
+            batch["chart"] = torch.stack([charts.cut(cut) for cut in cuts])
+        return batch
 
     return Task(objective, make_batch, decoder.save_pretrained)
 
 
-def _open_start(folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin) -> DiffusionDecoder:
-    decoder = DiffusionDecoder.from_pretrained(folder)
-    decoder.require(track=origin.track, vae=origin.vae_fingerprint)
-    if decoder.config != model:
+class ChartLabels:
+    """The charts of the items of a manifest; of an item that is not in it nothing is known."""
+
+    def __init__(self, manifest: str | Path, shards: LatentShards) -> None:
+        """Raises DataError for a manifest with no item of the shards."""
+        self._items = {item.id: item for item in read_manifest(manifest) if item.id in shards.frames}
+        if not self._items:
+            raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
+        self.styles = tuple(sorted({item.style for item in self._items.values()}))  # what STYLE counts
+        self._known: dict[str, Tensor] = {}
+
+    def cut(self, cut: Cut) -> Tensor:
+        """Return the chart [frames, COLUMNS] of the frames whose latents a cut holds."""
+        frames = cut.latents.shape[1] // LATENTS_PER_FEATURE
+        unknown = torch.full((frames, CHART_COLUMNS), UNKNOWN)
+        if cut.name not in self._items:
+            return unknown
+        if cut.name not in self._known:
+            chart = write_chart(self._items[cut.name], CODE_RATE_HZ, self.styles)
+            self._known[cut.name] = chart.to(torch.int8)  # small, as all of them are kept
+        found = self._known[cut.name][cut.start : cut.start + frames].long()
+        return torch.cat([found, unknown[len(found) :]])
+
+
+def _open_start(
+    folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin, charts: ChartLabels | None
+) -> DiffusionDecoder:
+    """A decoder to go on with, told charts from now on where there are some."""
+    start = DiffusionDecoder.from_pretrained(folder)
+    start.require(track=origin.track, vae=origin.vae_fingerprint)
+    styles = start.config.styles
+    if replace(start.config, styles=()) != replace(model, styles=()):
         raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
+    if charts is None:
+        return start.train()
+    charts.styles = (*styles, *(style for style in charts.styles if style not in styles))
+    decoder = DiffusionDecoder(replace(start.config, styles=charts.styles))
+    known = start.state_dict()
+    for name, weight in decoder.state_dict().items():
+        if name not in known:
+            known[name] = weight  # of a decoder that was told no chart
+        elif known[name].shape != weight.shape:
+            known[name] = torch.cat([known[name], weight[len(known[name]) :]])  # styles that it did not know
+    decoder.load_state_dict(known)
     return decoder.train()
 
 
@@ -156,12 +212,14 @@ class DiffusionObjective(nn.Module):
         self.tokenizer.eval()
         return self
 
-    def forward(self, codes: Tensor, offset: Tensor, latents: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, codes: Tensor, offset: Tensor, latents: Tensor, chart: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the losses "total", "diffusion" (mean squared error) and "regression" (nats per number).
 
         codes: [batch, context frames] int64 (with a third dimension where a frame has several codes), more
         than the window needs; offset: [batch], where the window begins in them; latents: [batch, latent_dim,
-        frames] of the window alone.
+        frames] and chart: [batch, frames25, COLUMNS] of the window alone.
         """
         frames25 = latents.shape[2] // LATENTS_PER_FEATURE
         features = cast(CodeFeatures, self.tokenizer).features(codes, self.track)
@@ -170,7 +228,7 @@ class DiffusionObjective(nn.Module):
         clean = self.decoder.normalize(latents)
         batch = len(clean)
         dropped = torch.rand(batch, device=clean.device) < self.config.drop_features
-        condition = self.decoder.encode_condition(features, dropped)
+        condition = self.decoder.encode_condition(features, dropped, self._hide(chart))
         known = self._draw_known(clean)
         time = torch.sigmoid(torch.randn(batch, device=clean.device))  # logit-normal (2403.03206, 3.1)
         noise = torch.randn_like(clean)
@@ -184,6 +242,14 @@ class DiffusionObjective(nn.Module):
         regression = (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
         total = diffusion + self.config.regression_weight * regression
         return {"total": total, "diffusion": diffusion, "regression": regression}
+
+    def _hide(self, chart: Tensor | None) -> Tensor | None:
+        if chart is None:
+            return None
+        shape = len(chart), 1, CHART_COLUMNS
+        hidden = torch.rand(shape, device=chart.device) < self.config.drop_column
+        hidden |= torch.rand(shape[0], 1, 1, device=chart.device) < self.config.drop_chart
+        return torch.where(hidden, UNKNOWN, chart)
 
     def _draw_known(self, clean: Tensor) -> Known:
         batch, _, frames = clean.shape

@@ -84,7 +84,8 @@ train tokenizer.train_score_reader tokenizer/train_score_reader/small.yaml score
 python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
 train renderer.train_diffusion renderer/train_diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
-    --set "data.latents=$runs/latents/train" --set "tokenizer=$runs/stage3/final"
+    --set "data.latents=$runs/latents/train" --set "data.manifest=$data/train.jsonl" \
+    --set "tokenizer=$runs/stage3/final"
 
 vocal= # its decoder is for `python -m duotok.recipes.accompany.render --track vocal`; generate does without
 if [ "${VOCAL_MINUTES:-34}" != 0 ]; then

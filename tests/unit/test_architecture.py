@@ -31,7 +31,7 @@ ROOMS = {  # room -> the other rooms it may import from; more inner rooms come f
         for part, more in {
             "tokenizer": ("recipes/lm",),
             "lm": ("recipes/workers",),
-            "renderer": ("recipes/workers",),
+            "renderer": ("recipes/workers", "recipes/lm"),
             "finetuning": ("recipes/accompany", "recipes/lm", "recipes/separation"),
         }.items()
     },

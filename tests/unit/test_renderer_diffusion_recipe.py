@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from duotok.recipes.corpus.manifest import Item, item_to_line
 from duotok.recipes.renderer import latents as latents_recipe
 from duotok.recipes.renderer import train_diffusion as recipe
 from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, encode_item, write_shard
@@ -14,6 +15,7 @@ from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.tokenizer.common.config import load_config
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
+from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.model import DuoTokenizer, DuoTokenizerConfig
 
 RECIPES = Path(recipe.__file__).parent / "train_diffusion"
@@ -212,3 +214,116 @@ def test_a_vae_of_another_rate_is_refused(tmp_path, tiny_components, tiny_corpus
     assert latents_recipe.main(command) == 1
     message = capsys.readouterr().err.strip()
     assert "latents at 100 Hz, the decoder needs 2 per code, 50 Hz" in message and "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    """Of three of the items: the chord goes up by a half tone each second, each song has its own style."""
+    path = tmp_path_factory.mktemp("manifest") / "train.jsonl"
+    names = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+    items = []
+    for number, (name, seconds) in enumerate((("a/1", 4.8), ("a/2", 3.6), ("b", 8.0))):
+        chords = [(float(k), min(k + 1.0, seconds), f"{names[k]}:maj") for k in range(int(np.ceil(seconds)))]
+        items.append(
+            Item(
+                id=name, split="train", source="test", song=name, seconds=seconds, sample_rate_hz=48_000,
+                stems=dict.fromkeys(STEMS, "none.flac"), mix="none.flac", tempo_bpm=120.0,
+                beats_seconds=[], downbeats_seconds=[], chords=chords, key=None, notes=[], voice="v",
+                style=f"style {number}", root=path.parent,
+            )
+        )  # fmt: skip
+    path.write_text("".join(f"{item_to_line(item)}\n" for item in items))
+    return path
+
+
+def test_charts_stand_beside_the_frames_they_are_of(tokenizer_folder, latents_folder, manifest):
+    task = recipe.build(load(tokenizer_folder, latents_folder, f"data.manifest={manifest}"))
+    styles = task.objective.decoder.config.styles
+    assert styles == ("style 0", "style 1", "style 2")
+    rng, seen = np.random.default_rng(0), set()
+    known = LatentShards(latents_folder)
+    for _ in range(8):
+        batch = task.make_batch(rng)
+        for chart, latents in zip(batch["chart"], batch["latents"], strict=True):
+            name, start = find_latents(known, latents)
+            assert (chart[:, 1] == ["a/1", "a/2", "b"].index(name)).all()
+            assert chart[:, 0].tolist() == [(start + frame) // 25 for frame in range(50)]
+            seen.add(name)
+    assert seen == {"a/1", "a/2", "b"}
+
+
+def find_latents(shards: LatentShards, latents: torch.Tensor) -> tuple[str, int]:
+    """The item and the code frame from which latents [64, frames] were cut."""
+    for name, frames in shards.frames.items():
+        whole = shards.cut(name, 0, frames, context_start=0, context_frames=frames).latents
+        for start in range(frames - latents.shape[1] // 2 + 1):
+            if torch.equal(whole[:, 2 * start : 2 * start + latents.shape[1]], latents):
+                return name, start
+    raise AssertionError("no item has these latents")
+
+
+def test_a_manifest_of_other_items_is_refused(tokenizer_folder, latents_folder, manifest, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(manifest.read_text().replace('"id":"', '"id":"not '))
+    with pytest.raises(DataError, match="no item of .*other.jsonl is in"):
+        recipe.build(load(tokenizer_folder, latents_folder, f"data.manifest={other}"))
+
+
+def test_a_decoder_that_was_told_nothing_goes_on_with_charts(
+    tmp_path, tokenizer_folder, latents_folder, manifest
+):
+    first = load(tokenizer_folder, latents_folder, "train.steps=2")
+    run_training(recipe.build(first), first.train, tmp_path / "first")
+    told = (f"start_from={tmp_path / 'first/final'}", f"data.manifest={manifest}")
+    decoder = recipe.build(load(tokenizer_folder, latents_folder, *told)).objective.decoder
+    known = DiffusionDecoder.from_pretrained(tmp_path / "first/final")
+    features = torch.randn(1, 20, 32)
+    chart = torch.zeros(1, 20, 5, dtype=torch.int64)
+    for each in (None, chart):  # what it has learned stays, and a chart says nothing yet
+        expected = known.encode_condition(features)
+        torch.testing.assert_close(decoder.encode_condition(features, chart=each), expected)
+
+
+def test_new_styles_come_after_those_that_a_decoder_knows(
+    tmp_path, tokenizer_folder, latents_folder, manifest
+):
+    first = load(tokenizer_folder, latents_folder, f"data.manifest={manifest}", "train.steps=3")
+    run_training(recipe.build(first), first.train, tmp_path / "first")
+    other = tmp_path / "other.jsonl"
+    other.write_text(manifest.read_text().replace("style 1", "a new one"))
+    told = (f"start_from={tmp_path / 'first/final'}", f"data.manifest={other}")
+    decoder = recipe.build(load(tokenizer_folder, latents_folder, *told)).objective.decoder
+    assert decoder.config.styles == ("style 0", "style 1", "style 2", "a new one")
+    known = DiffusionDecoder.from_pretrained(tmp_path / "first/final")
+    table, before = (each.chart.tables[1].weight for each in (decoder, known))
+    assert before.any() and torch.equal(table[:4], before) and not table[4].any()
+
+
+def test_a_chart_tells_what_codes_do_not(tmp_path, tokenizer_folder, manifest):
+    """Latents that follow the chord alone, under codes that are all the same."""
+    torch.manual_seed(0)
+    fingerprint = str(DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint)
+    origin = ShardOrigin(track="accompaniment", tokenizer_fingerprint=fingerprint, vae_fingerprint="vae")
+    sounds, pairs = torch.randn(12, 64), {}
+    for name, frames in (("a/1", 120), ("a/2", 90), ("b", 200)):
+        latents = sounds[torch.arange(2 * frames) // 50] + 0.1 * torch.randn(2 * frames, 64)
+        pairs[name] = torch.zeros(frames, dtype=torch.int64), latents
+    write_shard(tmp_path / "latents", 0, pairs, origin)
+    losses = {}
+    for told in (None, manifest):
+        config = load(
+            tokenizer_folder,
+            tmp_path / "latents",
+            "train.steps=80",
+            f"data.manifest={told or 'null'}",
+            "loss.drop_chart=0",
+            "loss.drop_column=0",
+            "loss.know_prefix=0",
+        )
+        task = recipe.build(config)
+        run_training(task, config.train, tmp_path / f"run-{told is None}")
+        batch = task.make_batch(np.random.default_rng(5))
+        with torch.no_grad():
+            torch.manual_seed(1)
+            losses[told] = float(task.objective.eval()(**batch)["diffusion"])
+    assert losses[manifest] < 0.7 * losses[None]
