@@ -139,9 +139,9 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
             blocks=1, condition_blocks=1, styles=("swing", "rock", "ballad"),
         )
     )  # fmt: skip
-    for parameter in decoder.parameters():
+    for name, parameter in decoder.named_parameters():
         if not parameter.any():  # layers that start at zero would not listen to the features
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.005 if name.startswith("chart") else 0.05)
     decoder.tokenizer_fingerprint = tokenizer.fingerprint
     decoder.vae_fingerprint = vae.fingerprint
     decoder.save_pretrained(folders["accompaniment"])
