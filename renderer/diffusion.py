@@ -128,7 +128,7 @@ class DiffusionDecoderConfig:
     condition_blocks: int = 4  # run once per window
     patch_frames: int = 1  # latent frames per token of the step blocks: 1 (50 Hz) or 2 (25 Hz)
     window_seconds: float = 5.0  # attention to each side
-    objective: str = "flow"  # flow (Euler) or v (DPM-Solver++)
+    objective: str = "flow"  # flow (straight paths) or v (DPM-Solver++)
     styles: tuple[str, ...] = ()  # that a chart's STYLE counts; none: it can be told no chart
 
     def __post_init__(self) -> None:
@@ -290,6 +290,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         charts = None if chart is None else chart.repeat(copies, 1, 1)
         condition = self.encode_condition(features.repeat(copies, 1, 1), dropped, charts)
         told_copies = Known(*(part.repeat(copies, 1, 1) for part in told))
+        mean, deviation = (part[:batch] for part in (condition.mean, condition.deviation))
         noise = torch.randn(shape, generator=generator).to(features)
         latents = noise
         for run, time in enumerate(walk.times.to(features)):
@@ -300,7 +301,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
             if copies == 2:
                 conditional, unconditional = target.chunk(2)
                 target = unconditional + guidance * (conditional - unconditional)
-            latents = walk.step(target, run, latents)
+            latents = walk.step(target, run, latents, mean, deviation)
         latents = self.denormalize(latents)
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents

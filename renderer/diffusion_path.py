@@ -59,6 +59,25 @@ class DiffusionPath:
             offset = level * (noisy * signal * (1 - variance) - mean) / total
         return offset, deviation / total.sqrt()
 
+    def carry(
+        self, noisy: Tensor, prediction: Tensor, mean: Tensor, deviation: Tensor, time: Tensor, later: Tensor
+    ) -> Tensor:
+        """Return what noisy latents at `time` become at a `later`, lower, time of straight paths.
+
+        Euler's method for z = (noisy - signal * mean) / its deviation, which stands still for latents ~
+        N(mean, deviation^2): a step errs only in what the network says beyond the guess. For the latents
+        themselves (arXiv 2209.03003) eight steps lose 15 % of a Gaussian's deviation, and music its edges.
+        """
+        if self.objective != "flow":
+            raise ConfigError("only straight paths are walked like this")
+        offset, _ = self.guess(noisy, mean, deviation, time)
+        spread, later_spread = (
+            (signal**2 * deviation**2 + level**2).sqrt() for signal, level in map(self.levels, (time, later))
+        )
+        held = (noisy - (1 - time) * mean) / spread
+        moved = held + (later - time) * (prediction - offset) / spread
+        return (1 - later) * mean + later_spread * moved
+
 
 TRAINING_STEPS = 1000  # resolution of the schedulers' time
 
@@ -66,7 +85,7 @@ TRAINING_STEPS = 1000  # resolution of the schedulers' time
 class Solver:
     """One walk from noise to latents in so many runs of the network; the paper's reference is 50 (P C.4).
 
-    Euler's method of flow matching; of v, DPM-Solver++ 2M by diffusers.
+    Flow matching by `DiffusionPath.carry`; v by diffusers' DPM-Solver++ 2M.
     """
 
     def __init__(self, objective: str, steps: int) -> None:
@@ -87,13 +106,17 @@ class Solver:
             )
             scheduler.set_timesteps(steps)
             times = (scheduler.timesteps + 1) / TRAINING_STEPS  # entry i: the level after i + 1 steps
-        self._scheduler = scheduler
+        self._path, self._scheduler = DiffusionPath(objective), scheduler
         self.times: Tensor = times  # [steps] in 0..1, falling: the time of each run of the network
 
-    def step(self, prediction: Tensor, run: int, latents: Tensor) -> Tensor:
-        """Return the latents after a run of the network that predicted `prediction` from `latents`."""
+    def step(self, prediction: Tensor, run: int, latents: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        """Return the latents after a run of the network that predicted `prediction` from `latents`.
+
+        mean, deviation: those of the guess, as in `DiffusionPath.guess`.
+        """
         if self._scheduler is None:
-            levels = [*self.times, 0.0]
-            return (latents.float() + (levels[run + 1] - levels[run]) * prediction).to(prediction.dtype)
+            time, later = torch.cat([self.times, torch.zeros(1)])[run : run + 2].to(latents.device)
+            moved = self._path.carry(latents.float(), prediction, mean, deviation, time, later)
+            return moved.to(prediction.dtype)
         timestep = self._scheduler.timesteps[run]
         return self._scheduler.step(prediction, timestep, latents, return_dict=False)[0]
