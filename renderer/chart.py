@@ -42,9 +42,10 @@ class ChartEmbedding(nn.Module):
     def __init__(self, dim: int, styles: Sequence[str]) -> None:
         super().__init__()
         # The first entry of each table: unknown.
-        self.tables = nn.ModuleList(nn.Embedding(size + 1, dim) for size in column_sizes(len(styles)))
-        for table in self.tables:
+        tables = [nn.Embedding(size + 1, dim) for size in column_sizes(len(styles))]
+        for table in tables:
             nn.init.zeros_(table.weight)
+        self.tables = nn.ModuleList(tables)
 
     def forward(self, chart: Tensor) -> Tensor:
         """chart [..., COLUMNS] -> [..., dim]."""
