@@ -143,6 +143,8 @@ codes to sound: fine structure at 50-300 / 300-1000 / 1000-3000 Hz
     renderer.round_trip_fine_structure_{50_300,300_1000,1000_3000}_hz | {:.2f} | 1
 codes to sound: log10-mel L1
     renderer.round_trip_log10_mel_l1 | {:.2f} | 0.40 or less
+codes and their chart to sound: chroma correlation / fine structure at 50-300 Hz / log10-mel L1
+    renderer.told_round_trip_{chroma_correlation,fine_structure_50_300_hz,log10_mel_l1} | {:.2f} | as above
 the same in so few diffusion steps: worst loss of these measures against 50 steps
     renderer.{steps,few_steps_loss_percent} | {:.0f} steps: {:+.1f} % | 8 steps or fewer, 5 % or less
 spectral flux over its median at joints of windows / of decoded chunks / anywhere
@@ -155,6 +157,9 @@ mel distance of VAE / codes to sound / another song
 Frechet distance of codes to sound / generated / halves of one style / of two styles *
     quality.accompaniment_{round_trip,generated}_frechet quality.frechet_{same,other}_style \
 | {:.1f} | less than half of the last
+codes and their chart to sound: Frechet / kernel x 1000 / standardized Frechet distance
+    quality.accompaniment_told_round_trip_frechet quality.kernel_distance_told_round_trip \
+quality.accompaniment_told_round_trip_frechet_standardized | {:.1f} / {:.0f} / {:.0f} | lower
 kernel distance x 1000 of VAE / codes to sound / generated to the corpus' own bands
     quality.kernel_distance_{vae,round_trip,generated} | {:.0f} | lower
 kernel distance x 1000 of other styles / silence / noise to the corpus' own bands
