@@ -111,6 +111,7 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1)).unflatten(1, (MODULATIONS, -1))
 
 
+_CHART_GUIDANCE = 2.0  # chosen on validation songs: docs/renderer.md
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
 DEVIATION_RANGE = (0.1, 1.5)  # of the regression's residual, in units of the latents' deviation
 
@@ -265,8 +266,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        chart [batch, frames25, 5]: see `chart`; None: nothing is known.
-
+        chart [batch, frames25, 5]: see `chart`; None: nothing is known. It is followed as if it said twice
+        as much, by the rule of guidance.
         guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
         generator: of the CPU, so that all devices draw the same.
         known_latents [batch, latent_dim, k]: of the first k frames, given back as they are. latents_after:
@@ -280,17 +281,26 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
                 f"one frame; got {tuple(features.shape)}"
             )
         batch, frames25, _ = features.shape
+        heard = [
+            (chart, False)
+        ]  # the chart, and whether the features are dropped, of each run of the network
         if chart is not None and self.chart is not None:
-            chart = check_chart(chart, frames25, len(self.config.styles)).to(features.device)
+            check_chart(chart, frames25, len(self.config.styles))
+            heard.append((None, False))
+        if guidance != 1:
+            heard.append((None, True))
         shape = (batch, self.config.latent_dim, frames25 * LATENTS_PER_FEATURE)
         told = self._known(known_latents, None, shape, features)
         known = self._known(known_latents, latents_after, shape, features)
-        copies = 1 if guidance == 1 else 2
-        dropped = torch.arange(copies * batch, device=features.device) >= batch if copies == 2 else None
-        charts = None if chart is None else chart.repeat(copies, 1, 1)
-        condition = self.encode_condition(features.repeat(copies, 1, 1), dropped, charts)
+        copies, unknown = len(heard), torch.full((batch, frames25, CHART_COLUMNS), UNKNOWN)
+        charts = torch.cat([unknown if each is None else each for each, _ in heard]).to(features.device)
+        dropped = torch.tensor([is_blind for _, is_blind in heard], device=features.device)
+        condition = self.encode_condition(
+            features.repeat(copies, 1, 1), dropped.repeat_interleave(batch), charts
+        )
         told_copies = Known(*(part.repeat(copies, 1, 1) for part in told))
         mean, deviation = (part[:batch] for part in (condition.mean, condition.deviation))
+        weights = [guidance if is_blind else _CHART_GUIDANCE for _, is_blind in heard[1:]]
         noise = torch.randn(shape, generator=generator).to(features)
         latents = noise
         for run, time in enumerate(walk.times.to(features)):
@@ -298,9 +308,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
             held = self.path.mix(known.latents, noise, time[:, None, None])
             latents = torch.where(known.mask > 0, held, latents)
             target = self(latents.repeat(copies, 1, 1), time.repeat(copies), condition, told_copies)
-            if copies == 2:
-                conditional, unconditional = target.chunk(2)
-                target = unconditional + guidance * (conditional - unconditional)
+            target, *others = target.chunk(copies)
+            for other, weight in zip(others, weights, strict=True):
+                target = other + weight * (target - other)
             latents = walk.step(target, run, latents, mean, deviation)
         latents = self.denormalize(latents)
         if known_latents is not None:
