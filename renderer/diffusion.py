@@ -281,9 +281,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
                 f"one frame; got {tuple(features.shape)}"
             )
         batch, frames25, _ = features.shape
-        heard = [
-            (chart, False)
-        ]  # the chart, and whether the features are dropped, of each run of the network
+        heard = [(chart, False)]  # the chart of each run of the network, and whether it hears no features
         if chart is not None and self.chart is not None:
             check_chart(chart, frames25, len(self.config.styles))
             heard.append((None, False))

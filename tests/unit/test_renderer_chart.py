@@ -9,7 +9,8 @@ from duotok.recipes.accompany.bundle import load_bundle
 from duotok.recipes.accompany.pipeline import Accompanist
 from duotok.recipes.lm.sheets import write_chart
 from duotok.renderer.chart import COLUMNS, LEVELS, UNKNOWN, ChartEmbedding, check_chart, column_sizes
-from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig
+from duotok.renderer.diffusion import DiffusionDecoder, DiffusionDecoderConfig, Known
+from duotok.renderer.diffusion_path import Solver
 from duotok.renderer.renderer import plan_windows
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.music.labels import CHORDS
@@ -77,6 +78,23 @@ def test_guidance_takes_the_chart_from_those_who_hear_no_features():
     torch.testing.assert_close(blind.hidden, other.hidden)
     told = sample(decoder, features, chart=chart, guidance=2.0)
     assert not torch.allclose(told, sample(decoder, features, guidance=2.0))
+
+
+def test_a_chart_is_followed_as_if_it_said_twice_as_much():
+    decoder, features, chart = make_decoder(), torch.randn(1, 9, 12), draw_chart(1, 9)
+    noise = torch.randn(1, 6, 18, generator=torch.Generator().manual_seed(3))
+    nothing = Known(latents=torch.zeros(1, 6, 18), mask=torch.zeros(1, 1, 18))
+    told = decoder.encode_condition(features, chart=chart)
+    untold, blind = (decoder.encode_condition(features, dropped) for dropped in (None, torch.tensor([True])))
+    answers = [decoder(noise, torch.ones(1), each, nothing) for each in (told, untold, blind)]
+    expected = answers[1] + 2 * (answers[0] - answers[1])
+    for guidance in (1.0, 3.0):
+        if guidance != 1:
+            expected = answers[2] + guidance * (expected - answers[2])
+        end = Solver("flow", 1).step(expected, 0, noise, told.mean, told.deviation)
+        generator = torch.Generator().manual_seed(3)
+        found = decoder.sample(features, steps=1, guidance=guidance, generator=generator, chart=chart)
+        torch.testing.assert_close(found, decoder.denormalize(end), atol=1e-4, rtol=1e-4)
 
 
 def test_a_decoder_without_styles_ignores_charts():
