@@ -73,7 +73,7 @@ class GenerationSettings:
     top_k: int = 100  # most likely codes to draw from; 0 = all
     top_p: float = 0.95  # smallest set of codes with this probability; 1 = all
     candidates: int = 1  # how many are composed, of which the best by ranking are kept
-    steps: int = 8  # solver steps of the diffusion decoder
+    steps: int = 4  # solver steps of the diffusion decoder
     render_guidance: float = 2.0  # classifier-free guidance of the diffusion decoder; 1 = none
     accompaniment_db: float = -1.0  # loudness of the accompaniment over the vocal's (LUFS)
 

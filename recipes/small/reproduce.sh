@@ -101,5 +101,5 @@ python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm 
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
     --data pop909 --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
     --default guidance=1 --default temperature=1 --default top_k=0 --default top_p=1 --default candidates=4 \
-    --default steps=8 --default render_guidance=1 --default playing_guidance=3 --score-reader "$runs/score/final"
+    --default steps=4 --default render_guidance=1 --default playing_guidance=3 --score-reader "$runs/score/final"
 python -m duotok.recipes.evaluation.score all --corpus "$data" --bundle "$runs/bundle" --out "$runs/results.json"
