@@ -142,6 +142,7 @@ def save_tiny_components(root: Path, seed: int = 0) -> dict[str, Path]:
     for name, parameter in decoder.named_parameters():
         if not parameter.any():  # layers that start at zero would not listen to the features
             torch.nn.init.normal_(parameter, std=0.005 if name.startswith("chart") else 0.05)
+    decoder.latent_deviation.fill_(0.5)  # a band whose peaks do not turn the mix down
     decoder.tokenizer_fingerprint = tokenizer.fingerprint
     decoder.vae_fingerprint = vae.fingerprint
     decoder.save_pretrained(folders["accompaniment"])
