@@ -281,8 +281,10 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
                 f"one frame; got {tuple(features.shape)}"
             )
         batch, frames25, _ = features.shape
+        if self.chart is None:
+            chart = None
         heard = [(chart, False)]  # the chart of each run of the network, and whether it hears no features
-        if chart is not None and self.chart is not None:
+        if chart is not None:
             check_chart(chart, frames25, len(self.config.styles))
             heard.append((None, False))
         if guidance != 1:

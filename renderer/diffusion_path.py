@@ -71,12 +71,10 @@ class DiffusionPath:
         if self.objective != "flow":
             raise ConfigError("only straight paths are walked like this")
         offset, _ = self.guess(noisy, mean, deviation, time)
-        spread, later_spread = (
-            (signal**2 * deviation**2 + level**2).sqrt() for signal, level in map(self.levels, (time, later))
-        )
-        held = (noisy - (1 - time) * mean) / spread
-        moved = held + (later - time) * (prediction - offset) / spread
-        return (1 - later) * mean + later_spread * moved
+        (signal, level), (later_signal, later_level) = self.levels(time), self.levels(later)
+        spread = (signal**2 * deviation**2 + level**2).sqrt()
+        moved = (noisy - signal * mean) / spread + (later - time) * (prediction - offset) / spread
+        return later_signal * mean + (later_signal**2 * deviation**2 + later_level**2).sqrt() * moved
 
 
 TRAINING_STEPS = 1000  # resolution of the schedulers' time

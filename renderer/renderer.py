@@ -109,8 +109,7 @@ class Renderer:
 
         Windows of 30 s; each continues the last 3 s of the one before. progress is called after each window
         with the number of feature frames it added. chart [frames25, 5]: what is known of the music, see
-        `chart`. before, after [latent_dim, up to 150]: the latents that
-        these are to begin and to end with.
+        `chart`. before, after [latent_dim, up to 150]: the latents that these are to begin and to end with.
         """
         decoder = self._decoder(track)
         generator = torch.Generator().manual_seed(seed)

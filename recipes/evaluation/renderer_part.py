@@ -34,14 +34,13 @@ from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_au
 from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 
-CODE_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
-
 _PIECES = 4  # of a recording that is long enough, spread over it
 _SHORTEST_SECONDS = 1.0
 _SILENT_PEAK = 1e-4
 _SECONDS_PER_EXCERPT_SECOND = 15  # 120 s by default: four joints of windows, eleven of decoded chunks
 _STEP_SECONDS = 0.1  # between the places that stand for anywhere
 _MANY_STEPS = 50  # of the paper (P C.4)
+_TOLD = "told_round_trip"
 
 
 @torch.no_grad()
@@ -80,8 +79,9 @@ def rebuild_from_codes(
 def chart_excerpt(excerpt: Excerpt, styles: Sequence[str]) -> Tensor:
     """Return the chart of an excerpt as the corpus knows it [frames25, 5], in which STYLE counts styles."""
     frames = -(-excerpt.samples // HOP_SAMPLES)
-    first = round(excerpt.start_seconds * CODE_RATE_HZ)
-    found = write_chart(excerpt.item, CODE_RATE_HZ, styles)[first : first + frames]
+    rate_hz = DuoTokenizer.frame_rate_hz
+    first = round(excerpt.start_seconds * rate_hz)
+    found = write_chart(excerpt.item, rate_hz, styles)[first : first + frames]
     return functional.pad(found, (0, 0, 0, frames - len(found)), value=UNKNOWN)
 
 
@@ -232,19 +232,18 @@ def _measure_whole_renderer(
     renderer.require_tokenizer(tokenizer.fingerprint)
     generation = resolve_settings(read_bundle_description(settings.bundle).get("defaults") or {}, {})
     schedules = {"round_trip": generation, "round_trip_many_steps": replace(generation, steps=_MANY_STEPS)}
+    if renderer.styles:
+        schedules[_TOLD] = generation
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ("vae", *schedules)}
     for excerpt in tqdm(excerpts, desc="renderer", disable=None):
         wave = excerpt.read("accompaniment")
         rows["vae"].append(measure_vae(renderer.vae, wave))
         for name, schedule in schedules.items():
-            rendered = rebuild_from_codes(tokenizer, renderer, wave, "accompaniment", schedule, settings.seed)
-            rows[name].append(compare_sounds(wave, match_level(rendered, wave)))
-        if renderer.styles:
-            chart = chart_excerpt(excerpt, renderer.styles)
+            chart = chart_excerpt(excerpt, renderer.styles) if name == _TOLD else None
             rendered = rebuild_from_codes(
-                tokenizer, renderer, wave, "accompaniment", generation, settings.seed, chart
+                tokenizer, renderer, wave, "accompaniment", schedule, settings.seed, chart
             )
-            rows.setdefault("told_round_trip", []).append(compare_sounds(wave, match_level(rendered, wave)))
+            rows[name].append(compare_sounds(wave, match_level(rendered, wave)))
     means = {name: mean_figures(found) for name, found in rows.items()}
     loss = worst_loss_percent(means["round_trip"], means["round_trip_many_steps"])
     figures = {"steps": float(generation.steps), "few_steps_loss_percent": loss}

@@ -1,7 +1,7 @@
 """Lead sheets beside tokens: those written in the corpus, what a reader makes of a vocal, how both agree."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,19 @@ class SheetLabels:
 
     styles: Sequence[str] = ()  # those that STYLE counts
 
-    def __init__(self, manifest: str | Path, shards: TokenShards) -> None:
-        """Raises DataError for a manifest with no item of the shards."""
-        wanted = {song.id for song in shards.index.songs}
+    def __init__(self, manifest: str | Path, wanted: Collection[str], folder: Path, rate_hz: float) -> None:
+        """wanted: ids of the items in the folder, of frames at this rate; DataError where there are none."""
         self.items = {item.id: item for item in read_manifest(manifest) if item.id in wanted}
         if not self.items:
-            raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
-        self._rate_hz = shards.index.frame_rate_hz
+            raise DataError(f"no item of {manifest} is in {folder}; give the manifest it was made of")
+        self._rate_hz = rate_hz
         self._known: dict[str, Tensor] = {}
+
+    @classmethod
+    def of_tokens(cls, manifest: str | Path, shards: TokenShards) -> "SheetLabels":
+        """Return the sheets of the items whose tokens are in shards."""
+        wanted = {song.id for song in shards.index.songs}
+        return cls(manifest, wanted, shards.folder, shards.index.frame_rate_hz)
 
     def count_styles(self) -> BandConfig:
         """Count which styles the items are in, by meter and tempo."""
@@ -68,8 +73,9 @@ class SheetLabels:
             return unknown_sheet(frames)
         if name not in self._known:
             sheet = label_frames(self.items[name], self._rate_hz)
-            self._known[name] = label_playing(sheet, self.items[name], self._rate_hz, self.styles)
-        found = self._known[name][start : start + frames]
+            told = label_playing(sheet, self.items[name], self._rate_hz, self.styles)
+            self._known[name] = told.to(torch.int16)  # small, as all of them are kept
+        found = self._known[name][start : start + frames].long()
         return torch.cat([found, unknown_sheet(frames - len(found))])
 
 

@@ -75,7 +75,7 @@ def build(config: Config) -> Task:
     if lm.sheet_reader is not None:
         written = None
         if config.sheets.manifest is not None:
-            written = SheetLabels(config.sheets.manifest, shards)
+            written = SheetLabels.of_tokens(config.sheets.manifest, shards)
             lm.add_band(written.count_styles())
             written.styles = () if lm.band is None else lm.band.styles
         # A copy, because DeepSpeed may scatter the model's own one over processes.

@@ -81,7 +81,7 @@ def build(config: Config) -> Task:
         if meters != reader.config.meters:
             reader = reader.learn_meters(meters)
     trained, held_out = split_songs(shards.index.songs, config.data.hold_out)
-    labels = SheetLabels(config.data.manifest, shards)
+    labels = SheetLabels.of_tokens(config.data.manifest, shards)
     source = SheetWindows(shards, labels, trained, config.data, config.train.batch_size, reader)
 
     def validate(process: int, processes: int) -> Figures:

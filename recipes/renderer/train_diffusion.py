@@ -7,16 +7,15 @@ With data.manifest the decoder learns to be told the chart of what it plays (ren
 
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duotok.recipes.corpus.manifest import read_manifest
-from duotok.recipes.lm.sheets import write_chart
-from duotok.recipes.renderer.latents import Cut, LatentShards, ShardOrigin
+from duotok.lm.sheet.columns import CHART
+from duotok.recipes.lm.sheets import SheetLabels
+from duotok.recipes.renderer.latents import LatentShards, ShardOrigin
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.chart import COLUMNS as CHART_COLUMNS
@@ -24,8 +23,6 @@ from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder, DiffusionDecoderConfig, Known
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
-
-CODE_RATE_HZ = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +115,20 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
             f"model.feature_dim and model.latent_dim are {given[0]} and {given[1]}, the tokenizer and the "
             f"VAE have {needed[0]} and {needed[1]}; set them in the recipe"
         )
-    charts = None if config.data.manifest is None else ChartLabels(config.data.manifest, shards)
+    sheets, styles = None, ()
+    if config.data.manifest is not None:
+        rate_hz = DuoTokenizer.frame_rate_hz
+        sheets = SheetLabels(config.data.manifest, shards.frames, shards.folder, rate_hz)
+        styles = tuple(sorted({item.style for item in sheets.items.values()}))
     torch.manual_seed(config.train.seed)
     if config.start_from is None:
-        styles = () if charts is None else charts.styles
         decoder = DiffusionDecoder(replace(config.model, styles=styles))
         decoder.latent_mean.copy_(mean)
         decoder.latent_deviation.copy_(deviation)
     else:
-        decoder = _open_start(config.start_from, config.model, origin, charts)
+        decoder = _open_start(config.start_from, config.model, origin, styles)
+    if sheets is not None:
+        sheets.styles = decoder.config.styles
     decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
@@ -139,50 +141,24 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
             "offset": torch.tensor([cut.offset for cut in cuts]),
             "latents": torch.stack([cut.latents for cut in cuts]),
         }
-        if charts is not None:
-            batch["chart"] = torch.stack([charts.cut(cut) for cut in cuts])
+        if sheets is not None:
+            told = [sheets.cut(cut.name, cut.start, frames)[:, list(CHART)] for cut in cuts]
+            batch["chart"] = torch.stack(told)
         return batch
 
     return Task(objective, make_batch, decoder.save_pretrained)
 
 
-class ChartLabels:
-    """The charts of the items of a manifest; of an item that is not in it nothing is known."""
-
-    def __init__(self, manifest: str | Path, shards: LatentShards) -> None:
-        """Raises DataError for a manifest with no item of the shards."""
-        self._items = {item.id: item for item in read_manifest(manifest) if item.id in shards.frames}
-        if not self._items:
-            raise DataError(f"no item of {manifest} is in {shards.folder}; give the manifest it was made of")
-        self.styles = tuple(sorted({item.style for item in self._items.values()}))  # what STYLE counts
-        self._known: dict[str, Tensor] = {}
-
-    def cut(self, cut: Cut) -> Tensor:
-        """Return the chart [frames, COLUMNS] of the frames whose latents a cut holds."""
-        frames = cut.latents.shape[1] // LATENTS_PER_FEATURE
-        unknown = torch.full((frames, CHART_COLUMNS), UNKNOWN)
-        if cut.name not in self._items:
-            return unknown
-        if cut.name not in self._known:
-            chart = write_chart(self._items[cut.name], CODE_RATE_HZ, self.styles)
-            self._known[cut.name] = chart.to(torch.int8)  # small, as all of them are kept
-        found = self._known[cut.name][cut.start : cut.start + frames].long()
-        return torch.cat([found, unknown[len(found) :]])
-
-
 def _open_start(
-    folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin, charts: ChartLabels | None
+    folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin, styles: tuple[str, ...]
 ) -> DiffusionDecoder:
-    """A decoder to go on with, told charts from now on where there are some."""
+    """A decoder to go on with, which knows these styles and its own from now on; none: it stays as it is."""
     start = DiffusionDecoder.from_pretrained(folder)
     start.require(track=origin.track, vae=origin.vae_fingerprint)
-    styles = start.config.styles
     if replace(start.config, styles=()) != replace(model, styles=()):
         raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
-    if charts is None:
-        return start.train()
-    charts.styles = (*styles, *(style for style in charts.styles if style not in styles))
-    decoder = DiffusionDecoder(replace(start.config, styles=charts.styles))
+    own = start.config.styles
+    decoder = DiffusionDecoder(replace(model, styles=(*own, *(each for each in styles if each not in own))))
     known = start.state_dict()
     for name, weight in decoder.state_dict().items():
         if name not in known:

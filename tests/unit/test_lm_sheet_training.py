@@ -67,7 +67,7 @@ def item(tiny_corpus: Path) -> Item:
 @pytest.fixture
 def labels(tmp_path: Path, shards: TokenShards, item: Item) -> SheetLabels:
     write_manifest(tmp_path / "some.jsonl", [item])
-    return SheetLabels(tmp_path / "some.jsonl", shards)
+    return SheetLabels.of_tokens(tmp_path / "some.jsonl", shards)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_what_the_band_plays_is_written_beside_the_score(item: Item) -> None:
 def test_a_manifest_of_other_items_is_refused(tmp_path: Path, shards: TokenShards, item: Item) -> None:
     write_manifest(tmp_path / "other.jsonl", [replace(item, id="nothing")])
     with pytest.raises(DataError, match=r"no item of .*other\.jsonl is in .*tokens"):
-        SheetLabels(tmp_path / "other.jsonl", shards)
+        SheetLabels.of_tokens(tmp_path / "other.jsonl", shards)
 
 
 def test_windows_keep_codes_and_sheets_together(shards: TokenShards, labels: SheetLabels) -> None:
