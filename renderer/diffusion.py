@@ -111,7 +111,7 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1)).unflatten(1, (MODULATIONS, -1))
 
 
-_CHART_GUIDANCE = 2.0  # chosen on validation songs: docs/renderer.md
+_CHART_GUIDANCE = 3.0  # chosen on validation songs: docs/renderer.md
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
 DEVIATION_RANGE = (0.1, 1.5)  # of the regression's residual, in units of the latents' deviation
 
@@ -266,8 +266,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
-        chart [batch, frames25, 5]: see `chart`; None: nothing is known. It is followed as if it said twice
-        as much, by the rule of guidance.
+        chart [batch, frames25, 5]: see `chart`; None: nothing is known. It is followed as if it said
+        three times as much, by the rule of guidance.
         guidance (classifier-free): 1 = none, else unconditional + guidance * (conditional - unconditional).
         generator: of the CPU, so that all devices draw the same.
         known_latents [batch, latent_dim, k]: of the first k frames, given back as they are. latents_after:

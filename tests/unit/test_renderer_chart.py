@@ -80,14 +80,14 @@ def test_guidance_takes_the_chart_from_those_who_hear_no_features():
     assert not torch.allclose(told, sample(decoder, features, guidance=2.0))
 
 
-def test_a_chart_is_followed_as_if_it_said_twice_as_much():
+def test_a_chart_is_followed_as_if_it_said_three_times_as_much():
     decoder, features, chart = make_decoder(), torch.randn(1, 9, 12), draw_chart(1, 9)
     noise = torch.randn(1, 6, 18, generator=torch.Generator().manual_seed(3))
     nothing = Known(latents=torch.zeros(1, 6, 18), mask=torch.zeros(1, 1, 18))
     told = decoder.encode_condition(features, chart=chart)
     untold, blind = (decoder.encode_condition(features, dropped) for dropped in (None, torch.tensor([True])))
     answers = [decoder(noise, torch.ones(1), each, nothing) for each in (told, untold, blind)]
-    expected = answers[1] + 2 * (answers[0] - answers[1])
+    expected = answers[1] + 3 * (answers[0] - answers[1])
     for guidance in (1.0, 3.0):
         if guidance != 1:
             expected = answers[2] + guidance * (expected - answers[2])

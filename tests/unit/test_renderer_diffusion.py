@@ -158,6 +158,11 @@ def test_a_walk_by_a_wrong_guess_ends_where_a_fine_one_does():
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
+def test_steps_of_straight_paths_are_shorter_the_later_they_come():
+    times = torch.cat([Solver("flow", 4).times, torch.zeros(1)])
+    assert (times.diff().abs().diff() < 0).all()
+
+
 def test_only_straight_paths_are_carried():
     zero, one = torch.zeros(1), torch.ones(1)
     with pytest.raises(ConfigError, match="straight paths"):
