@@ -78,8 +78,8 @@ class DiffusionPath:
 
 
 TRAINING_STEPS = 1000  # resolution of the schedulers' time
-# Times of flow matching are powers of evenly spaced ones: of few steps, short ones come late, where latents take
-# their shape. Chosen on validation songs: docs/renderer.md.
+# Times of flow matching are powers of evenly spaced ones: of few steps, short ones come late, where latents
+# take their shape. Chosen on validation songs: docs/renderer.md.
 _LATE = 1.8
 
 

@@ -231,7 +231,8 @@ def _choose_pace(heard: Heard, line: TimeLine, keys: np.ndarray, downbeat_second
     for each in lines:
         told = EVIDENCE * heard.place[np.arange(frames), each.places(frames)].sum()
         middles = ((each.beats[:-1] + each.beats[1:]) / 2).astype(int).clip(0, frames - 1)
-        *_, paces = default_melody_reader().judge(heard.sung_between(each.beats), keys[middles])
+        melody = heard.sung_between(each.beats)
+        *_, paces = default_melody_reader().judge(melody, keys[middles], BEATS_PER_BAR)
         scores.append(told + _PACE_EVIDENCE * frames / heard.rate_hz * paces[:, 0].mean())
     return lines[int(np.argmax(scores))]
 
@@ -244,8 +245,7 @@ def _find_chords(heard: Heard, evidence: np.ndarray, line: TimeLine, keys: np.nd
     scores = np.add.reduceat(evidence, starts, axis=0)
     if heard.is_long:
         melody = heard.sung_between(np.append(line.beats[beats[starts]], line.beats[beats[-1] + 1]))
-        in_four = line.beats_per_bar == BEATS_PER_BAR  # the only bars that the melody reader knows
-        asked, *_ = default_melody_reader().judge(melody, keys, numbers if in_four else None)
+        asked, *_ = default_melody_reader().judge(melody, keys, line.beats_per_bar, numbers)
         scores = scores + _MELODY_EVIDENCE * asked
     costs = (
         _CHANGE_COSTS[line.beats_per_bar][:, None, None, None] - _CHANGE_WEIGHT * load_progressions().changes

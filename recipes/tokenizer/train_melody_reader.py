@@ -1,26 +1,27 @@
-"""Teach the melody reader chords and bars, on the training scores of POP909; ten minutes of one core.
+"""Teach the melody reader chords and bars, on the training scores of one or more sources.
 
-Run: python -m duotok.recipes.tokenizer.train_melody_reader --songs pop909.tar.gz \\
-         --out tokenizer/music/weights/melody
+Run: python -m duotok.recipes.tokenizer.train_melody_reader \\
+         --songs pop909.tar.gz openewld.tar.gz lieder.tar.gz --out tokenizer/music/weights/melody
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import trange
+from tqdm import tqdm, trange
 
-from duotok.recipes.corpus.scores.song import Song
+from duotok.recipes.corpus.scores.song import Song, Songs
 from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.command import guard
+from duotok.tokenizer.common.errors import DataError
 from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, key_of, nearest_triad
 from duotok.tokenizer.music.melody import (
-    BEATS_PER_BAR,
     PACES,
     PARTS,
     MelodyReader,
@@ -33,6 +34,7 @@ from duotok.tokenizer.music.progressions import relative_to
 _FINE = 2 * PARTS  # parts of a beat, which are beats where twice as many are counted
 _POINTS = 4  # at which the melody is looked up in each
 _BATCH, _BEATS, _RATE = 16, 192, 0.004
+_IN_FOUR = 4  # beats of a bar that others count twice or half as many of
 _IGNORED = -100  # by the loss
 _NUMBERS_HIDDEN, _NUMBERS_WRONG = 0.35, 0.1  # shares of the examples
 _MOST_MISSED = 0.3  # notes that a half of the examples lack, at most
@@ -46,7 +48,8 @@ class Beats:
     sung: np.ndarray  # [beats, _FINE, 12] shares of pitch classes
     chords: np.ndarray  # [beats] 0..23, others are not known
     keys: np.ndarray  # [beats] 12-23 minor
-    numbers: np.ndarray  # [beats] in the bar, -1 beyond the fourth
+    numbers: np.ndarray  # [beats] in the bar, -1 in one that is longer than the song's
+    beats_per_bar: int
 
     @classmethod
     def of_song(cls, song: Song) -> "Beats":
@@ -70,22 +73,23 @@ class Beats:
         downbeats = np.array(sorted(song.downbeats))
         bar = np.searchsorted(downbeats, np.arange(count), side="right") - 1
         numbers = np.arange(count) - downbeats[bar.clip(0)]
-        numbers = np.where(bar < 0, numbers % BEATS_PER_BAR, numbers)
+        numbers = np.where(bar < 0, numbers % song.beats_per_bar, numbers)
         return cls(
             sung=sung.reshape(count, _FINE, 12),
             chords=chords,
             keys=keys,
-            numbers=np.where(numbers < BEATS_PER_BAR, numbers, -1),
+            numbers=np.where(numbers < song.beats_per_bar, numbers, -1),
+            beats_per_bar=song.beats_per_bar,
         )
 
     def counted(self, pace: float, offset: int = 0) -> "Beats":
         """The same as somebody hears it who counts `pace` beats for each; `offset`: which of two is one."""
         if pace == 1:
-            sung = self.sung.reshape(-1, PARTS, 2, 12).mean(axis=2)
-            return Beats(sung=sung, chords=self.chords, keys=self.keys, numbers=self.numbers)
+            return replace(self, sung=self.sung.reshape(-1, PARTS, 2, 12).mean(axis=2))
         if pace == 2:
             twice = 2 * (self.numbers[:, None] % 2) + np.arange(2)
-            return Beats(
+            return replace(
+                self,
                 sung=self.sung.reshape(-1, PARTS, 12),
                 chords=self.chords.repeat(2),
                 keys=self.keys.repeat(2),
@@ -94,15 +98,23 @@ class Beats:
         count = (len(self.sung) - offset) // 2
         sung = self.sung[offset : offset + 2 * count].reshape(count, PARTS, -1, 12).mean(axis=2)
         chords, keys = (values[offset::2][:count] for values in (self.chords, self.keys))
-        return Beats(sung=sung, chords=chords, keys=keys, numbers=np.full(count, -1))
+        return replace(self, sung=sung, chords=chords, keys=keys, numbers=np.full(count, -1))
 
 
-def draw_batch(songs: Sequence[Beats], rng: np.random.Generator) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """What the reader is given, and the chords, numbers and paces that it should say; _IGNORED: nothing."""
+def draw_batch(
+    sources: Sequence[Sequence[Beats]], rng: np.random.Generator
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """What the reader is given, and the chords, numbers and paces that it should say; _IGNORED: nothing.
+
+    Half of the examples are of the first source, the others share the rest.
+    """
     rows = []
     for _ in range(_BATCH):
-        pace = int(rng.choice(len(PACES), p=(0.7, 0.15, 0.15)))
-        beats = songs[int(rng.integers(len(songs)))].counted(PACES[pace], int(rng.integers(2)))
+        other = len(sources) > 1 and rng.random() < 0.5
+        songs = sources[int(rng.integers(1, len(sources))) if other else 0]
+        song = songs[int(rng.integers(len(songs)))]
+        pace = int(rng.choice(len(PACES), p=(0.7, 0.15, 0.15))) if song.beats_per_bar == _IN_FOUR else 0
+        beats = song.counted(PACES[pace], int(rng.integers(2)))
         start = int(rng.integers(max(1, len(beats.sung) - _BEATS + 1)))
         cut = slice(start, start + _BEATS)
         sung, keys, numbers = beats.sung[cut], beats.keys[cut], beats.numbers[cut]
@@ -115,27 +127,33 @@ def draw_batch(songs: Sequence[Beats], rng: np.random.Generator) -> tuple[tuple[
         if kind < _NUMBERS_HIDDEN:
             shown, asked = np.full(len(numbers), -1), np.where(numbers < 0, _IGNORED, numbers)
         elif kind < _NUMBERS_HIDDEN + _NUMBERS_WRONG:
-            shown = np.where(numbers < 0, -1, (numbers + rng.integers(BEATS_PER_BAR)) % BEATS_PER_BAR)
-        row = (over_tonics(sung, tonics), shown, keys // 12, wanted, asked, np.full(len(keys), pace))
+            moved = (numbers + rng.integers(song.beats_per_bar)) % song.beats_per_bar
+            shown = np.where(numbers < 0, -1, moved)
+        meters, paces = np.full(len(keys), song.beats_per_bar), np.full(len(keys), pace)
+        if song.beats_per_bar != _IN_FOUR:
+            paces[:] = _IGNORED
+        row = (over_tonics(sung, tonics), shown, meters, keys // 12, wanted, asked, paces)
         gap = _BEATS - len(keys)
-        for_gap = (0, -1, 0, _IGNORED, _IGNORED, _IGNORED)
+        for_gap = (0, -1, 0, 0, _IGNORED, _IGNORED, _IGNORED)
         rows.append([_pad(values, gap, value) for values, value in zip(row, for_gap, strict=True)])
     sung, *others = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-    return (sung.float(), *others[:2]), others[2:]
+    return (sung.float(), *others[:3]), others[3:]
 
 
 def _pad(values: np.ndarray, gap: int, value: int) -> np.ndarray:
     return np.pad(values, [(0, gap), *[(0, 0)] * (values.ndim - 1)], constant_values=value)
 
 
-def train(songs: Sequence[Beats], config: MelodyReaderConfig, steps: int, seed: int) -> MelodyReader:
-    """A reader that has seen so many batches of the songs."""
+def train(
+    sources: Sequence[Sequence[Beats]], config: MelodyReaderConfig, steps: int, seed: int
+) -> MelodyReader:
+    """A reader that has seen so many batches of the songs; see draw_batch."""
     torch.manual_seed(seed)
     rng, reader = np.random.default_rng(seed), MelodyReader(config)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     for _ in trange(steps, desc="melody reader", disable=None):
-        given, wanted = draw_batch(songs, rng)
+        given, wanted = draw_batch(sources, rng)
         loss = torch.zeros(())
         for weight, logits, labels in zip(_LOSSES, reader(*given), wanted, strict=True):
             if (labels != _IGNORED).any():
@@ -155,36 +173,44 @@ def measure(reader: MelodyReader, songs: Sequence[Beats]) -> dict[str, float]:
     right: dict[str, list[float]] = {"chord": [], "number": []}
     for song in songs:
         beats = song.counted(1.0)
-        chords = reader.judge(beats.sung, beats.keys, beats.numbers)[0].argmax(axis=1)
-        numbers = reader.judge(beats.sung, beats.keys)[1].argmax(axis=1)
+        chords = reader.judge(beats.sung, beats.keys, beats.beats_per_bar, beats.numbers)[0].argmax(axis=1)
+        numbers = reader.judge(beats.sung, beats.keys, beats.beats_per_bar)[1].argmax(axis=1)
         known = (beats.chords >= 0) & (beats.chords < NO_CHORD)
-        right["chord"].append(float((chords == beats.chords)[known].mean()))
+        if known.any():
+            right["chord"].append(float((chords == beats.chords)[known].mean()))
         right["number"].append(float((numbers == beats.numbers)[beats.numbers >= 0].mean()))
     return {name: float(np.mean(shares)) for name, shares in right.items()}
+
+
+def read_beats(songs: Songs, split: str) -> list[Beats]:
+    """The songs of a split that have a melody; DataError if there are none."""
+    found = []
+    for name in tqdm(songs.of_split(split), desc=f"{songs.path.name}: {split}", disable=None):
+        with suppress(DataError):  # of songs with nothing to sing
+            found.append(Beats.of_song(songs.read(name)))
+    if not found:
+        raise DataError(f"{songs.path} has no song for {split} that can be sung; give other scores")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Teach the melody reader chords and bars.")
-    parser.add_argument("--songs", type=Path, required=True, help="POP909 folder or tar.gz")
+    text = "folders or tar.gz of scores; half of what is learned is of the first"
+    parser.add_argument("--songs", type=Path, nargs="+", required=True, help=text)
+    parser.add_argument("--score-cache", type=Path, help="folder of what was read of MusicXML")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        songs = open_songs(arguments.songs)
-        sets = {
-            split: [
-                Beats.of_song(song)
-                for song in map(songs.read, songs.of_split(split))
-                if song.beats_per_bar == BEATS_PER_BAR
-            ]
-            for split in ("train", "validation")
-        }
-        reader = train(sets["train"], MelodyReaderConfig(), arguments.steps, arguments.seed)
+        sources = [open_songs(path, arguments.score_cache) for path in arguments.songs]
+        trained = [read_beats(songs, "train") for songs in sources]
+        reader = train(trained, MelodyReaderConfig(), arguments.steps, arguments.seed)
         reader.save_pretrained(arguments.out, half=True)
-        print(measure(reader, sets["validation"]))
+        for songs in sources:
+            print(songs.path.name, measure(reader, read_beats(songs, "validation")))
 
     return guard(run)
 

@@ -1,6 +1,7 @@
 """The harmony reader's training: labels, batches, and a run of size tiny on a synthetic corpus."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +162,32 @@ def test_scores_are_read_beat_by_beat():
 def test_a_melody_reader_learns_and_hears_all_keys_alike():
     songs = [Beats.of_song(make_score(tonic)) for tonic in (0, 5)]
     config = MelodyReaderConfig(dim=8, dilations=(1, 2))
-    reader = train_melody_reader.train(songs, config, steps=60, seed=0)
+    reader = train_melody_reader.train([songs], config, steps=120, seed=0)
     assert train_melody_reader.measure(reader, songs)["chord"] > 0.7
     shipped = default_melody_reader()
     low, high = (song.counted(1.0) for song in songs)
     for keys in (low.keys, low.keys + 12):
-        told = shipped.judge(low.sung, keys, low.numbers)[0]
-        moved = shipped.judge(high.sung, keys + 5, high.numbers)[0]
+        told = shipped.judge(low.sung, keys, 4, low.numbers)[0]
+        moved = shipped.judge(high.sung, keys + 5, 4, high.numbers)[0]
         index = [(chord + 5) % 12 + chord // 12 * 12 for chord in range(NO_CHORD)]
         assert np.allclose(told, moved[:, index], atol=1e-5)
-    assert (shipped.judge(low.sung, low.keys, low.numbers)[0].argmax(axis=1) == low.chords).mean() > 0.5
+    assert (shipped.judge(low.sung, low.keys, 4, low.numbers)[0].argmax(axis=1) == low.chords).mean() > 0.5
+
+
+def test_a_melody_reader_hears_bars_of_three_from_a_second_source():
+    three = replace(make_score(0), beats_per_bar=3, downbeats=tuple(range(2, 123, 3)))
+    sources = [[Beats.of_song(make_score(0))], [Beats.of_song(three)]]
+    (_, numbers, meters, _), (*_, paces) = train_melody_reader.draw_batch(sources, np.random.default_rng(0))
+    in_three = meters[:, 0] == 3
+    assert 0 < in_three.sum() < len(meters)
+    assert numbers[in_three].max() <= 2 and numbers[~in_three].max() == 3
+    assert (paces[in_three] < 0).all() and (paces[~in_three, 0] >= 0).all()  # in three nobody counts double
+    reader = train_melody_reader.train(sources, MelodyReaderConfig(dim=8, dilations=(1, 2)), steps=60, seed=0)
+    assert train_melody_reader.measure(reader, sources[1])["chord"] > 0.4
+
+
+def test_scores_without_a_melody_for_a_split_are_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "songs").mkdir()
+    command = ["--songs", str(tmp_path / "songs"), "--out", str(tmp_path / "out")]
+    assert train_melody_reader.main(command) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()

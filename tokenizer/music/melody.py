@@ -20,8 +20,8 @@ from .labels import NO_CHORD
 from .progressions import relative_to
 
 PARTS = 4  # of a beat
-BEATS_PER_BAR = 4
-PACES = (1.0, 2.0, 0.5)  # beats that are counted for one of the song's
+MOST_BEATS = 6  # of a bar
+PACES = (1.0, 2.0, 0.5)  # beats that are counted for one of the song's; of bars of four alone
 WEIGHTS = Path(__file__).parent / "weights" / "melody"
 
 
@@ -29,7 +29,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "melody"
 class MelodyReaderConfig:
     """Settings of the reader."""
 
-    dim: int = 48
+    dim: int = 64
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     dropout: float = 0.2
 
@@ -47,36 +47,41 @@ class MelodyReader(Component[MelodyReaderConfig]):
     def __init__(self, config: MelodyReaderConfig) -> None:
         super().__init__(config)
         self.sung = nn.Linear(PARTS * 12, config.dim)
-        self.number = nn.Embedding(BEATS_PER_BAR + 1, config.dim)  # the first: not known
+        self.number = nn.Embedding(MOST_BEATS + 1, config.dim)  # the first: not known
+        self.meter = nn.Embedding(MOST_BEATS + 1, config.dim)  # the first: not known
         self.mode = nn.Embedding(2, config.dim)
         self.blocks = nn.ModuleList(_Block(config.dim, d, config.dropout) for d in config.dilations)
         self.norm = nn.LayerNorm(config.dim)
-        self.heads = nn.Linear(config.dim, NO_CHORD + BEATS_PER_BAR + len(PACES))
+        self.heads = nn.Linear(config.dim, NO_CHORD + MOST_BEATS + len(PACES))
 
-    def forward(self, sung: Tensor, numbers: Tensor, modes: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, sung: Tensor, numbers: Tensor, meters: Tensor, modes: Tensor) -> tuple[Tensor, ...]:
         """Logits [batch, beats, ...] of the chord, the number in the bar and the pace.
 
         sung: shares of pitch classes [batch, beats, PARTS, 12] over the tonic of the major key with these
-        sharps, as chords are; numbers: [batch, beats], -1 where not known; modes: 1 in minor.
+        sharps, as chords are. numbers, meters [batch, beats]: the beat's in its bar, -1 where not known, and
+        how many a bar has, 0 where not known. modes [batch, beats]: 1 in minor.
         """
-        features = self.sung(sung.flatten(2)) + self.number(numbers + 1) + self.mode(modes)
+        features = self.sung(sung.flatten(2)) + self.number(numbers + 1)
+        features = features + self.meter(meters) + self.mode(modes)
         for block in self.blocks:
             features = block(features)
-        return self.heads(self.norm(features)).split([NO_CHORD, BEATS_PER_BAR, len(PACES)], dim=-1)
+        return self.heads(self.norm(features)).split([NO_CHORD, MOST_BEATS, len(PACES)], dim=-1)
 
     @torch.no_grad()
     def judge(
-        self, sung: np.ndarray, keys: np.ndarray, numbers: np.ndarray | None = None
+        self, sung: np.ndarray, keys: np.ndarray, beats_per_bar: int, numbers: np.ndarray | None = None
     ) -> tuple[np.ndarray, ...]:
-        """Log-probabilities of the chord [beats, NO_CHORD], the number [beats, 4] and the pace [beats, 3].
+        """Log-probabilities of the chord [beats, NO_CHORD], the number [beats, 6] and the pace [beats, 3].
 
-        sung: shares of pitch classes, C first [beats, PARTS, 12]; keys [beats], 12-23 minor; numbers [beats]
+        sung: shares of pitch classes, C first [beats, PARTS, 12]; keys [beats], 12-23 minor; numbers [beats]:
+        each beat's in its bar, -1 where not known.
         """
         tonics = tonics_of(keys)
         numbers = np.full(len(keys), -1) if numbers is None else numbers
         told = self(
             torch.from_numpy(over_tonics(sung, tonics)).float()[None],
             torch.from_numpy(numbers)[None],
+            torch.full((1, len(keys)), beats_per_bar),
             torch.from_numpy(keys // 12)[None],
         )
         chords, *others = (logits[0].double().log_softmax(dim=-1).numpy() for logits in told)
