@@ -3,7 +3,7 @@
 #
 # usage: recipes/small/reproduce.sh POP909.tar.gz [RUNS] [DATA]
 # The minutes of each stage can be changed by the environment, e.g. LM_MINUTES=5 on a GPU. OPENEWLD=openewld.tar.gz and
-# LIEDER=lieder.tar.gz (need music21) teach bars of two, three and six beats as well.
+# LIEDER=lieder.tar.gz (need music21) teach bars of two, three and six beats as well, GROOVES=groove.tar.gz how people drum.
 set -euo pipefail
 
 songs=$1
@@ -17,8 +17,10 @@ training=(OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000
 make_corpus() { # split hours [options]
     local split=$1 hours=$2
     shift 2
+    local drummers=${GROOVES:-}
+    [ "$split" = train ] || drummers=
     python -m duotok.recipes.corpus.popband --songs "$songs" --out "$data" --split "$split" --hours "$hours" --seed 0 \
-        --phrases "${PHRASES:-8}" --workers "$(nproc)" "$@"
+        --phrases "${PHRASES:-8}" --workers "$(nproc)" ${drummers:+--grooves "$drummers"} "$@"
 }
 train() { # module config run minutes [settings]
     local module=$1 config=$2 run=$3 minutes=$4
@@ -64,7 +66,7 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest
 train tokenizer.train_harmony_reader tokenizer/train_harmony_reader/small.yaml harmony "${HARMONY_MINUTES:-4}" "${from[@]}" \
     --set "data.tokenizer=$runs/stage3/final" --set "data.tokens=$runs/tokens/train"
 # The sheet reader needs more songs than there are: it hears them in other keys, tempi and voices too, and scores
-# that are sung by codes alone, among them OpenEWLD's, whose bars have not all four beats.
+# that are sung by codes alone, among them OpenEWLD's and Lieder, whose bars have not all four beats.
 transposed=$data/train-transposed.jsonl
 read -ra semitones <<<"${SHEET_SEMITONES:-0 4}"
 python -m duotok.recipes.corpus.transpose --manifest "$data/train.jsonl" --semitones "${semitones[@]}" --out "$transposed"
@@ -72,10 +74,10 @@ python -m duotok.recipes.lm.tokenize --tokenizer "$runs/stage3/final" --manifest
     --out "$runs/tokens-transposed/train" --workers "$(nproc)"
 train lm.train_sheet_reader lm/train_sheet_reader/small.yaml sheet "${SHEET_MINUTES:-60}" --set "data.manifest=$transposed" \
     --set "data.tokens=$runs/tokens-transposed/train" --set "tokenizer=$runs/stage3/final" \
-    --set "data.scores=[[$songs, 0.15]${OPENEWLD:+, [$OPENEWLD, 0.3]}]" --set "data.score_cache=$data/scores"
+    --set "data.scores=[[$songs, 0.15]${OPENEWLD:+, [$OPENEWLD, 0.2]}${LIEDER:+, [$LIEDER, 0.2]}]" --set "data.score_cache=$data/scores"
 train lm.train lm/small.yaml lm "${LM_MINUTES:-90}" --set "data.tokens=$runs/tokens/train" \
     --set "tokenizer=$runs/stage3/final" --set "sheets.reader=$runs/sheet/final" \
-    --set "sheets.manifest=$data/train.jsonl" ${OPENEWLD:+--set sheets.other_meters=0.5}
+    --set "sheets.manifest=$data/train.jsonl" ${OPENEWLD:+--set sheets.other_meters=0.35}
 
 train tokenizer.train_score_reader tokenizer/train_score_reader/small.yaml score "${SCORE_MINUTES:-60}" \
     --set "data.tokens=$runs/tokens/train" --set "data.manifest=$data/train.jsonl" \
