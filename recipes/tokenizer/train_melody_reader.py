@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
+from duotok.lm.sheet.columns import BEATS_PER_BAR
 from duotok.recipes.corpus.scores.song import Song, Songs
 from duotok.recipes.corpus.scores.sources import open_songs
 from duotok.tokenizer.common.command import guard
@@ -34,7 +35,6 @@ from duotok.tokenizer.music.progressions import relative_to
 _FINE = 2 * PARTS  # parts of a beat, which are beats where twice as many are counted
 _POINTS = 4  # at which the melody is looked up in each
 _BATCH, _BEATS, _RATE = 16, 192, 0.004
-_IN_FOUR = 4  # beats of a bar that others count twice or half as many of
 _IGNORED = -100  # by the loss
 _NUMBERS_HIDDEN, _NUMBERS_WRONG = 0.35, 0.1  # shares of the examples
 _MOST_MISSED = 0.3  # notes that a half of the examples lack, at most
@@ -113,7 +113,8 @@ def draw_batch(
         other = len(sources) > 1 and rng.random() < 0.5
         songs = sources[int(rng.integers(1, len(sources))) if other else 0]
         song = songs[int(rng.integers(len(songs)))]
-        pace = int(rng.choice(len(PACES), p=(0.7, 0.15, 0.15))) if song.beats_per_bar == _IN_FOUR else 0
+        in_four = song.beats_per_bar == BEATS_PER_BAR  # others are counted in one way alone
+        pace = int(rng.choice(len(PACES), p=(0.7, 0.15, 0.15))) if in_four else 0
         beats = song.counted(PACES[pace], int(rng.integers(2)))
         start = int(rng.integers(max(1, len(beats.sung) - _BEATS + 1)))
         cut = slice(start, start + _BEATS)
@@ -129,9 +130,8 @@ def draw_batch(
         elif kind < _NUMBERS_HIDDEN + _NUMBERS_WRONG:
             moved = (numbers + rng.integers(song.beats_per_bar)) % song.beats_per_bar
             shown = np.where(numbers < 0, -1, moved)
-        meters, paces = np.full(len(keys), song.beats_per_bar), np.full(len(keys), pace)
-        if song.beats_per_bar != _IN_FOUR:
-            paces[:] = _IGNORED
+        meters = np.full(len(keys), song.beats_per_bar)
+        paces = np.full(len(keys), pace if in_four else _IGNORED)
         row = (over_tonics(sung, tonics), shown, meters, keys // 12, wanted, asked, paces)
         gap = _BEATS - len(keys)
         for_gap = (0, -1, 0, 0, _IGNORED, _IGNORED, _IGNORED)
@@ -206,11 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         sources = [open_songs(path, arguments.score_cache) for path in arguments.songs]
-        trained = [read_beats(songs, "train") for songs in sources]
+        trained, held_out = ([read_beats(s, split) for s in sources] for split in ("train", "validation"))
         reader = train(trained, MelodyReaderConfig(), arguments.steps, arguments.seed)
         reader.save_pretrained(arguments.out, half=True)
-        for songs in sources:
-            print(songs.path.name, measure(reader, read_beats(songs, "validation")))
+        for songs, beats in zip(sources, held_out, strict=True):
+            print(songs.path.name, measure(reader, beats))
 
     return guard(run)
 
