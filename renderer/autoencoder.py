@@ -21,6 +21,12 @@ class Autoencoder(Component[ConfigT], ABC):
     latent_dim: int  # numbers per frame
     hop_samples: int  # samples per frame, at the network's own rate
     sample_rate_hz: int = SAMPLE_RATE_HZ  # of the network; the interface is always at 48 kHz
+    latents_of: str | None = None  # fingerprint of another whose latents these are, where there is one
+
+    @property
+    def known_as(self) -> str | None:
+        """What names its latents: the fingerprint of the first autoencoder that made such ones."""
+        return self.latents_of or self.fingerprint
 
     @property
     def latent_rate_hz(self) -> float:

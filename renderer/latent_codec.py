@@ -97,7 +97,7 @@ class LatentCodec(AcousticCodec[LatentCodecConfig]):
         config = LatentCodecConfig(vae_kind=vae.KIND, vae=asdict(vae.config), **settings)
         codec = cls(config)
         codec.vae.load_state_dict(vae.state_dict())
-        codec.vae_fingerprint = vae.fingerprint
+        codec.vae_fingerprint = vae.known_as
         return codec
 
     def train(self, mode: bool = True) -> "LatentCodec":

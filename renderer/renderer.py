@@ -56,7 +56,7 @@ class Renderer:
 
     def __init__(self, vae: Autoencoder, decoders: Mapping[str, DiffusionDecoder]) -> None:
         for track, decoder in decoders.items():
-            decoder.require(vae=vae.fingerprint, track=track)
+            decoder.require(vae=vae.known_as, track=track)
             if (decoder.config.latent_dim, LATENT_RATE_HZ) != (vae.latent_dim, vae.latent_rate_hz):
                 raise CheckpointError(
                     f"the {track} decoder makes {decoder.config.latent_dim} latents at {LATENT_RATE_HZ} Hz, "

@@ -95,6 +95,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
 
     KIND = "spectral_vae"
     CONFIG = SpectralVAEConfig
+    STORED = ("latents_of",)
     CHUNK_FRAMES = 500  # of a song that are decoded at once: 10 s
 
     feature_weight: Tensor

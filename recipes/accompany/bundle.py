@@ -248,9 +248,9 @@ def assemble_bundle(
         )
     part_of = _open_functions()
     models = {component: part_of[component](source) for component, source in sources.items()}
-    fingerprints = {component: model.fingerprint for component, model in models.items()}
+    known_as = {component: model.known_as for component, model in models.items()}
     for component, model in models.items():
-        _require_same_run(str(sources[component]), model, fingerprints)
+        _require_same_run(str(sources[component]), model, known_as)
         if "track" in model.STORED:
             model.require(track=component.removeprefix("renderer/"))
         if half:
@@ -260,10 +260,11 @@ def assemble_bundle(
     with whole_folder(out) as temporary:
         for component, model in models.items():
             extra = read_description(sources[component], model.KIND)["extra"]
-            # The parts it was trained on come first and have the fingerprints of what is stored here by now.
-            extra |= {key: fingerprints[part] for key, part in _RECORDED[system].items() if key in extra}
+            # The parts it was trained on come first and are known as what is stored here by now.
+            extra |= {key: known_as[part] for key, part in _RECORDED[system].items() if key in extra}
             model.save_pretrained(temporary / component, half=half, extra=extra)
-            fingerprints[component] = model.fingerprint
+            known_as[component] = model.known_as
+        fingerprints = {component: model.fingerprint for component, model in models.items()}
         listed = sorted(path for path in temporary.rglob("*") if path.is_file())
         description = {
             "format": FORMAT,
@@ -378,16 +379,16 @@ def _sha256(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; get the bundle again") from error
 
 
-def _require_same_run(where: str, model: "Component[Any]", fingerprints: Mapping[str, str | None]) -> None:
-    """Raise CheckpointError where a model was trained on another part than the one of these fingerprints."""
-    system = ACCOMPGEN if "codec" in fingerprints else DUOTOK
+def _require_same_run(where: str, model: "Component[Any]", known_as: Mapping[str, str | None]) -> None:
+    """Raise CheckpointError where a model was trained on another part than the one that is known so."""
+    system = ACCOMPGEN if "codec" in known_as else DUOTOK
     for recorded, part in _RECORDED[system].items():
-        if recorded in model.STORED and part in fingerprints:
+        if recorded in model.STORED and part in known_as:
             trained_on = getattr(model, recorded)
-            if trained_on != fingerprints[part]:
+            if trained_on != known_as[part]:
                 raise CheckpointError(
                     f"{where} was trained on the {part} {trained_on}, but the {part} given is "
-                    f"{fingerprints[part]}; use the parts of one training run"
+                    f"{known_as[part]}; use the parts of one training run"
                 )
 
 

@@ -39,6 +39,9 @@ _FULL_FROM = {"drums": 3.0, "bass": 1.25, "chords": 2.5}
 _STEM_NAMES = {"drums": "drums", "bass": "bass", "other": "chords"}  # of the corpus -> of the sheet
 _TOGETHER_SECONDS = 0.03
 _HELD_SHARE = 0.2  # what begins in this first part of a bar, and nothing later, is held
+# Bass and chords rest in the corpus on purpose alone, far more often than in a band that is told nothing. So
+# their rests are always told, and where the level is unknown they play. Drums rest in many bands anyway.
+_TOLD_RESTS = [STEM_COLUMNS["bass"], STEM_COLUMNS["chords"]]
 _NEAR = 1  # parts of a bar that a place may be off: 0.1 s in a bar of 2 s
 
 
@@ -204,7 +207,9 @@ class SheetSource:
         if self._written is None or not is_written:
             read = self.read(song, damaged=rng.random() < 0.5)[start : start + frames]
             sheet[: len(read), :METER] = read[:, :METER]
-        sheet[:, METER:][:, torch.from_numpy(untold)] = UNKNOWN
+        rests = torch.zeros_like(sheet, dtype=torch.bool)
+        rests[:, _TOLD_RESTS] = sheet[:, _TOLD_RESTS] == OUT
+        sheet[:, METER:].masked_fill_(torch.from_numpy(untold) & ~rests[:, METER:], UNKNOWN)
         for column, trust in TRUST.items():
             if hidden[column]:
                 sheet[:, [column, trust]] = UNKNOWN

@@ -4,13 +4,15 @@ Run: python -m duotok.recipes.renderer.latents --tokenizer runs/small/stage3/fin
          --vae runs/small/vae/final --manifest data/popband/train.jsonl --track accompaniment \\
          --out data/latents/train
 Run the same command again to go on after an interruption; --device cuda encodes on a GPU, --workers and --ray
-in several processes. A shard is one
-safetensors file: per item "<id>/codes" [frames] int32 at 25 Hz and "<id>/latents" [2 * frames, latent_dim]
-float16 at 50 Hz, and as metadata the track and the fingerprints of the tokenizer and the VAE.
+in several processes. With --drawn-by runs/small/accompaniment/final the latents are those which that decoder
+draws from the codes, for train_spectral_vae. A shard is one safetensors file: per item "<id>/codes" [frames]
+int32 at 25 Hz and "<id>/latents" [2 * frames, latent_dim] float16 at 50 Hz, and as metadata the track and the
+fingerprints of tokenizer, VAE and decoder.
 """
 
 import argparse
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +26,19 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from duotok.recipes.corpus.manifest import Item, read_manifest, refuse_duplicates
+from duotok.recipes.lm.sheets import write_chart
 from duotok.recipes.workers.pool import add_worker_options, take_workers, tell_left_out
 from duotok.renderer.autoencoder import Autoencoder
-from duotok.renderer.diffusion import LATENTS_PER_FEATURE
-from duotok.renderer.renderer import open_vae
+from duotok.renderer.chart import UNKNOWN
+from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
+from duotok.renderer.renderer import Renderer, open_vae
 from duotok.tokenizer.common.command import guard
 from duotok.tokenizer.common.errors import CheckpointError, DataError
 from duotok.tokenizer.common.files import write_tensors
 from duotok.tokenizer.heads import STEMS
 from duotok.tokenizer.model import HOP_SAMPLES, TRACKS, DuoTokenizer
 
+_STEPS = 4  # of drawing, as the shipped model does
 Pair = tuple[Tensor, Tensor]  # codes [frames], latents [2 * frames, latent_dim]
 
 
@@ -44,6 +49,7 @@ class ShardOrigin:
     track: str
     tokenizer_fingerprint: str
     vae_fingerprint: str
+    drawn_by: str = ""  # fingerprint of the decoder that drew the latents from the codes; empty: of the sound
 
 
 class Cut(NamedTuple):
@@ -56,12 +62,29 @@ class Cut(NamedTuple):
     latents: Tensor  # [latent_dim, 2 * frames] float32
 
 
-def encode_item(item: Item, track: str, tokenizer: DuoTokenizer, vae: Autoencoder) -> Pair:
-    """Return the codes and the latents of one item's track, two latent frames per code exactly."""
+def encode_item(
+    item: Item, track: str, tokenizer: DuoTokenizer, vae: Autoencoder, decoder: DiffusionDecoder | None = None
+) -> Pair:
+    """Return the codes and the latents of one item's track, two latent frames per code exactly.
+
+    decoder: draws the latents from the codes and the item's chart, always the same ones, in place of the VAE.
+    """
     device = next(tokenizer.parameters()).device
     wave = pad_to_frames(item.read(track).to(device))
-    codes = tokenizer.encode(wave[None], track if track in TRACKS else "accompaniment")
-    return codes[0].cpu(), vae.encode_song(wave).T.cpu()
+    heard_as = track if track in TRACKS else "accompaniment"
+    codes = tokenizer.encode(wave[None], heard_as)
+    if decoder is None:
+        return codes[0].cpu(), vae.encode_song(wave).T.cpu()
+    chart = write_chart(item, tokenizer.frame_rate_hz, decoder.config.styles)
+    latents = Renderer(vae, {track: decoder}).render_latents(
+        tokenizer.features(codes, heard_as)[0],
+        track=track,
+        chart=functional.pad(chart, (0, 0, 0, codes.shape[1] - len(chart)), value=UNKNOWN),
+        steps=_STEPS,
+        guidance=1.0,
+        seed=zlib.crc32(item.id.encode()),
+    )
+    return codes[0].cpu(), latents.T.cpu()
 
 
 def pad_to_frames(wave: Tensor) -> Tensor:
@@ -193,21 +216,23 @@ class LatentShards:
         return latents.mean(dim=1, keepdim=True).float(), deviation.float()
 
 
-_encoder: tuple[str, DuoTokenizer, Autoencoder] | None = None  # one per process
+_encoder: tuple[str, DuoTokenizer, Autoencoder, DiffusionDecoder | None] | None = None  # one per process
 
 
-def _start(tokenizer: Path, vae: Path, track: str, device: str, threads: int | None) -> None:
+def _start(
+    tokenizer: Path, vae: Path, decoder: Path | None, track: str, device: str, threads: int | None
+) -> None:
     global _encoder
     if threads is not None:
         torch.set_num_threads(threads)
-    _encoder = track, DuoTokenizer.from_pretrained(tokenizer).to(device), open_vae(vae).to(device)
+    draws = None if decoder is None else DiffusionDecoder.from_pretrained(decoder).to(device)
+    _encoder = track, DuoTokenizer.from_pretrained(tokenizer).to(device), open_vae(vae).to(device), draws
 
 
 @torch.inference_mode()
 def _encode(item: Item) -> Pair:
     assert _encoder is not None
-    track, tokenizer, vae = _encoder
-    return encode_item(item, track, tokenizer, vae)
+    return encode_item(item, *_encoder)
 
 
 def encode_corpus(arguments: argparse.Namespace) -> None:
@@ -215,10 +240,17 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
     workers, track = take_workers(vars(arguments)), arguments.track
     tokenizer, vae = DuoTokenizer.from_pretrained(arguments.tokenizer), open_vae(arguments.vae)
     require_latent_rate(vae, arguments.vae, tokenizer.frame_rate_hz)
+    decoder = None if arguments.drawn_by is None else DiffusionDecoder.from_pretrained(arguments.drawn_by)
+    if decoder is not None:
+        decoder.require(tokenizer=tokenizer.fingerprint, vae=vae.known_as, track=track)
     origin = ShardOrigin(
-        track=track, tokenizer_fingerprint=str(tokenizer.fingerprint), vae_fingerprint=str(vae.fingerprint)
+        track=track,
+        tokenizer_fingerprint=str(tokenizer.fingerprint),
+        vae_fingerprint=str(vae.known_as),
+        drawn_by="" if decoder is None else str(decoder.fingerprint),
     )
-    start = (arguments.tokenizer.absolute(), arguments.vae.absolute(), track, arguments.device)
+    drawn_by = None if decoder is None else arguments.drawn_by.absolute()
+    start = (arguments.tokenizer.absolute(), arguments.vae.absolute(), drawn_by, track, arguments.device)
 
     def encoded(items: Sequence[Item]) -> Iterable[tuple[Item, Pair | str]]:
         if workers.are_apart:
@@ -237,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the corpus")
     text = "the codes of drums, bass and other are the accompaniment's"
     parser.add_argument("--track", choices=(*TRACKS, *STEMS[1:]), default="accompaniment", help=text)
+    text = "decoder folder: the latents are those that it draws from the codes, not those of the sound"
+    parser.add_argument("--drawn-by", type=Path, metavar="DECODER", help=text)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--items-per-shard", type=int, default=32)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")

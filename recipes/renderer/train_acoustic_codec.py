@@ -101,10 +101,10 @@ def _open_shards(folder: str, vae: Autoencoder, vae_folder: str) -> LatentShards
     shards = LatentShards(folder)
     if shards.origin is None:
         raise DataError(f"{folder} holds no shards; run duotok.recipes.renderer.latents first")
-    if shards.origin.vae_fingerprint != vae.fingerprint:
+    if shards.origin.vae_fingerprint != vae.known_as:
         raise CheckpointError(
             f"the latents in {folder} were made by the VAE {shards.origin.vae_fingerprint}, {vae_folder} is "
-            f"{vae.fingerprint}; make the latents again or give that VAE"
+            f"{vae.known_as}; make the latents again or give that VAE"
         )
     return shards
 

@@ -94,6 +94,8 @@ def build(config: Config) -> Task:
     origin = shards.origin
     if origin is None:
         raise DataError(f"{config.data.latents} holds no shards; run duotok.recipes.renderer.latents first")
+    if origin.drawn_by:
+        raise DataError(f"the latents in {config.data.latents} were drawn by a decoder; give the VAE's")
     if origin.tokenizer_fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
             f"the shards in {config.data.latents} were made by the tokenizer {origin.tokenizer_fingerprint}, "

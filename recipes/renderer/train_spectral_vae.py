@@ -1,25 +1,34 @@
 """The spectral VAE: fit its linear coding on a corpus, then train the corrections (P 3.4).
 
 Run: python -m duotok.recipes.renderer.train_spectral_vae \\
-         recipes/renderer/train_spectral_vae/small.yaml --out runs/small/vae --minutes 20
+         recipes/renderer/train_spectral_vae/small.yaml --out runs/small/vae-mean --minutes 20
+Then its decoder against an adversary, with train_spectral_vae/sharper/small.yaml:
+    --set start_from=runs/small/vae-mean/final --out runs/small/vae --minutes 40
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
+from duotok.recipes.corpus.manifest import Item
+from duotok.recipes.renderer.adversary import Judgement, contest
+from duotok.recipes.renderer.latents import LatentShards
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import band_filters
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
+from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 
 SMALLEST_DEVIATION = 1e-3  # of a latent, so that silence does not become noise
 _LARGEST_GAIN = 2.0  # of a magnitude
@@ -30,6 +39,8 @@ _FINE_BANDS_HZ = ((50, 300), (300, 1000), (1000, 3000))
 _PITCH_BAND_HZ = (50, 5000)
 _LOG_FLOOR = 1e-3
 _ENERGY_EXCERPTS = 150  # at most, for the energy gains of the finished VAE
+_BAND_EDGES = (0.0, 0.12, 0.35, 0.68, 1.0)  # shares of the features of the middle: 1.5, 4.2, 8.2 kHz of 24
+_SLOPE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,9 @@ class DataConfig(ExcerptConfig):
     """Which sound is heard, and how much of it the linear coding is fitted to."""
 
     fit_excerpts: int = 600
+    # Folder of latents that a diffusion decoder drew from the codes of items of the manifest. What is decoded
+    # from them shall pass for a recording, too; half as many of them are in a batch as excerpts.
+    drawn: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,17 +77,34 @@ class DataConfig(ExcerptConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdversaryConfig:
+    """An adversary of the decoder: what latents leave open is then played somehow, and not the mean of it."""
+
+    adversarial: float = 0.0  # weight of the decoder's loss against the discriminators; 0: there are none
+    feature_matching: float = 1.0  # the same of the discriminators' activations
+    width: int = 16  # channels of a discriminator's layers
+
+    def __post_init__(self) -> None:
+        if not (self.adversarial >= 0 and self.feature_matching >= 0 and self.width >= 1):
+            raise ConfigError("adversary: weights must not be negative, and width at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of the recipe."""
 
     data: DataConfig
+    # A trained VAE whose decoder learns on, in place of a new one as `model` says. Its latents stay as they
+    # are, so that what has learned to make them needs to learn nothing new.
+    start_from: str | None = None
     model: SpectralVAEConfig = field(default_factory=SpectralVAEConfig)
     loss: VAELossConfig = field(default_factory=VAELossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def build(config: Config) -> Task:
-    """Fit the linear coding; make the objective and its batches."""
+    """Fit the linear coding or take over another's; make the objective and its batches."""
     items = read_items(config.data)
 
     def fit_waves(count: int) -> Iterator[Tensor]:
@@ -81,13 +112,20 @@ def build(config: Config) -> Task:
             rng = np.random.default_rng((config.train.seed, number, 1))
             yield draw_excerpt(rng, items, config.data)
 
-    vae = SpectralVAE(config.model)
-    fit_linear(vae, fit_waves(config.data.fit_excerpts))
-    objective = VAEObjective(vae, config.loss)
+    if config.start_from is None:
+        vae = SpectralVAE(config.model)
+        fit_linear(vae, fit_waves(config.data.fit_excerpts))
+    else:
+        vae = open_for_decoder(config.start_from)
+    drawn = None if config.data.drawn is None else DrawnLatents(config.data.drawn, items, config.data.seconds)
+    if drawn is not None:
+        drawn.require(vae, config.adversary)
+    objective = VAEObjective(vae, config.loss, config.adversary)
 
     def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
         waves = [draw_excerpt(rng, items, config.data) for _ in range(config.train.batch_size)]
-        return {"wave": torch.stack(waves)}
+        batch = {"wave": torch.stack(waves)}
+        return batch if drawn is None else batch | drawn.make_batch(rng, -(-config.train.batch_size // 2))
 
     def export(folder: Path) -> None:
         fit_energy_gains(vae.eval(), fit_waves(min(_ENERGY_EXCERPTS, config.data.fit_excerpts)))
@@ -96,15 +134,102 @@ def build(config: Config) -> Task:
     return Task(objective, make_batch, export)
 
 
+def open_for_decoder(folder: str) -> SpectralVAE:
+    """Return a trained VAE of which the decoder alone can learn; ConfigError where it has none."""
+    vae = SpectralVAE.from_pretrained(folder)
+    if vae.decoder is None:
+        raise ConfigError(f"the VAE in {folder} has no decoder that could learn; leave start_from out")
+    vae.latents_of = vae.known_as
+    vae.feature_gain.fill_(1)  # of the decoder as it was; fitted again to the one that comes out
+    vae.requires_grad_(False).decoder.requires_grad_(True)
+    return vae.train()
+
+
+class DrawnLatents:
+    """Latents that a diffusion decoder drew, with the recordings whose codes it was given."""
+
+    def __init__(self, folder: str, items: Sequence[Item], seconds: float) -> None:
+        """seconds: length of a cut. DataError where no item of the folder is among these and as long."""
+        self.shards, self.seconds = LatentShards(folder), seconds
+        self.frames = round(seconds * DuoTokenizer.frame_rate_hz)
+        self.items = {item.id: item for item in items if self.shards.frames.get(item.id, 0) >= self.frames}
+        if not self.items:
+            raise DataError(f"no item of the manifest has {seconds:g} s in {folder}; make its latents first")
+
+    def require(self, vae: SpectralVAE, adversary: AdversaryConfig) -> None:
+        """Raise CheckpointError or ConfigError unless they are this VAE's and an adversary judges them."""
+        origin = self.shards.origin
+        if origin is None or not origin.drawn_by or origin.vae_fingerprint != vae.known_as:
+            raise CheckpointError(
+                f"{self.shards.folder} holds no latents of the VAE {vae.known_as} that a decoder drew; make "
+                f"them by duotok.recipes.renderer.latents --drawn-by"
+            )
+        if not adversary.adversarial:
+            raise ConfigError("data.drawn has no effect without an adversary; set adversary.adversarial")
+
+    def make_batch(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
+        """Return "drawn" [count, latent_dim, frames] and the "played" waves [count, 2, samples]."""
+        assert self.shards.origin is not None
+        latents, waves = [], []
+        for _ in range(count):
+            cut = self.shards.draw_cut(rng, list(self.items), self.frames, 0)
+            start = cut.start / DuoTokenizer.frame_rate_hz
+            wave = self.items[cut.name].read(
+                self.shards.origin.track, start_seconds=start, seconds=self.seconds
+            )
+            samples = self.frames * HOP_SAMPLES
+            latents.append(cut.latents)
+            waves.append(functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples])
+        return {"drawn": torch.stack(latents), "played": torch.stack(waves)}
+
+
+class SpectrumDiscriminators(nn.Module):
+    """Judge the middle's spectra, each band by convolutions of its own (as DAC does waves, 2306.06546)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, vae: SpectralVAE, width: int) -> None:
+        super().__init__()
+        dim = vae.features.mid_dim
+        self.bands = [slice(int(low * dim), int(high * dim)) for low, high in pairwise(_BAND_EDGES)]
+        self.stacks = nn.ModuleList(_band_stack(width) for _ in self.bands)
+        spread = (vae.mid_basis.square() @ vae.latent_scale[: vae.config.mid_latents].square()).sqrt()
+        weight = vae.feature_weight[:dim]
+        self.register_buffer("mean", vae.feature_mean[:dim].clone(), persistent=False)
+        # Of the mean feature: bins that hardly move in the linear coding are not blown up.
+        self.register_buffer("deviation", (spread / weight).mean(), persistent=False)
+
+    def forward(self, features: Tensor) -> list[Judgement]:
+        """features [batch, frames, at least mid_dim] -> one judgement per band."""
+        spectra = (features[:, None, :, : len(self.mean)] - self.mean) / self.deviation
+        judgements = []
+        for band, stack in zip(self.bands, self.stacks, strict=True):
+            assert isinstance(stack, nn.ModuleList)
+            hidden, seen = spectra[..., band], list[Tensor]()
+            for layer in stack[:-1]:
+                hidden = functional.leaky_relu(layer(hidden), _SLOPE)
+                seen.append(hidden)
+            judgements.append(Judgement(stack[-1](hidden), seen))
+        return judgements
+
+
+def _band_stack(width: int) -> nn.ModuleList:
+    wide = [(1, 1), (width, 2), (width, 2), (width, 2)]  # input channels, stride over bins
+    layers = [nn.Conv2d(a, width, (3, 9), stride=(1, stride), padding=(1, 4)) for a, stride in wide]
+    return nn.ModuleList(weight_norm(each) for each in (*layers, nn.Conv2d(width, 1, (3, 3), padding=1)))
+
+
 class VAEObjective(nn.Module):
     """Losses between the spectra of a wave and those decoded from its noisy latents."""
 
     feature_deviation: Tensor
     level_weight: Tensor
 
-    def __init__(self, vae: SpectralVAE, config: VAELossConfig) -> None:
+    def __init__(self, vae: SpectralVAE, config: VAELossConfig, adversary: AdversaryConfig) -> None:
         super().__init__()
-        self.vae, self.config = vae, config
+        self.vae, self.config, self.adversary = vae, config, adversary
+        self.discriminators = SpectrumDiscriminators(vae, adversary.width) if adversary.adversarial else None
         frequencies = vae.features.pooled.frequencies_hz()
         self.fine_bands = [_band(frequencies, low, high) for low, high in _FINE_BANDS_HZ]
         self.pitch_band = _band(frequencies, *_PITCH_BAND_HZ)
@@ -114,8 +239,13 @@ class VAEObjective(nn.Module):
         variance = vae.latent_scale.square().sum() / vae.features.dim
         self.register_buffer("feature_deviation", variance.sqrt(), persistent=False)
 
-    def forward(self, wave: Tensor) -> dict[str, Tensor]:
-        """wave [batch, 2, samples] -> named losses."""
+    def forward(
+        self, wave: Tensor, drawn: Tensor | None = None, played: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """wave [batch, 2, samples], drawn latents [rows, latent_dim, frames] and what was played -> losses.
+
+        played [rows, 2, samples]: the recordings in place of which the adversary is shown what is drawn.
+        """
         vae = self.vae
         with torch.no_grad():
             target = vae.features(wave.float())
@@ -136,6 +266,15 @@ class VAEObjective(nn.Module):
         losses = {"feature": error.square().mean(), "level": level, "fine": fine}
         losses |= {"pitch": pitch, "stereo": stereo, "latent": latent}
         total = sum((getattr(self.config, name) * value for name, value in losses.items()), torch.zeros(()))
+        if self.discriminators is not None:
+            made, real = found, target
+            if drawn is not None and played is not None:
+                with torch.no_grad():
+                    real = torch.cat([target, vae.features(played.float())])
+                made = torch.cat([found, vae.decode_features(drawn).float()])
+            losses |= contest(self.discriminators, made, real, matched=len(found))
+            total = total + self.adversary.adversarial * losses["adversarial"] + losses["discriminator"]
+            total = total + self.adversary.feature_matching * losses["feature_matching"]
         return {"total": total, **losses}
 
 

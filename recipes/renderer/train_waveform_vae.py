@@ -6,20 +6,18 @@ Run: python -m duotok.recipes.renderer.train_waveform_vae \
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from scipy.signal import lfilter
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from duotok.recipes.renderer.adversary import Judgement, contest
 from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
@@ -63,13 +61,6 @@ class DiscriminatorConfig:
         for name in ("period_width", "band_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-class Judgement(NamedTuple):
-    """What one discriminator says of a batch."""
-
-    logits: Tensor  # [batch, 1, ...]; trained towards 1 for recordings, 0 for rebuilt waves
-    features: list[Tensor]  # the activations of each layer before, [batch, channels, ...]
 
 
 class Discriminators(nn.Module):
@@ -246,7 +237,7 @@ class WaveformObjective(nn.Module):
         losses = {**self.reconstruction(found, wave), "kl": divergence(mean, deviation)}
         total = losses["reconstruction"] + self.loss.kl * losses["kl"]
         if int(step) >= self.adversary.start_step:
-            losses |= self.contest(found, wave)
+            losses |= contest(self.discriminators, found, wave)
             total = total + self.adversary.adversarial * losses["adversarial"]
             total = total + self.adversary.feature_matching * losses["feature_matching"]
             total = total + losses["discriminator"]
@@ -254,20 +245,6 @@ class WaveformObjective(nn.Module):
             # Data parallelism waits for a gradient of every weight.
             total = total + 0 * torch.stack([p.sum() for p in self.discriminators.parameters()]).sum()
         return {"total": total, **losses}
-
-    def contest(self, found: Tensor, wave: Tensor) -> dict[str, Tensor]:
-        """Return "adversarial" and "feature_matching" of the autoencoder, and the "discriminator" loss.
-
-        found: rebuilt [batch, 2, samples]; wave: the originals. The discriminators learn by the third alone.
-        """
-        real = self.discriminators(wave)
-        frozen = {name: weight.detach() for name, weight in self.discriminators.named_parameters()}
-        judged = functional_call(self.discriminators, frozen, (found,))
-        return {
-            "adversarial": adversarial_loss(judged),
-            "feature_matching": feature_matching_loss(real, judged),
-            "discriminator": discriminator_loss(real, self.discriminators(found.detach())),
-        }
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -390,30 +367,6 @@ def _spectrum(wave: Tensor, size: int) -> Tensor:
     window = torch.hann_window(size, device=wave.device)
     spectrum = torch.stft(wave.flatten(0, 1), size, size // 4, window=window, return_complex=True)
     return spectrum.unflatten(0, wave.shape[:2]) * (2 / window.sum())
-
-
-def discriminator_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement]) -> Tensor:
-    """Mean squared error of the logits from 1 for recordings and 0 for rebuilt waves (2010.05646, eq. 1)."""
-    losses = [
-        (1 - r.logits.float()).square().mean() + f.logits.float().square().mean()
-        for r, f in zip(real, rebuilt, strict=True)
-    ]
-    return torch.stack(losses).mean()
-
-
-def adversarial_loss(rebuilt: Sequence[Judgement]) -> Tensor:
-    """Mean squared error of the rebuilt waves' logits from 1 (2010.05646, eq. 2)."""
-    return torch.stack([(1 - judged.logits.float()).square().mean() for judged in rebuilt]).mean()
-
-
-def feature_matching_loss(real: Sequence[Judgement], rebuilt: Sequence[Judgement]) -> Tensor:
-    """Mean difference of features over their mean size (EnCodec, 2210.13438, 3.4); real: constants."""
-    losses = []
-    for r, f in zip(real, rebuilt, strict=True):
-        for wanted, given in zip(r.features, f.features, strict=True):
-            wanted = wanted.detach().float()
-            losses.append((given.float() - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-6))
-    return torch.stack(losses).mean()
 
 
 main = recipe_main("Waveform autoencoder", Config, build)

@@ -355,6 +355,21 @@ def test_sheets_are_the_corpus_own_the_readers_or_none(
     assert (read[:, :METER] != UNKNOWN).all()  # dropping must not spoil what is kept
 
 
+def test_rests_of_bass_and_chords_are_always_told(tmp_path: Path, shards: TokenShards, item: Item) -> None:
+    held = [[0.5, 1.4, 60, 90]]  # in the first bar of two
+    item = replace(item, band={name: [[0, name == "drums", held]] for name in ("drums", "bass", "other")})
+    write_manifest(tmp_path / "some.jsonl", [item])
+    labels = SheetLabels.of_tokens(tmp_path / "some.jsonl", shards)
+    song = next(song for song in shards.index.songs if song.id == "item0")
+    nothing = SheetConfig(manifest=str(tmp_path / "some.jsonl"), no_playing=1.0)
+    sheet = SheetSource(shards, nothing, make_reader().eval(), labels).draw(
+        np.random.default_rng(0), song, 0, 60
+    )
+    assert sheet[:, [METER, TEMPO, STYLE, DRUMS]].eq(UNKNOWN).all()
+    assert sheet[:36, [BASS, HARMONY]].eq(UNKNOWN).all()
+    assert sheet[40:, [BASS, HARMONY]].eq(LEVELS.index("out")).all()
+
+
 def test_half_of_what_is_read_is_of_damaged_vocals(shards: TokenShards) -> None:
     song = next(song for song in shards.index.songs if song.id == "item0")
     sources = [

@@ -9,17 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duotok.recipes.renderer import train_spectral_vae
+from duotok.recipes.accompany.bundle import assemble_bundle, load_bundle
+from duotok.recipes.corpus.manifest import read_manifest
+from duotok.recipes.renderer import latents, train_diffusion, train_spectral_vae
 from duotok.recipes.renderer import train_waveform_vae as recipe
 from duotok.recipes.renderer.train_spectral_vae import Moments, principal_components
 from duotok.recipes.renderer.train_waveform_vae import WaveformObjective
 from duotok.recipes.training.batches import MicroBatch, MicroBatches
 from duotok.recipes.training.loop import run_training
 from duotok.recipes.training.task import Task, TrainConfig
+from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.spectral_vae import SpectralVAE
 from duotok.renderer.waveform_vae import OobleckVAE
 from duotok.tokenizer.common.config import load_config
-from duotok.tokenizer.common.errors import ConfigError, DataError
+from duotok.tokenizer.common.errors import ConfigError, DataError, DuoTokError
+from duotok.tokenizer.model import DuoTokenizer
 
 RECIPES = Path(recipe.__file__).parent / "train_waveform_vae"
 TINY = RECIPES / "tiny.yaml"
@@ -207,6 +211,97 @@ def test_tiny_recipe_lowers_the_loss_and_exports(tiny_corpus, tmp_path):
     vae = SpectralVAE.from_pretrained(tmp_path / "final")
     with torch.no_grad():
         assert vae.decode(vae.encode(batch["wave"])).shape == batch["wave"].shape
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, tiny_components, tiny_corpus) -> Path:
+    """Latents that the tiny decoder drew of the tiny corpus."""
+    folder = tmp_path_factory.mktemp("drawn") / "latents"
+    command = ["--tokenizer", tiny_components["tokenizer"], "--vae", tiny_components["vae"], "--out", folder]
+    command += ["--manifest", tiny_corpus / "train.jsonl", "--drawn-by", tiny_components["accompaniment"]]
+    assert latents.main(list(map(str, command))) == 0
+    return folder
+
+
+def test_drawn_latents_are_of_the_same_codes_and_are_no_recordings(
+    drawn, tiny_components, tiny_corpus, tmp_path, capsys
+):
+    item = read_manifest(tiny_corpus / "train.jsonl")[0]
+    tokenizer = DuoTokenizer.from_pretrained(tiny_components["tokenizer"])
+    vae = SpectralVAE.from_pretrained(tiny_components["vae"])
+    decoder = DiffusionDecoder.from_pretrained(tiny_components["accompaniment"])
+    with torch.inference_mode():
+        codes, own = latents.encode_item(item, "accompaniment", tokenizer, vae)
+        again, made = latents.encode_item(item, "accompaniment", tokenizer, vae, decoder)
+    shards = latents.LatentShards(drawn)
+    frames = len(codes)
+    stored = shards.cut(item.id, 0, frames, context_start=0, context_frames=frames)
+    assert torch.equal(codes, again) and torch.equal(codes, stored.codes)
+    assert torch.equal(stored.latents, made.half().float().T) and not torch.allclose(own, made, atol=0.1)
+    settings = [f"tokenizer={tiny_components['tokenizer']}", f"data.latents={drawn}"]
+    tiny = RECIPES.parent / "train_diffusion" / "tiny.yaml"
+    command = [str(tiny), "--out", str(tmp_path / "out"), *(p for one in settings for p in ("--set", one))]
+    assert train_diffusion.main(command) == 1
+    assert "were drawn by a decoder" in capsys.readouterr().err
+
+
+def test_a_decoder_learns_on_against_an_adversary_and_latents_stay(
+    tiny_corpus, tiny_components, drawn, tmp_path
+):
+    first = SpectralVAE.from_pretrained(tiny_components["vae"])
+    settings = [f"start_from={tiny_components['vae']}", f"data.drawn={drawn}"]
+    settings += ["adversary.adversarial=0.5", "adversary.width=2", "train.steps=3", "loss.noise=0"]
+    config = load_spectral(tiny_corpus, *settings)
+    task = train_spectral_vae.build(config)
+    batch = task.make_batch(np.random.default_rng(3))
+    assert batch["drawn"].shape == (1, 8, 50) and batch["played"].shape == (1, 2, 48_000)
+    objective = task.objective
+    for name, sides in (
+        ("feature", {"vae"}),
+        ("adversarial", {"vae"}),
+        ("feature_matching", {"vae"}),
+        ("discriminator", {"discriminators"}),
+    ):
+        objective.zero_grad()
+        objective(**batch)[name].backward()
+        assert {
+            side for side in ("vae", "discriminators") if has_gradients(getattr(objective, side))
+        } == sides
+    without = objective(batch["wave"])  # what is drawn is judged, and need not be alike
+    assert objective(**batch)["adversarial"] != without["adversarial"]
+    assert objective(**batch)["feature_matching"].item() == pytest.approx(
+        without["feature_matching"].item(), rel=1e-4
+    )
+    run_training(task, config.train, tmp_path / "run")
+    again = SpectralVAE.from_pretrained(tmp_path / "run" / "final")
+    with torch.no_grad():
+        assert torch.equal(first.encode(batch["wave"]), again.encode(batch["wave"]))
+        assert not torch.allclose(first.decode(batch["drawn"]), again.decode(batch["drawn"]))
+    assert again.fingerprint != again.known_as == first.fingerprint
+    bundle = assemble_bundle(
+        tmp_path / "bundle", half=True, **{**tiny_components, "vae": tmp_path / "run" / "final"}
+    )
+    assert load_bundle(bundle).renderer.decoders["accompaniment"].vae_fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.drawn=DRAWN"], "no latents of the VAE None"),
+        (["data.drawn=DRAWN", "start_from=VAE"], "set adversary.adversarial"),
+        (["data.drawn=EMPTY", "start_from=VAE"], "make its latents first"),
+        (["start_from=EMPTY"], "config.json"),
+        (["adversary.adversarial=-1"], "must not be negative"),
+    ],
+)
+def test_a_start_that_cannot_be_gone_on_from_is_one_error(
+    tiny_corpus, tiny_components, drawn, tmp_path, overrides, told
+):
+    places = {"DRAWN": str(drawn), "VAE": str(tiny_components["vae"]), "EMPTY": str(tmp_path)}
+    for name, place in places.items():
+        overrides = [one.replace(name, place) for one in overrides]
+    with pytest.raises(DuoTokError, match=told):
+        train_spectral_vae.build(load_spectral(tiny_corpus, *overrides))
 
 
 def test_linear_start_is_the_same_each_time(tiny_corpus):

@@ -7,17 +7,19 @@ import torch
 from scipy.signal import freqz
 from torch import Tensor
 
+from duotok.recipes.renderer.adversary import (
+    Judgement,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+)
 from duotok.recipes.renderer.train_waveform_vae import (
     DiscriminatorConfig,
     Discriminators,
-    Judgement,
     KWeighting,
     WaveformLossConfig,
     WaveformLosses,
-    adversarial_loss,
-    discriminator_loss,
     divergence,
-    feature_matching_loss,
 )
 from duotok.tokenizer.common.errors import ConfigError
 from duotok.tokenizer.common.loudness import K_WEIGHTING, measure_loudness

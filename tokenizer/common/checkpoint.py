@@ -126,6 +126,11 @@ class Component(nn.Module, Generic[ConfigT]):
         self.config = config
         self.fingerprint: str | None = None  # of the weights as they were last written or read
 
+    @property
+    def known_as(self) -> str | None:
+        """The name by which those that were trained on it know it: its fingerprint."""
+        return self.fingerprint
+
     def save_pretrained(
         self, folder: str | Path, *, half: bool = False, extra: dict[str, Any] | None = None
     ) -> None:
