@@ -249,7 +249,7 @@ def encode_corpus(arguments: argparse.Namespace) -> None:
         vae_fingerprint=str(vae.known_as),
         drawn_by="" if decoder is None else str(decoder.fingerprint),
     )
-    drawn_by = None if decoder is None else arguments.drawn_by.absolute()
+    drawn_by = None if arguments.drawn_by is None else arguments.drawn_by.absolute()
     start = (arguments.tokenizer.absolute(), arguments.vae.absolute(), drawn_by, track, arguments.device)
 
     def encoded(items: Sequence[Item]) -> Iterable[tuple[Item, Pair | str]]:

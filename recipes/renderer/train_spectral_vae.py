@@ -1,9 +1,9 @@
 """The spectral VAE: fit its linear coding on a corpus, then train the corrections (P 3.4).
 
 Run: python -m duotok.recipes.renderer.train_spectral_vae \\
-         recipes/renderer/train_spectral_vae/small.yaml --out runs/small/vae-mean --minutes 20
-Then its decoder against an adversary, with train_spectral_vae/sharper/small.yaml:
-    --set start_from=runs/small/vae-mean/final --out runs/small/vae --minutes 40
+         recipes/renderer/train_spectral_vae/small.yaml --out runs/small/vae --minutes 20
+When a diffusion decoder has learned to draw latents, the VAE's decoder learns on against an adversary:
+     recipes/renderer/train_spectral_vae/sharper/small.yaml --out runs/small/vae-sharp --minutes 40
 """
 
 import sys
@@ -141,7 +141,8 @@ def open_for_decoder(folder: str) -> SpectralVAE:
         raise ConfigError(f"the VAE in {folder} has no decoder that could learn; leave start_from out")
     vae.latents_of = vae.known_as
     vae.feature_gain.fill_(1)  # of the decoder as it was; fitted again to the one that comes out
-    vae.requires_grad_(False).decoder.requires_grad_(True)
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
     return vae.train()
 
 

@@ -89,6 +89,13 @@ train renderer.train_diffusion renderer/train_diffusion/small.yaml accompaniment
     --set "data.latents=$runs/latents/train" --set "data.manifest=$data/train.jsonl" \
     --set "tokenizer=$runs/stage3/final"
 
+# The VAE's decoder has learned means; now it learns to play what a recording could be, from drawn latents too.
+[ -d "$runs/latents/drawn" ] || head -n "${DRAWN_ITEMS:-160}" "$data/train.jsonl" > "$data/drawn.jsonl"
+python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
+    --manifest "$data/drawn.jsonl" --drawn-by "$runs/accompaniment/final" --out "$runs/latents/drawn"
+train renderer.train_spectral_vae renderer/train_spectral_vae/sharper/small.yaml vae-sharp "${SHARP_MINUTES:-40}" \
+    "${from[@]}" --set "start_from=$runs/vae/final" --set "data.drawn=$runs/latents/drawn"
+
 vocal= # its decoder is for `python -m duotok.recipes.accompany.render --track vocal`; generate does without
 if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae "$runs/vae/final" \
@@ -98,7 +105,7 @@ if [ "${VOCAL_MINUTES:-34}" != 0 ]; then
     vocal=$runs/vocal/final
 fi
 
-python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae/final" \
+python -m duotok.recipes.accompany.bundle --tokenizer "$runs/stage3/final" --lm "$runs/lm/final" --vae "$runs/vae-sharp/final" \
     --accompaniment "$runs/accompaniment/final" ${vocal:+--vocal-decoder "$vocal"} \
     --separator "$runs/separator/final" --out "$runs/bundle" --half \
     --data pop909 --data musescore-general --data kokoro --data espeak --licence apache-2.0 \
