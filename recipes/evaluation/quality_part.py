@@ -234,16 +234,13 @@ def _summarize(
             if values:
                 mean, margin = mean_and_margin(values)
                 summary[sound][measure] = Value(mean=mean, margin=margin)
-        if sound == "shuffled":
-            continue  # the other songs are the same set of songs: only anchors tell what a distance means
         originals, found = (
             np.concatenate([each[name].features for each in heard]) for name in ("original", sound)
         )
         patches = min(len(originals), anchors.patches if anchors is not None else len(originals))
-        distances = {
-            "frechet": matched_distance(originals, found, patches=patches, seed=seed),
-            "frechet_all": frechet_distance(originals, found),
-        }
+        distances = {"frechet": matched_distance(originals, found, patches=patches, seed=seed)}
+        if sound != "shuffled":  # all the other songs are the same set of songs
+            distances["frechet_all"] = frechet_distance(originals, found)
         for name, distance in distances.items():
             summary[sound][name] = Value(mean=distance)
     return summary

@@ -57,13 +57,15 @@ round trip and the references are compared at the level of the original, as code
 error is taken before that, and is an absolute value, as the stereo width error is. Mel distance: the one of
 descript-audio-codec's evaluation (two mel spectrograms, log10 of squared magnitudes plus magnitudes); the
 paper does not define its own. Frechet distance: from the originals of the same excerpts, for features of the
-tagger musicnn; another song's original has none, as all of them are one set of songs. Kernel distance: of
-the same features, unbiased, from the accompaniments of all items; the standardized Frechet distance as well,
-on features over their deviation there. Of other styles: between random halves of the styles. Spread: mean
-distance between the mean features of two excerpts; entropy and 4-grams are of the generated codes. Bars with
-a stem are heard by energy: noise that comes in above 8 kHz, what lasts below 120 Hz, what lasts between 250
-and 1000 Hz. A width below -40 dB
-of side over mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
+tagger musicnn, between a few patches of 3 s, the same ones of both sides. A round trip is the same music: it
+can come to 0. Another song's original cannot: so far from each other lie two samples, as small, of one and
+the same corpus, and a generated band can at best come to this. The distance of all patches has no such row,
+as all other songs are the same set. Kernel distance: of the same features, unbiased, from the accompaniments
+of all items; the standardized Frechet distance as well, on features over their deviation there. Of other
+styles: between random halves of the styles. Spread: mean distance between the mean features of two excerpts;
+entropy and 4-grams are of the generated codes. Bars with a stem are heard by energy: noise that comes in
+above 8 kHz, what lasts below 120 Hz, what lasts between 250 and 1000 Hz. A width below -40 dB of side over
+mid counts as -40 dB. Paper: table 4, round trip through a 0.4 B decoder and other songs."""
 
 
 @dataclass(frozen=True, kw_only=True)

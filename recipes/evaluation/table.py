@@ -154,9 +154,9 @@ computing per second of audio, two CPU cores
 # Quality of the sound
 mel distance of VAE / codes to sound / another song
     quality.accompaniment_{vae,round_trip,shuffled}_mel_distance | {:.2f} | lower
-Frechet distance of codes to sound / generated / halves of one style / of two styles *
-    quality.accompaniment_{round_trip,generated}_frechet quality.frechet_{same,other}_style \
-| {:.1f} | less than half of the last
+Frechet distance of codes to sound / generated / another song's own band / of two styles *
+    quality.accompaniment_{round_trip,generated,shuffled}_frechet quality.frechet_other_style \
+| {:.1f} | generated: as the third
 codes and their chart to sound: Frechet / kernel x 1000 / standardized Frechet distance
     quality.accompaniment_told_round_trip_frechet quality.kernel_distance_told_round_trip \
 quality.accompaniment_told_round_trip_frechet_standardized | {:.1f} / {:.0f} / {:.0f} | lower

@@ -99,7 +99,7 @@ def test_every_sound_has_every_measure(quality):
     for measure in (*SPECTRAL, *OTHERS, *SETS):
         for sound in HEARD:
             # As a set, the other songs are the same songs.
-            expected = not (sound == "shuffled" and measure in ("frechet", "frechet_all"))
+            expected = not (sound == "shuffled" and measure == "frechet_all")
             assert (f"accompaniment_{sound}_{measure}" in found) == expected, (sound, measure)
         assert (f"vocal_vae_{measure}" in found) == (measure not in SETS)
     distances = {name for name in found if name.startswith("kernel_distance_")}
@@ -132,7 +132,7 @@ def test_the_references_span_the_scale(quality):
         assert sounds["silent"][measure] > sounds["shuffled"][measure] > 0
     for sound in ("shuffled", "random", "silent"):
         assert sounds[sound]["chroma_correlation"] < 0.9
-    assert sounds["silent"]["frechet"] > 0 and sounds["random"]["frechet"] > 0
+    assert all(sounds[sound]["frechet"] > 0 for sound in ("shuffled", "random", "silent"))
     assert quality.values["accompaniment"]["shuffled"]["mel_distance"].margin > 0
 
 
