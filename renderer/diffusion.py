@@ -4,14 +4,12 @@ Beyond the paper it can be told the chart of what it plays, see `chart`.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..tokenizer.blocks import FeedForward, RMSNorm, RotaryPositions, attend_near, rotate
 from ..tokenizer.common.checkpoint import Component
@@ -115,8 +113,6 @@ class TimeEmbedding(nn.Module):
 
 _CHART_GUIDANCE = 3.0  # chosen on validation songs: docs/renderer.md
 LATENTS_PER_FEATURE = 2  # 50 Hz over 25 Hz
-_NOISE_TAPS = 48  # frames that a frame's noise remembers
-_LONGEST_MEMORY = 0.9  # 0.9^48 = 0.006
 DEVIATION_RANGE = (0.1, 1.5)  # of the regression's residual, in units of the latents' deviation
 
 
@@ -135,13 +131,8 @@ class DiffusionDecoderConfig:
     window_seconds: float = 5.0  # attention to each side
     objective: str = "flow"  # flow (straight paths) or v (DPM-Solver++)
     styles: tuple[str, ...] = ()  # that a chart's STYLE counts; none: it can be told no chart
-    # Correlation of each frame's noise with that of the frame before. What the features leave open of music
-    # lasts for some frames; noise that does not is left over as flutter by a walk of few steps.
-    noise_memory: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise_memory <= _LONGEST_MEMORY:
-            raise ConfigError(f"noise_memory must be in 0..{_LONGEST_MEMORY}, got {self.noise_memory}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(f"dim {self.dim} must divide into {self.heads} heads of even width")
         if self.objective not in OBJECTIVES:
@@ -310,7 +301,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         told_copies = Known(*(part.repeat(copies, 1, 1) for part in told))
         mean, deviation = (part[:batch] for part in (condition.mean, condition.deviation))
         weights = [guidance if is_blind else _CHART_GUIDANCE for _, is_blind in heard[1:]]
-        noise = self.draw_noise(shape, generator).to(features)
+        noise = torch.randn(shape, generator=generator).to(features)
         latents = noise
         for run, time in enumerate(walk.times.to(features)):
             time = time.expand(batch)
@@ -341,21 +332,6 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
                 clean[:, :, place] = self.normalize(latents)
                 mask[:, :, place] = 1
         return Known(latents=clean, mask=mask)
-
-    def draw_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Return what latents of this shape [..., frames] are walked from: standard normal, see noise_memory.
-
-        generator: None draws on the decoder's device.
-        """
-        device = self.latent_mean.device if generator is None else generator.device
-        memory = self.config.noise_memory
-        if memory == 0:
-            return torch.randn(*shape, generator=generator, device=device)
-        white = torch.randn(*shape[:-1], shape[-1] + _NOISE_TAPS - 1, generator=generator, device=device)
-        taps = memory ** torch.arange(_NOISE_TAPS - 1, -1, -1, device=device)
-        taps = (taps / taps.norm())[None, None]
-        with torch.autocast(device.type, enabled=False):
-            return functional.conv1d(white.flatten(0, -2)[:, None], taps).reshape(*shape)
 
     def require(
         self, *, tokenizer: str | None = None, vae: str | None = None, track: str | None = None

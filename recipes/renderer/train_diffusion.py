@@ -154,13 +154,10 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
 def _open_start(
     folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin, styles: tuple[str, ...]
 ) -> DiffusionDecoder:
-    """A decoder to go on with, which knows these styles and its own from now on; none: it stays as it is.
-
-    It may get used to another noise_memory.
-    """
+    """A decoder to go on with, which knows these styles and its own from now on; none: it stays as it is."""
     start = DiffusionDecoder.from_pretrained(folder)
     start.require(track=origin.track, vae=origin.vae_fingerprint)
-    if replace(start.config, styles=(), noise_memory=model.noise_memory) != replace(model, styles=()):
+    if replace(start.config, styles=()) != replace(model, styles=()):
         raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
     own = start.config.styles
     decoder = DiffusionDecoder(replace(model, styles=(*own, *(each for each in styles if each not in own))))
@@ -212,7 +209,7 @@ class DiffusionObjective(nn.Module):
         condition = self.decoder.encode_condition(features, dropped, self._hide(chart))
         known = self._draw_known(clean)
         time = torch.sigmoid(torch.randn(batch, device=clean.device))  # logit-normal (2403.03206, 3.1)
-        noise = self.decoder.draw_noise(clean.shape).to(clean)
+        noise = torch.randn_like(clean)
         path = self.decoder.path
         noisy = path.mix(clean, noise, time[:, None, None])
         error = self.decoder(noisy, time, condition, known) - path.target(clean, noise, time[:, None, None])

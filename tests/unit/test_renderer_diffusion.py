@@ -76,27 +76,6 @@ def test_between_two_known_parts_the_rest_listens_to_both(objective):
         draw(decoder, features, latents_after=torch.zeros(2, 6, 19))
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.75])
-def test_noise_is_standard_normal_and_remembers(memory):
-    decoder = make_decoder(noise_memory=memory)
-    noise = decoder.draw_noise((3, 64, 4000), torch.Generator().manual_seed(1))
-    assert noise.std().item() == pytest.approx(1, abs=0.01) and abs(noise.mean().item()) < 0.01
-    for lag in (1, 2, 4):
-        together = (noise[..., lag:] * noise[..., :-lag]).mean().item()
-        assert together == pytest.approx(memory**lag, abs=0.01)
-    with native_autocast(torch.device("cpu")):
-        again = decoder.draw_noise((3, 64, 4000), torch.Generator().manual_seed(1))
-    assert torch.equal(noise, again)
-
-
-def test_what_is_drawn_from_noise_that_remembers_moves_less():
-    features = torch.randn(1, 100, 12)
-    still, restless = (
-        draw(make_decoder(noise_memory=memory), features).diff(dim=-1).std() for memory in (0.75, 0.0)
-    )
-    assert still < 0.8 * restless
-
-
 def test_guidance_one_is_the_plain_conditional_model():
     decoder = make_decoder()
     features = torch.randn(1, 6, 12)
@@ -237,15 +216,7 @@ def test_stored_decoder_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"dim": 15},
-        {"objective": "x"},
-        {"patch_frames": 3},
-        {"window_seconds": 0.0},
-        {"blocks": 0},
-        {"noise_memory": 0.95},
-    ],
+    "settings", [{"dim": 15}, {"objective": "x"}, {"patch_frames": 3}, {"window_seconds": 0.0}, {"blocks": 0}]
 )
 def test_bad_settings_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
