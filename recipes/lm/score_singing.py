@@ -20,9 +20,6 @@ from duotok.tokenizer.music.labels import NO_CHORD, UNKNOWN_CHORD, triad_of
 _ALIKE = 6  # notes, shorter and longer ones, of which one is taken
 _OTHER_OCTAVE = 0.15  # share of the songs that are sung in an octave that the voice's median is not in
 _MOST_SEMITONES = 6
-# Sources without chord symbols. What is estimated from their pianos has another harmony than a band's chart:
-# a reader that learns it too knows bars better and chords worse.
-_BARS_ALONE = ("lieder",)
 _TRIES = 8  # songs looked at for one in a meter
 
 
@@ -110,11 +107,12 @@ class Score:
     @classmethod
     def of_song(cls, song: Song) -> "Score":
         """What is sung and read of it."""
-        chords = [(s.start, s.end, triad_of(s.label)) for s in song.chords if song.source not in _BARS_ALONE]
         return cls(
             notes=np.array([(note.start, note.end, note.pitch) for note in song.melody]),
             downbeats=np.array([song.beats[index] for index in song.downbeats]),
-            chords=np.array(chords).reshape(-1, 3),
+            chords=np.array([(span.start, span.end, triad_of(span.label)) for span in song.chords]).reshape(
+                -1, 3
+            ),
             beats_per_bar=song.beats_per_bar,
         )
 
