@@ -36,6 +36,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Pat
 RECORDED_RUN = """
 import json, os, sys
 from pathlib import Path
+import torch
 from duotok.recipes.lm import train
 from duotok.recipes.training.loop import run_training
 from duotok.tokenizer.common.config import load_config
@@ -46,6 +47,8 @@ task.objective.register_forward_pre_hook(
     lambda module, args, batch: seen.append(batch["target_vocal"].tolist()), with_kwargs=True
 )
 run_training(task, config.train, Path(out))
+# As the command does: threads of gloo may abort a process that just ends.
+torch.distributed.destroy_process_group()
 Path(out, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
 
