@@ -22,11 +22,12 @@ from torch.nn.utils.parametrizations import weight_norm
 from duotok.recipes.corpus.manifest import Item
 from duotok.recipes.renderer.adversary import Judgement, contest
 from duotok.recipes.renderer.latents import LatentShards
-from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_items
+from duotok.recipes.renderer.vae_excerpts import ExcerptConfig, draw_excerpt, read_cut, read_items
 from duotok.recipes.training.recipe_command import recipe_main
 from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
 from duotok.renderer.spectrum import band_filters
+from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import HOP_SAMPLES, DuoTokenizer
 
@@ -150,9 +151,14 @@ class DrawnLatents:
     """Latents that a diffusion decoder drew, with the recordings whose codes it was given."""
 
     def __init__(self, folder: str, items: Sequence[Item], seconds: float) -> None:
-        """seconds: length of a cut. DataError where no item of the folder is among these and as long."""
+        """seconds: length of a cut, in whole codes (ConfigError).
+
+        DataError where no item of the folder is among these and as long.
+        """
         self.shards, self.seconds = LatentShards(folder), seconds
         self.frames = round(seconds * DuoTokenizer.frame_rate_hz)
+        if self.frames * HOP_SAMPLES != round(seconds * SAMPLE_RATE_HZ):
+            raise ConfigError(f"with data.drawn, data.seconds must be in whole codes of 40 ms, got {seconds}")
         self.items = {item.id: item for item in items if self.shards.frames.get(item.id, 0) >= self.frames}
         if not self.items:
             raise DataError(f"no item of the manifest has {seconds:g} s in {folder}; make its latents first")
@@ -171,17 +177,13 @@ class DrawnLatents:
     def make_batch(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
         """Return "drawn" [count, latent_dim, frames] and the "played" waves [count, 2, samples]."""
         assert self.shards.origin is not None
-        latents, waves = [], []
-        for _ in range(count):
-            cut = self.shards.draw_cut(rng, list(self.items), self.frames, 0)
-            start = cut.start / DuoTokenizer.frame_rate_hz
-            wave = self.items[cut.name].read(
-                self.shards.origin.track, start_seconds=start, seconds=self.seconds
-            )
-            samples = self.frames * HOP_SAMPLES
-            latents.append(cut.latents)
-            waves.append(functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples])
-        return {"drawn": torch.stack(latents), "played": torch.stack(waves)}
+        track, names = self.shards.origin.track, list(self.items)
+        cuts = [self.shards.draw_cut(rng, names, self.frames, 0) for _ in range(count)]
+        waves = [
+            read_cut(self.items[cut.name], track, cut.start / DuoTokenizer.frame_rate_hz, self.seconds)
+            for cut in cuts
+        ]
+        return {"drawn": torch.stack([cut.latents for cut in cuts]), "played": torch.stack(waves)}
 
 
 class SpectrumDiscriminators(nn.Module):

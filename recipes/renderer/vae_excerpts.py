@@ -44,8 +44,12 @@ def draw_excerpt(rng: np.random.Generator, items: Sequence[Item], data: ExcerptC
     shares = np.array(list(data.parts.values()))
     part = list(data.parts)[int(rng.choice(len(shares), p=shares / shares.sum()))]
     start = float(rng.uniform(0, max(0.0, item.seconds - data.seconds)))
-    wave = item.read(part, start_seconds=start, seconds=data.seconds)
-    samples = round(data.seconds * SAMPLE_RATE_HZ)
-    wave = functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples]
+    wave = read_cut(item, part, start, data.seconds)
     wave = wave * 10 ** (float(rng.uniform(*_GAINS_DB)) / 20)
     return wave.flip(0) if rng.random() < 0.5 else wave
+
+
+def read_cut(item: Item, part: str, start_seconds: float, seconds: float) -> Tensor:
+    """Return a part of an item from there on [2, samples]; what it lacks of the length is silence."""
+    wave = item.read(part, start_seconds=start_seconds, seconds=seconds)
+    return functional.pad(wave, (0, round(seconds * SAMPLE_RATE_HZ) - wave.shape[1]))

@@ -290,6 +290,7 @@ def test_a_decoder_learns_on_against_an_adversary_and_latents_stay(
         (["data.drawn=DRAWN"], "no latents of the VAE None"),
         (["data.drawn=DRAWN", "start_from=VAE"], "set adversary.adversarial"),
         (["data.drawn=EMPTY", "start_from=VAE"], "make its latents first"),
+        (["data.drawn=DRAWN", "start_from=VAE", "data.seconds=0.21"], "in whole codes of 40 ms"),
         (["start_from=EMPTY"], "config.json"),
         (["adversary.adversarial=-1"], "must not be negative"),
     ],
