@@ -1,9 +1,11 @@
 """Latent diffusion decoder: tokenizer features at 25 Hz -> autoencoder latents at 50 Hz (P 3.4, C.4).
 
-Beyond the paper it can be told the chart of what it plays, see `chart`.
+Beyond the paper it can be told the chart of what it plays, see `chart`, and keeps to the harmony that it
+expects, see `foretold_chroma`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from ..tokenizer.common.errors import CheckpointError, ConfigError
 from .chart import COLUMNS as CHART_COLUMNS
 from .chart import UNKNOWN, ChartEmbedding, check_chart
 from .diffusion_path import OBJECTIVES, DiffusionPath, Solver
+from .foretold_chroma import ChromaHead, follow_chroma
 
 MODULATIONS = 6  # shift, scale and gate of the attention, then of the feed-forward
 
@@ -131,6 +134,7 @@ class DiffusionDecoderConfig:
     window_seconds: float = 5.0  # attention to each side
     objective: str = "flow"  # flow (straight paths) or v (DPM-Solver++)
     styles: tuple[str, ...] = ()  # that a chart's STYLE counts; none: it can be told no chart
+    foretells_chroma: bool = False  # of the latents that it draws
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -152,6 +156,7 @@ class Condition(NamedTuple):
     hidden: Tensor  # [batch, tokens, dim], added to the noisy tokens
     mean: Tensor  # [batch, latent_dim, frames], regression of the normalized latents
     deviation: Tensor  # [batch, latent_dim, frames], expected deviation around it
+    chroma: Tensor | None  # [batch, frames, 12] that the latents will have, up to its level and scale
 
 
 class Known(NamedTuple):
@@ -188,6 +193,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         self.condition_norm = RMSNorm(dim)
         self.condition_out = nn.Linear(dim, dim * LATENTS_PER_FEATURE // patch)
         self.regression_out = _zero_linear(dim, 2 * channels * LATENTS_PER_FEATURE)
+        self.chroma_out = ChromaHead(dim, LATENTS_PER_FEATURE) if config.foretells_chroma else None
         # Noisy latents, known latents, the mask, and the regression's mean enter side by side.
         self.latents_in = nn.Linear((3 * channels + 1) * patch, dim)
         self.time = TimeEmbedding(dim)
@@ -222,8 +228,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         hidden = self.condition_blocks(hidden, hidden.new_zeros(1, MODULATIONS, self.config.dim))
         hidden = self.condition_norm(hidden)
         mean, deviation = self._regress(hidden)
+        chroma = None if self.chroma_out is None else self.chroma_out(hidden).float()
         hidden = rearrange(self.condition_out(hidden), "b t (r d) -> b (t r) d", d=self.config.dim)
-        return Condition(hidden=hidden, mean=mean, deviation=deviation)
+        return Condition(hidden=hidden, mean=mean, deviation=deviation, chroma=chroma)
 
     def _regress(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [batch, frames25, dim] -> mean and deviation, each [batch, latent_dim, 2 * frames25]."""
@@ -263,6 +270,7 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         chart: Tensor | None = None,
         known_latents: Tensor | None = None,
         latents_after: Tensor | None = None,
+        hear: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return latents [batch, latent_dim, 2 * frames25] for features [batch, frames25, feature_dim].
 
@@ -273,6 +281,8 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
         known_latents [batch, latent_dim, k]: of the first k frames, given back as they are. latents_after:
         the same of the last frames, held while the rest is drawn (RePaint, arXiv 2201.09865); the network,
         which has learned to go on from a start, is not told that they are known.
+        hear: gives the chroma [batch, frames, 12] of latents, with gradients; what is drawn is then moved to
+        the chroma that is foretold, by a decoder that foretells one.
         """
         walk = Solver(self.config.objective, steps)
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != self.config.feature_dim:
@@ -312,6 +322,9 @@ class DiffusionDecoder(Component[DiffusionDecoderConfig]):
             for other, weight in zip(others, weights, strict=True):
                 target = other + weight * (target - other)
             latents = walk.step(target, run, latents, mean, deviation)
+        if condition.chroma is not None and hear is not None:
+            chroma = condition.chroma[:batch]
+            latents = follow_chroma(latents, chroma, lambda x: hear(self.denormalize(x)), 1 - known.mask)
         latents = self.denormalize(latents)
         if known_latents is not None:
             latents[:, :, : known_latents.shape[2]] = known_latents

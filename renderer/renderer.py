@@ -112,6 +112,7 @@ class Renderer:
         `chart`. before, after [latent_dim, up to 150]: the latents that these are to begin and to end with.
         """
         decoder = self._decoder(track)
+        hear = self.vae.hear_chroma if isinstance(self.vae, SpectralVAE) else None
         generator = torch.Generator().manual_seed(seed)
         rendered: list[Tensor] = []
         tail: Tensor | None = None
@@ -130,6 +131,7 @@ class Renderer:
                     generator=generator,
                     chart=told,
                     known_latents=known,
+                    hear=hear,
                     **end,
                 )
             rendered.append(tail[0, :, window.known * LATENTS_PER_FEATURE :])

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.common.long_waves import let_go, new_wave
+from ..tokenizer.spectra import chroma_filterbank
 from .autoencoder import Autoencoder
 from .spectrum import StereoFeatures, griffin_lim
 
 OVERLAP_FRAMES = 24  # of a chunk of a song that repeat the one before
 TAIL_FRAMES = 6  # of a chunk that lack the future and are made again by the next one
 FADE_FRAMES = 2  # crossfade, inside sound that both chunks share
+_INAUDIBLE_POWER = 1e-12  # of a pitch class, where a full sine has 1
 
 
 class ConvNeXtBlock(nn.Module):
@@ -104,6 +106,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
     side_basis: Tensor
     latent_scale: Tensor
     feature_gain: Tensor
+    chroma_filters: Tensor
 
     def __init__(self, config: SpectralVAEConfig) -> None:
         super().__init__(config)
@@ -133,6 +136,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         # What a decoder knows only roughly it gives too softly, for it gives the mean of compressed values:
         # gains, fitted after training, with which each band keeps its mean energy.
         self.register_buffer("feature_gain", torch.ones(self.features.dim))
+        self.register_buffer("chroma_filters", chroma_filterbank(config.fft_size), persistent=False)
         shape = {"dim": config.dim, "kernel_frames": config.kernel_frames}
 
         def correct(inputs: int, outputs: int, blocks: int) -> ResidualBranch | None:
@@ -171,6 +175,18 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         if self.decoder is not None:
             centred = centred + self.decoder(latents)
         return (centred / self.feature_weight + self.feature_mean) * self.feature_gain
+
+    def hear_chroma(self, latents: Tensor) -> Tensor:
+        """Chroma [batch, frames, 12] of what latents [batch, latent_dim, frames] decode to, C first.
+
+        Root of the power per pitch class, near 1 for a full sine, by magnitudes alone, with gradients. Of
+        shorter windows than the tokenizer's: notes of a bass are wider.
+        """
+        with torch.autocast(latents.device.type, enabled=False):  # bf16 to the fifth power tells little
+            magnitudes = self.features.magnitudes(self.decode_features(latents.float()))
+            magnitudes = self.features.pooled.spread(magnitudes)[..., : len(self.chroma_filters)]
+            power = (magnitudes * (2 / self.features.stft.window.sum())).square()
+            return (power @ self.chroma_filters + _INAUDIBLE_POWER).sqrt()
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.synthesize(self.decode_features(latents))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from duotok.recipes.accompany.bundle import read_bundle_description
@@ -28,7 +27,6 @@ from duotok.recipes.evaluation.excerpts import Excerpt, Settings, excerpts_of, j
 from duotok.recipes.evaluation.speed import CORES, on_cores
 from duotok.recipes.lm.sheets import write_chart
 from duotok.renderer.autoencoder import Autoencoder
-from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.renderer import Renderer, open_vae, plan_windows
 from duotok.tokenizer.common.audio import SAMPLE_RATE_HZ, audio_seconds, read_audio
 from duotok.tokenizer.common.errors import DataError
@@ -78,11 +76,9 @@ def rebuild_from_codes(
 
 def chart_excerpt(excerpt: Excerpt, styles: Sequence[str]) -> Tensor:
     """Return the chart of an excerpt as the corpus knows it [frames25, 5], in which STYLE counts styles."""
-    frames = -(-excerpt.samples // HOP_SAMPLES)
-    rate_hz = DuoTokenizer.frame_rate_hz
-    first = round(excerpt.start_seconds * rate_hz)
-    found = write_chart(excerpt.item, rate_hz, styles)[first : first + frames]
-    return functional.pad(found, (0, 0, 0, frames - len(found)), value=UNKNOWN)
+    rate_hz, frames = DuoTokenizer.frame_rate_hz, -(-excerpt.samples // HOP_SAMPLES)
+    start = round(excerpt.start_seconds * rate_hz)
+    return write_chart(excerpt.item, rate_hz, styles, frames=frames, start=start)
 
 
 def compare_sounds(wave: Tensor, found: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from duotok.lm.sheet.columns import (
     BEATS_PER_BAR,
@@ -109,9 +110,14 @@ def label_playing(sheet: Tensor, item: Item, rate_hz: float, styles: Sequence[st
     return sheet
 
 
-def write_chart(item: Item, rate_hz: float, styles: Sequence[str]) -> Tensor:
-    """Return an item's chart [frames, 5] for a renderer, see `renderer.chart`; STYLE counts these styles."""
-    return label_playing(label_frames(item, rate_hz), item, rate_hz, styles)[:, list(CHART)]
+def write_chart(item: Item, rate_hz: float, styles: Sequence[str], *, frames: int, start: int = 0) -> Tensor:
+    """Return the chart [frames, 5] of an item from frame `start` on, UNKNOWN behind its end.
+
+    For a renderer, see `renderer.chart`; STYLE counts these styles.
+    """
+    whole = label_playing(label_frames(item, rate_hz), item, rate_hz, styles)[:, list(CHART)]
+    found = whole[start : start + frames]
+    return functional.pad(found, (0, 0, 0, frames - len(found)), value=UNKNOWN)
 
 
 def find_levels(band: Mapping[str, Sequence], lines: np.ndarray, beats_per_bar: int) -> dict[str, np.ndarray]:

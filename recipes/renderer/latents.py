@@ -29,7 +29,6 @@ from duotok.recipes.corpus.manifest import Item, read_manifest, refuse_duplicate
 from duotok.recipes.lm.sheets import write_chart
 from duotok.recipes.workers.pool import add_worker_options, take_workers, tell_left_out
 from duotok.renderer.autoencoder import Autoencoder
-from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder
 from duotok.renderer.renderer import Renderer, open_vae
 from duotok.tokenizer.common.command import guard
@@ -75,11 +74,10 @@ def encode_item(
     codes = tokenizer.encode(wave[None], heard_as)
     if decoder is None:
         return codes[0].cpu(), vae.encode_song(wave).T.cpu()
-    chart = write_chart(item, tokenizer.frame_rate_hz, decoder.config.styles)
     latents = Renderer(vae, {track: decoder}).render_latents(
         tokenizer.features(codes, heard_as)[0],
         track=track,
-        chart=functional.pad(chart, (0, 0, 0, codes.shape[1] - len(chart)), value=UNKNOWN),
+        chart=write_chart(item, tokenizer.frame_rate_hz, decoder.config.styles, frames=codes.shape[1]),
         steps=_STEPS,
         guidance=1.0,
         seed=zlib.crc32(item.id.encode()),

@@ -2,7 +2,8 @@
 
 Run: python -m duotok.recipes.renderer.train_diffusion \\
          recipes/renderer/train_diffusion/small.yaml --out runs/small/diffusion
-With data.manifest the decoder learns to be told the chart of what it plays (renderer.chart) as well.
+With data.manifest the decoder learns to be told the chart of what it plays (renderer.chart) as well, with vae
+to foretell the chroma of what it draws (renderer.foretold_chroma).
 """
 
 import sys
@@ -21,6 +22,9 @@ from duotok.recipes.training.task import Task, TrainConfig
 from duotok.renderer.chart import COLUMNS as CHART_COLUMNS
 from duotok.renderer.chart import UNKNOWN
 from duotok.renderer.diffusion import LATENTS_PER_FEATURE, DiffusionDecoder, DiffusionDecoderConfig, Known
+from duotok.renderer.foretold_chroma import correlate, sounding
+from duotok.renderer.renderer import open_vae
+from duotok.renderer.spectral_vae import SpectralVAE
 from duotok.tokenizer.common.errors import CheckpointError, ConfigError, DataError
 from duotok.tokenizer.model import DuoTokenizer
 
@@ -33,6 +37,7 @@ class DiffusionLossConfig:
     know_prefix: float = 0.5  # probability that the first frames are given
     known_seconds: float = 3.0  # longest given prefix; the overlap of a song's windows
     regression_weight: float = 0.25  # of the regression's negative log-likelihood
+    chroma_weight: float = 0.25  # of what is missed of the latents' chroma
     drop_chart: float = 0.15  # probability that nothing of the chart is told
     drop_column: float = 0.2  # and of each of its columns by itself
 
@@ -64,6 +69,7 @@ class Config:
 
     tokenizer: str  # folder of the frozen tokenizer
     data: DataConfig
+    vae: str | None = None  # folder of the autoencoder whose latents they are; it tells their chroma
     # A decoder of the same track and VAE to go on from, instead of a new one; its tokenizer may be another,
     # and it need not have been told charts.
     start_from: str | None = None
@@ -123,18 +129,20 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
         sheets = SheetLabels(config.data.manifest, shards.frames, shards.folder, rate_hz)
         styles = tuple(sorted({item.style for item in sheets.items.values()}))
     torch.manual_seed(config.train.seed)
+    vae = None if config.vae is None else _open_chroma(config.vae, origin)
+    model = replace(config.model, foretells_chroma=vae is not None)
     if config.start_from is None:
-        decoder = DiffusionDecoder(replace(config.model, styles=styles))
+        decoder = DiffusionDecoder(replace(model, styles=styles))
         decoder.latent_mean.copy_(mean)
         decoder.latent_deviation.copy_(deviation)
     else:
-        decoder = _open_start(config.start_from, config.model, origin, styles)
+        decoder = _open_start(config.start_from, model, origin, styles)
     if sheets is not None:
         sheets.styles = decoder.config.styles
     decoder.track = origin.track
     decoder.tokenizer_fingerprint = origin.tokenizer_fingerprint
     decoder.vae_fingerprint = origin.vae_fingerprint
-    objective = DiffusionObjective(decoder, tokenizer, origin.track, config.loss)
+    objective = DiffusionObjective(decoder, tokenizer, origin.track, config.loss, vae)
 
     def make_batch(rng: np.random.Generator) -> dict[str, Tensor]:
         cuts = [shards.draw_cut(rng, names, frames, context) for _ in range(config.train.batch_size)]
@@ -151,20 +159,35 @@ def make_task(shards: LatentShards, origin: ShardOrigin, tokenizer: CodeFeatures
     return Task(objective, make_batch, decoder.save_pretrained)
 
 
+def _open_chroma(folder: str, origin: ShardOrigin) -> SpectralVAE:
+    """The autoencoder of these latents, which must be able to tell their chroma without a sound."""
+    vae = open_vae(folder)
+    if vae.known_as != origin.vae_fingerprint:
+        raise CheckpointError(
+            f"the VAE {origin.vae_fingerprint} made the latents, {folder} is {vae.known_as}; give that one"
+        )
+    if not isinstance(vae, SpectralVAE):
+        raise ConfigError(f"only a spectral VAE tells the chroma of latents, {folder} is none; leave out vae")
+    return vae
+
+
 def _open_start(
     folder: str, model: DiffusionDecoderConfig, origin: ShardOrigin, styles: tuple[str, ...]
 ) -> DiffusionDecoder:
     """A decoder to go on with, which knows these styles and its own from now on; none: it stays as it is."""
     start = DiffusionDecoder.from_pretrained(folder)
     start.require(track=origin.track, vae=origin.vae_fingerprint)
-    if replace(start.config, styles=()) != replace(model, styles=()):
+    if start.config.foretells_chroma and not model.foretells_chroma:
+        raise ConfigError(f"{folder} foretells chroma, which must be learned on with the rest; give vae")
+    alike = [replace(each, styles=(), foretells_chroma=False) for each in (start.config, model)]
+    if alike[0] != alike[1]:
         raise ConfigError(f"{folder} has another model than the recipe; give it the settings of that run")
     own = start.config.styles
     decoder = DiffusionDecoder(replace(model, styles=(*own, *(each for each in styles if each not in own))))
     known = start.state_dict()
     for name, weight in decoder.state_dict().items():
         if name not in known:
-            known[name] = weight  # of a decoder that was told no chart
+            known[name] = weight  # of a decoder that was told no chart, or foretold no chroma
         elif known[name].shape != weight.shape:
             known[name] = torch.cat([known[name], weight[len(known[name]) :]])  # styles that it did not know
     decoder.load_state_dict(known)
@@ -172,28 +195,38 @@ def _open_start(
 
 
 class DiffusionObjective(nn.Module):
-    """Codes and their latents -> loss of the decoder; the tokenizer stays as it is."""
+    """Codes and their latents -> loss of the decoder; tokenizer and autoencoder stay as they are."""
 
     def __init__(
-        self, decoder: DiffusionDecoder, tokenizer: CodeFeatures, track: str, config: DiffusionLossConfig
+        self,
+        decoder: DiffusionDecoder,
+        tokenizer: CodeFeatures,
+        track: str,
+        config: DiffusionLossConfig,
+        vae: SpectralVAE | None = None,
     ) -> None:
         super().__init__()
         assert isinstance(tokenizer, nn.Module)
         self.decoder = decoder
         self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.vae = None if vae is None else vae.requires_grad_(False).eval()
         self.track = track
         self.config = config
 
     def train(self, mode: bool = True) -> "DiffusionObjective":
-        """Set the decoder's mode; the frozen tokenizer stays in eval mode."""
+        """Set the decoder's mode; what is frozen stays in eval mode."""
         super().train(mode)
         self.tokenizer.eval()
+        if self.vae is not None:
+            self.vae.eval()
         return self
 
     def forward(
         self, codes: Tensor, offset: Tensor, latents: Tensor, chart: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the losses "total", "diffusion" (mean squared error) and "regression" (nats per number).
+
+        With an autoencoder "chroma" as well: 1 less the correlation with the latents' own.
 
         codes: [batch, context frames] int64 (with a third dimension where a frame has several codes), more
         than the window needs; offset: [batch], where the window begins in them; latents: [batch, latent_dim,
@@ -219,7 +252,15 @@ class DiffusionObjective(nn.Module):
         deviation = condition.deviation
         regression = (0.5 * ((clean - condition.mean) / deviation).square() + deviation.log()).mean()
         total = diffusion + self.config.regression_weight * regression
-        return {"total": total, "diffusion": diffusion, "regression": regression}
+        losses = {"diffusion": diffusion, "regression": regression}
+        if self.vae is not None and condition.chroma is not None:
+            with torch.no_grad():
+                heard = self.vae.hear_chroma(latents)
+            counts = sounding(heard) * ~dropped[:, None]
+            missed = counts * (1 - correlate(condition.chroma, heard))
+            losses["chroma"] = missed.sum() / counts.sum().clamp_min(1)
+            total = total + self.config.chroma_weight * losses["chroma"]
+        return {"total": total, **losses}
 
     def _hide(self, chart: Tensor | None) -> Tensor | None:
         if chart is None:

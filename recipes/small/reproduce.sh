@@ -87,7 +87,7 @@ python -m duotok.recipes.renderer.latents --tokenizer "$runs/stage3/final" --vae
     --manifest "$data/train.jsonl" --track accompaniment --out "$runs/latents/train"
 train renderer.train_diffusion renderer/train_diffusion/small.yaml accompaniment "${DIFFUSION_MINUTES:-40}" \
     --set "data.latents=$runs/latents/train" --set "data.manifest=$data/train.jsonl" \
-    --set "tokenizer=$runs/stage3/final"
+    --set "vae=$runs/vae/final" --set "tokenizer=$runs/stage3/final"
 
 # The VAE's decoder has learned means; now it learns to play what a recording could be, from drawn latents too.
 [ -d "$runs/latents/drawn" ] || head -n "${DRAWN_ITEMS:-160}" "$data/train.jsonl" > "$data/drawn.jsonl"

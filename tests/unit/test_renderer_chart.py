@@ -189,9 +189,12 @@ def test_the_chart_of_an_item_is_its_score(tiny_corpus):
     from duotok.tokenizer.music.labels import chords_of_blocks
 
     item = read_manifest(tiny_corpus / "train.jsonl")[0]
-    chart = write_chart(item, 25.0, ("none of these", item.style))
-    assert chart.shape == (round(item.seconds * 25), COLUMNS)
+    frames = round(item.seconds * 25)
+    chart = write_chart(item, 25.0, ("none of these", item.style), frames=frames)
+    assert chart.shape == (frames, COLUMNS)
     expected = chords_of_blocks(item.chords, len(chart), 25.0)
     assert chart[:, 0].tolist() == expected.tolist()
     assert set(chart[:, 1].tolist()) == {1}
     check_chart(chart, len(chart), 2)
+    cut = write_chart(item, 25.0, ("none of these", item.style), frames=frames, start=7)
+    assert torch.equal(cut[:-7], chart[7:]) and (cut[-7:] == UNKNOWN).all()

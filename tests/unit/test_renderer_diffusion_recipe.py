@@ -10,6 +10,7 @@ from duotok.recipes.corpus.manifest import Item, item_to_line
 from duotok.recipes.renderer import latents as latents_recipe
 from duotok.recipes.renderer import train_diffusion as recipe
 from duotok.recipes.renderer.latents import LatentShards, ShardOrigin, encode_item, write_shard
+from duotok.recipes.renderer.train_spectral_vae import fit_linear
 from duotok.recipes.training.loop import run_training
 from duotok.renderer.diffusion import DiffusionDecoder
 from duotok.renderer.spectral_vae import SpectralVAE, SpectralVAEConfig
@@ -170,6 +171,67 @@ def test_a_start_is_gone_on_from(tmp_path, tokenizer_folder, latents_folder):
     write_shard(other, 0, {"a": make_pair(120, 1)}, origin)
     with pytest.raises(CheckpointError, match="trained on the VAE vae"):
         recipe.build(load(tokenizer_folder, other, start))
+
+
+@pytest.fixture
+def vae_and_latents(tmp_path, tokenizer_folder):
+    """A VAE, and latents of chords that it made: each code is a chord."""
+    vae = SpectralVAE(SpectralVAEConfig(low_bins=400, group=64, decoder_blocks=0))
+    rng = np.random.default_rng(0)
+    codes = torch.from_numpy(np.repeat(rng.integers(CODES, size=25), 8))
+    times = torch.arange(len(codes) * 1920) / 48_000
+    pitches = 48 + 3 * codes.repeat_interleave(1920)
+    wave = 0.3 * torch.sin(2 * torch.pi * times * 440 * 2 ** ((pitches - 69) / 12))
+    fit_linear(vae, [wave.expand(2, -1)])
+    vae.save_pretrained(tmp_path / "vae")
+    vae = SpectralVAE.from_pretrained(tmp_path / "vae")
+    origin = ShardOrigin(
+        track="accompaniment",
+        tokenizer_fingerprint=str(DuoTokenizer.from_pretrained(tokenizer_folder).fingerprint),
+        vae_fingerprint=str(vae.known_as),
+    )
+    latents = vae.encode_song(wave.expand(2, -1)).T
+    write_shard(tmp_path / "latents", 0, {"a": (codes, latents)}, origin)
+    return tmp_path / "vae", tmp_path / "latents"
+
+
+def test_with_a_vae_the_chroma_is_foretold(tmp_path, tokenizer_folder, vae_and_latents):
+    vae, latents = vae_and_latents
+    config = load(tokenizer_folder, latents, f"vae={vae}", "train.steps=60", "loss.drop_features=0")
+    task = recipe.build(config)
+    trained = {name for name, p in task.objective.named_parameters() if p.requires_grad}
+    assert all(name.startswith("decoder.") for name in trained) and not task.objective.train().vae.training
+    batch = task.make_batch(np.random.default_rng(5))
+    with torch.no_grad():
+        before = float(task.objective(**batch)["chroma"])
+    run_training(task, config.train, tmp_path / "run")
+    decoder = DiffusionDecoder.from_pretrained(tmp_path / "run/final")
+    assert decoder.config.foretells_chroma
+    with torch.no_grad():
+        after = float(task.objective(**batch)["chroma"])
+    assert before > 0.8 and after < 0.5 * before
+    start = f"start_from={tmp_path / 'run' / 'final'}"
+    recipe.build(load(tokenizer_folder, latents, f"vae={vae}", start))
+    with pytest.raises(ConfigError, match="foretells chroma.*give vae"):
+        recipe.build(load(tokenizer_folder, latents, start))
+
+
+def test_a_decoder_may_learn_to_foretell_later(tmp_path, tokenizer_folder, vae_and_latents):
+    vae, latents = vae_and_latents
+    first = load(tokenizer_folder, latents, "train.steps=2")
+    run_training(recipe.build(first), first.train, tmp_path / "first")
+    start = DiffusionDecoder.from_pretrained(tmp_path / "first/final")
+    assert not start.config.foretells_chroma
+    settings = (f"vae={vae}", f"start_from={tmp_path / 'first/final'}")
+    decoder = recipe.build(load(tokenizer_folder, latents, *settings)).objective.decoder
+    assert decoder.config.foretells_chroma
+    for name, weight in start.state_dict().items():
+        torch.testing.assert_close(decoder.state_dict()[name], weight)
+
+
+def test_the_vae_must_be_the_latents_own(tmp_path, tokenizer_folder, latents_folder, tiny_components):
+    with pytest.raises(CheckpointError, match="the VAE vae made the latents, .* give that one"):
+        recipe.build(load(tokenizer_folder, latents_folder, f"vae={tiny_components['vae']}"))
 
 
 class NoiseItem:
