@@ -7,7 +7,8 @@ them. "renderer --vae FOLDER" measures a VAE alone, before there is a bundle tha
 has a table and a picture of its own; "sweep --split validation" draws what settings do to generated sets;
 "style --tokens DIR --manifest items.jsonl" asks for styles and hears whether they are played; "notes" with
 the same options measures the score that is read out of codes; "codec --codec FOLDER" measures acoustic codecs
-by number of levels; "separation --separator tokens=FOLDER --separator spleeter" compares separators.
+by number of levels; "singers --recordings FOLDER" accompanies recordings of real singers; "separation
+--separator tokens=FOLDER --separator spleeter" compares separators.
 """
 
 import argparse
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 # The module in which measure_PART lies; imported only when the part is asked for.
 _OTHERS = "separation lm renderer quality generate decoding long tuning continuation".split()
-# Not of "all": they need a corpus, voice banks or tokens of their own, or are for choosing settings.
-_ALONE = ("whole", "tempo", "meter", "style", "notes", "sweep", "codec", "accompgen")
+# Not of "all": they need a corpus, recordings or tokens of their own, or are for choosing settings.
+_ALONE = ("whole", "tempo", "meter", "style", "notes", "sweep", "codec", "accompgen", "singers")
 MODULES = {
     **dict.fromkeys(("tokenizer", "readouts", "encoding", "lyrics"), "tokenizer_part"),
     **{name: f"{name}_part" for name in (*_OTHERS, *_ALONE)},
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Measure a bundle on the test songs.")
     parser.add_argument("part", choices=(*MODULES, "all"))
-    parser.add_argument("--corpus", type=Path, required=True, help="corpus folder with test.jsonl")
+    parser.add_argument("--corpus", type=Path, help="corpus folder with test.jsonl; singers: none")
     parser.add_argument("--bundle", type=Path, help="model bundle (default: the one in the package)")
     parser.add_argument("--out", type=Path, required=True, help="results.json to write or to update")
     parser.add_argument(
@@ -56,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--track", choices=("vocal", "accompaniment"), help="quality: this track alone")
     parser.add_argument("--real-stems", type=Path, help="separation: folder with a real song's four stems")
     parser.add_argument(
-        "--recordings", type=Path, help="renderer: folder of real recordings to put through the VAE"
+        "--recordings",
+        type=Path,
+        help="renderer: folder of real recordings to put through the VAE; singers: folder with "
+        "vocal/NAME.wav, accompaniment/NAME.wav and SYSTEM/NAME.wav of each system to compare with",
     )
     parser.add_argument(
         "--vae", type=Path, help="renderer: measure this VAE alone, in place of the bundle's renderer"
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="quality, sweep, whole: of tables, pictures (default: named so, at --out)"
     )
     arguments = parser.parse_args(argv)
+    if arguments.corpus is None and arguments.part != "singers":
+        parser.error("--corpus is required")
 
     def run() -> None:
         from duotok.recipes.accompany.bundle import default_bundle
@@ -104,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in ("part", "out", "codec", "separator")
         }
         options["bundle"] = arguments.bundle or default_bundle()
+        options["corpus"] = arguments.corpus or Path()
         options["separators"] = tuple(arguments.separator or ())
         settings = Settings(**options, codecs=tuple(arguments.codec or ()))
         for part in PARTS if arguments.part == "all" else (arguments.part,):
