@@ -59,6 +59,7 @@ def follow_chroma(latents: Tensor, chroma: Tensor, hear: Callable[[Tensor], Tens
     # Callers are in inference mode, whose tensors know no gradients.
     with torch.inference_mode(False), torch.enable_grad():
         start, wanted, free = (each.detach().float().clone() for each in (latents, chroma, free))
+        free = free * (2 * _smooth(free) - 1).clamp_min(0)  # the way begins where what is held ends
         rough = torch.zeros_like(start, requires_grad=True)
         walk = torch.optim.SGD([rough], lr=_RATE, momentum=_MOMENTUM)
         with torch.no_grad():
@@ -76,6 +77,7 @@ def follow_chroma(latents: Tensor, chroma: Tensor, hear: Callable[[Tensor], Tens
 def _smooth(way: Tensor) -> Tensor:
     """Means over neighbouring frames of [batch, channels, frames], the nearest count most (Hann)."""
     weights = torch.hann_window(_SMOOTH_FRAMES + 2, periodic=False, device=way.device)[1:-1]
-    rows = way.flatten(0, 1)[:, None]
-    means = functional.conv1d(rows, (weights / weights.sum())[None, None], padding=_SMOOTH_FRAMES // 2)
+    reach = _SMOOTH_FRAMES // 2
+    rows = functional.pad(way.flatten(0, 1)[:, None], (reach, reach), mode="replicate")
+    means = functional.conv1d(rows, (weights / weights.sum())[None, None])
     return means[:, 0].unflatten(0, way.shape[:2])

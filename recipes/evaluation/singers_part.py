@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duotok.recipes.accompany.mix import load_vocal, match_level
-from duotok.recipes.evaluation.distances import MusicFeatures, drawn_distance, kernel_distance
+from duotok.recipes.evaluation.distances import DRAWS, MusicFeatures, drawn_distance, kernel_distance
 from duotok.recipes.evaluation.excerpts import Settings
 from duotok.recipes.evaluation.generate_part import compare_pairs
 from duotok.recipes.evaluation.heard_coherence import Singing, listen_to, pitches_of_wave, track_beats
@@ -108,8 +108,9 @@ def measure_singers(settings: Settings) -> dict[str, float]:
                 played, patches, patches=min(len(played), len(patches)), seed=settings.seed
             )
     if len(played) >= _FEWEST_PATCHES:
-        halves = np.array_split(np.random.default_rng(settings.seed).permutation(len(played)), 2)
-        figures["kernel_distance_real"] = kernel_distance(*(played[half] for half in halves))
+        rng = np.random.default_rng(settings.seed)
+        halves = [np.array_split(rng.permutation(played), 2) for _ in range(DRAWS)]
+        figures["kernel_distance_real"] = float(np.mean([kernel_distance(*each) for each in halves]))
     return figures
 
 

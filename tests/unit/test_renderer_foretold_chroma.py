@@ -112,18 +112,16 @@ def make_decoder(*, foretells_chroma: bool) -> DiffusionDecoder:
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_decoder_that_foretells_is_followed(guidance):
-    decoder, features, known = (
-        make_decoder(foretells_chroma=True),
-        torch.randn(2, 9, 12),
-        torch.ones(2, 12, 3),
-    )
+    torch.manual_seed(2)
+    features, known = torch.randn(2, 40, 12), torch.ones(2, 12, 3)
+    decoder = make_decoder(foretells_chroma=True)
     settings = {"steps": 2, "guidance": guidance, "known_latents": known}
     plain, moved = (
         decoder.sample(features, **settings, hear=hear, generator=torch.Generator().manual_seed(1))
         for hear in (None, hear_channels)
     )
     wanted = decoder.encode_condition(features).chroma
-    before, after = (correlate(hear_channels(each), wanted)[:, 3:].mean() for each in (plain, moved))
+    before, after = (correlate(hear_channels(each), wanted)[:, 8:].mean() for each in (plain, moved))
     assert after > before + 0.1
     assert torch.equal(moved[:, :, :3], known)
     assert all(parameter.grad is None for parameter in decoder.parameters())
