@@ -114,6 +114,15 @@ last beats off the true ones, tempo read / given
     whole.end_beat_error_{,given_}ms | {:.0f} ms | 150 / 20 ms or less
 a minute of silence first: key / tempo of the band in it right
     whole.silence_intro_{key,tempo}_right | {:.2f} | 0.9 or more
+# Real singers (`score singers`, ten clips of 10 s)
+harmony / of what was really played / with another singer
+    singers.harmony{,_real,_mismatched} | {:.2f} | 1.6 or more
+in-key, the same three
+    singers.in_key{,_real,_mismatched} | {:.2f} | 0.84 or more
+beat F against what was really played / with another singer
+    singers.beat_f{,_mismatched} | {:.2f} | higher
+kernel distance x 1000 from what was really played
+    singers.kernel_distance | {:.0f} | 1,200 or less
 # Tuning and continuation
 singers of -50 to +50 cents / of a drift of 60 cents: cents between band and singer, worst
     tuning.cents_worst{,_drift} | {:.1f} | 10 or less
