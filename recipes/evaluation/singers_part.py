@@ -5,6 +5,7 @@ what other systems played as SYSTEM/NAME.wav, in any format that `generate` read
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,9 +87,11 @@ def measure_singers(settings: Settings) -> dict[str, float]:
         Singing(pitches=pitches_of_wave(vocals[name]), beats_seconds=track_beats(real[name]))
         for name in tqdm(names, desc="singers: what is sung", disable=None)
     ]
-    systems = {"": lambda name: accompanist.accompany(vocals[name], seed=settings.seed).accompaniment}
-    systems |= {f"_{_figure_name(part)}": partial(found.read, part) for part in found.systems}
-    systems["_real"] = real.__getitem__
+    systems: dict[str, Callable[[str], Tensor]] = {
+        "": lambda name: accompanist.accompany(vocals[name], seed=settings.seed).accompaniment,
+        **{f"_{_figure_name(part)}": partial(found.read, part) for part in found.systems},
+        "_real": real.__getitem__,
+    }
     figures = {
         "recordings": float(len(names)),
         "seconds": sum(wave.shape[-1] for wave in vocals.values()) / SAMPLE_RATE_HZ,

@@ -121,6 +121,7 @@ def test_a_decoder_that_foretells_is_followed(guidance):
         for hear in (None, hear_channels)
     )
     wanted = decoder.encode_condition(features).chroma
+    assert wanted is not None
     before, after = (correlate(hear_channels(each), wanted)[:, 8:].mean() for each in (plain, moved))
     assert after > before + 0.1
     assert torch.equal(moved[:, :, :3], known)
