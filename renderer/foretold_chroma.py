@@ -60,16 +60,17 @@ def follow_chroma(latents: Tensor, chroma: Tensor, hear: Callable[[Tensor], Tens
     with torch.inference_mode(False), torch.enable_grad():
         start, wanted, free = (each.detach().float().clone() for each in (latents, chroma, free))
         free = free * (2 * _smooth(free) - 1).clamp_min(0)  # the way begins where what is held ends
-        rough = torch.zeros_like(start, requires_grad=True)
-        walk = torch.optim.SGD([rough], lr=_RATE, momentum=_MOMENTUM)
+        rough, speed = torch.zeros_like(start, requires_grad=True), torch.zeros_like(start)
         with torch.no_grad():
             counts = sounding(hear(start))
         for _ in range(_STEPS):
             way = _smooth(rough) * free
             alike = correlate(hear(start + way), wanted)
             loss = _WEIGHT * (counts * (1 - alike)).sum() + way.square().sum() / 2
-            (rough.grad,) = torch.autograd.grad(loss, [rough])
-            walk.step()
+            (slope,) = torch.autograd.grad(loss, [rough])
+            with torch.no_grad():  # gradient descent; torch.optim takes 3 s to be imported
+                speed = _MOMENTUM * speed + slope
+                rough -= _RATE * speed
         moved = start + _smooth(rough.detach()) * free
     return moved.to(latents.dtype)
 

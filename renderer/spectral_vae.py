@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..tokenizer.common.errors import ConfigError
 from ..tokenizer.common.long_waves import let_go, new_wave
@@ -48,9 +49,10 @@ class ResidualBranch(nn.Module):
         nn.init.zeros_(self.leave.bias)
         self.reach_frames = blocks * (kernel_frames // 2)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """values [batch, frames, inputs] -> correction [batch, frames, outputs]."""
-        return self.leave(self.norm(self.blocks(self.enter(values))))
+    def forward(self, values: Tensor, outputs: int | None = None) -> Tensor:
+        """values [batch, frames, inputs] -> correction [batch, frames, outputs], all or the first ones."""
+        hidden = self.norm(self.blocks(self.enter(values)))
+        return functional.linear(hidden, self.leave.weight[:outputs], self.leave.bias[:outputs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,28 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         Root of the power per pitch class, near 1 for a full sine, by magnitudes alone, with gradients. Of
         shorter windows than the tokenizer's: notes of a bass are wider.
         """
+        bins = len(self.chroma_filters)
         with torch.autocast(latents.device.type, enabled=False):  # bf16 to the fifth power tells little
-            magnitudes = self.features.magnitudes(self.decode_features(latents.float()))
-            magnitudes = self.features.pooled.spread(magnitudes)[..., : len(self.chroma_filters)]
+            magnitudes = self.features.magnitudes(self._decode_lowest(latents.float(), bins))
             power = (magnitudes * (2 / self.features.stft.window.sum())).square()
             return (power @ self.chroma_filters + _INAUDIBLE_POWER).sqrt()
+
+    def _decode_lowest(self, latents: Tensor, bins: int) -> Tensor:
+        """The features of the lowest bins alone, as `decode_features` gives them [batch, frames, bins].
+
+        A fifth of all, and no bin of a song but these need be held for the gradients.
+        """
+        if bins > self.features.pooled.low_bins:
+            raise ConfigError(f"chroma needs low_bins of at least {bins}, this VAE has fewer")
+        latents = latents.transpose(1, 2)
+        mid = (latents * self.latent_scale)[..., : self.config.mid_latents]
+        centred = mid @ self.mid_basis[:bins].T
+        if self.decoder is not None:
+            centred = centred + self.decoder(latents, bins)
+        weight, mean, gain = (
+            each[:bins] for each in (self.feature_weight, self.feature_mean, self.feature_gain)
+        )
+        return (centred / weight + mean) * gain
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.synthesize(self.decode_features(latents))
