@@ -193,7 +193,7 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
     def _decode_lowest(self, latents: Tensor, bins: int) -> Tensor:
         """The features of the lowest bins alone, as `decode_features` gives them [batch, frames, bins].
 
-        A fifth of all, and no bin of a song but these need be held for the gradients.
+        They are a fifth of all, which is what their gradients then take of time and memory.
         """
         if bins > self.features.pooled.low_bins:
             raise ConfigError(f"chroma needs low_bins of at least {bins}, this VAE has fewer")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from duotok.recipes.evaluation import score
+from duotok.recipes.evaluation import score, table
 
 RATE = 44_100
 
@@ -37,6 +37,8 @@ def test_all_systems_are_measured_alike(recordings, tiny_bundle, tmp_path):
     command = ["singers", "--recordings", str(recordings), "--bundle", str(tiny_bundle), "--out", str(out)]
     assert score.main(command) == 0
     figures = {name.removeprefix("singers."): value for name, value in json.loads(out.read_text()).items()}
+    shown = {key for rows in table.ROWS.values() for row in rows for key in row.keys if "singers." in key}
+    assert shown and {key.removeprefix("singers.") for key in shown} <= set(figures)
     assert figures["recordings"] == 3 and figures["seconds"] == pytest.approx(18)
     for name in ("harmony", "in_key", "beat_f", "kernel_distance"):
         for system in ("", "_real", "_the_copyist", "_other"):
