@@ -13,11 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..tokenizer.spectra import Chroma
+
 PITCH_CLASSES = 12
 # Chosen on validation songs: docs/renderer.md.
 _STEPS, _RATE, _MOMENTUM, _WEIGHT = 8, 0.07, 0.5, 20.0
 _SMOOTH_FRAMES = 9  # 180 ms: a way that changes faster is heard as flutter
-_SILENCE = 1e-3  # a frame whose loudest pitch class is softer has no harmony
 _FLOOR = 1e-6
 
 
@@ -46,7 +47,7 @@ def correlate(first: Tensor, second: Tensor) -> Tensor:
 
 def sounding(chroma: Tensor) -> Tensor:
     """1 for frames of a chroma [..., 12] that have a harmony, else 0: [...]."""
-    return (chroma.amax(dim=-1) > _SILENCE).to(chroma.dtype)
+    return (chroma.amax(dim=-1) > Chroma.SILENCE).to(chroma.dtype)
 
 
 def follow_chroma(latents: Tensor, chroma: Tensor, hear: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:

@@ -167,16 +167,21 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
             latents = latents + self.encoder(centred)
         return latents.transpose(1, 2)
 
-    def decode_features(self, latents: Tensor) -> Tensor:
-        """latents [batch, latent_dim, frames] -> features [batch, frames, feature_dim]."""
+    def decode_features(self, latents: Tensor, bins: int | None = None) -> Tensor:
+        """latents [batch, latent_dim, frames] -> features [batch, frames, feature_dim].
+
+        bins: of so many lowest bins alone [batch, frames, bins], with no time and memory for the others.
+        """
         latents = latents.transpose(1, 2)
         mid, side = (latents * self.latent_scale).split(
             [self.config.mid_latents, self.config.side_latents], dim=-1
         )
-        centred = torch.cat([mid @ self.mid_basis.T, side @ self.side_basis.T], dim=-1)
+        centred = mid @ self.mid_basis[:bins].T
+        if bins is None:
+            centred = torch.cat([centred, side @ self.side_basis.T], dim=-1)
         if self.decoder is not None:
-            centred = centred + self.decoder(latents)
-        return (centred / self.feature_weight + self.feature_mean) * self.feature_gain
+            centred = centred + self.decoder(latents, bins)
+        return (centred / self.feature_weight[:bins] + self.feature_mean[:bins]) * self.feature_gain[:bins]
 
     def hear_chroma(self, latents: Tensor) -> Tensor:
         """Chroma [batch, frames, 12] of what latents [batch, latent_dim, frames] decode to, C first.
@@ -185,27 +190,12 @@ class SpectralVAE(Autoencoder[SpectralVAEConfig]):
         shorter windows than the tokenizer's: notes of a bass are wider.
         """
         bins = len(self.chroma_filters)
-        with torch.autocast(latents.device.type, enabled=False):  # bf16 to the fifth power tells little
-            magnitudes = self.features.magnitudes(self._decode_lowest(latents.float(), bins))
-            power = (magnitudes * (2 / self.features.stft.window.sum())).square()
-            return (power @ self.chroma_filters + _INAUDIBLE_POWER).sqrt()
-
-    def _decode_lowest(self, latents: Tensor, bins: int) -> Tensor:
-        """The features of the lowest bins alone, as `decode_features` gives them [batch, frames, bins].
-
-        They are a fifth of all, which is what their gradients then take of time and memory.
-        """
         if bins > self.features.pooled.low_bins:
             raise ConfigError(f"chroma needs low_bins of at least {bins}, this VAE has fewer")
-        latents = latents.transpose(1, 2)
-        mid = (latents * self.latent_scale)[..., : self.config.mid_latents]
-        centred = mid @ self.mid_basis[:bins].T
-        if self.decoder is not None:
-            centred = centred + self.decoder(latents, bins)
-        weight, mean, gain = (
-            each[:bins] for each in (self.feature_weight, self.feature_mean, self.feature_gain)
-        )
-        return (centred / weight + mean) * gain
+        with torch.autocast(latents.device.type, enabled=False):  # bf16 to the fifth power tells little
+            magnitudes = self.features.magnitudes(self.decode_features(latents.float(), bins))
+            power = (magnitudes * (2 / self.features.stft.window.sum())).square()
+            return (power @ self.chroma_filters + _INAUDIBLE_POWER).sqrt()
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.synthesize(self.decode_features(latents))

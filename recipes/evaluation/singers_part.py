@@ -39,7 +39,7 @@ class Recordings:
         return [part for part in self.parts if part not in (VOCAL, REAL)]
 
     def read(self, part: str, name: str) -> Tensor:
-        """Wave [2, samples] at 48 kHz, as long as the vocal at most."""
+        """Wave [2, samples] at 48 kHz."""
         path = self.parts[part][name]
         return load_vocal(path).wave if part == VOCAL else read_audio(path, channels=2)
 
@@ -102,9 +102,10 @@ def measure_singers(settings: Settings) -> dict[str, float]:
         for name in tqdm(names, desc=f"singers: {suffix.strip('_') or 'generated'}", disable=None):
             wave = make(name)
             backings.append(listen_to(wave))
-            features.append(music.of_wave(match_level(wave, real[name])).double().numpy())
+            if suffix != "_real":
+                features.append(music.of_wave(match_level(wave, real[name])).double().numpy())
         figures |= compare_pairs(singings, backings, names, suffix)
-        if suffix != "_real":
+        if features:
             patches = np.concatenate(features)
             figures[f"kernel_distance{suffix}"] = kernel_distance(played, patches)
             figures[f"frechet{suffix}"] = drawn_distance(
